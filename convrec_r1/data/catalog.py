@@ -1,0 +1,135 @@
+"""The set of items that may be recommended."""
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from convrec_r1.data.adapters.rows import describe, one_line, parse_json, read_json_lines, to_item, unreadable
+from convrec_r1.data.unpickle import load_plain
+from convrec_r1.errors import UserError
+from convrec_r1.lists import Item, fold
+
+_log = logging.getLogger(__name__)
+_ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
+
+
+class Catalog:
+    """Items in a fixed order, each once. Two are the same where title (case and white space folded) and year agree.
+
+    An item without a year is one of its own: `(Heat, None)` is in a catalog that lists Heat without a year, not in one
+    that has Heat (1995) only.
+    """
+
+    def __init__(self, items: Iterable[Item | tuple[str, int | None]]) -> None:
+        unique: dict[tuple[str, int | None], Item] = {}
+        for title, year in items:
+            unique.setdefault((fold(title), year), Item(title, year))
+        self._items = tuple(unique.values())
+        self._keys = frozenset(unique)
+        self._has_yearless = any(item.year is None for item in self._items)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Catalog":
+        """Read a catalog file; its name says which form it has.
+
+        .csv (header with `title`, and `year` if there are years; other columns are ignored), .json (a list) and .jsonl
+        (one a line) of `["Title", 1999]`, `{"title": ..., "year": ...}`, `{"name": "Title (1999)"}` or "Title (1999)",
+        and .pkl (a list of `(title, year)`, the form in which Reddit-v2 is released).
+
+        Raises UserError for a file that is missing, of another kind, malformed (it names the row) or without items.
+        """
+        path = Path(path)
+        readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": read_json_lines, ".pkl": _read_pickle}
+        reader = readers.get(path.suffix.lower())
+        if reader is None:
+            raise UserError(f"{path}: a catalog must be {', '.join(readers)}, found {path.suffix or 'no extension'}.")
+        if not path.is_file():
+            raise UserError(f"The catalog {path} {'is not a file' if path.exists() else 'does not exist'}.")
+        items, untitled = [], []
+        for value, where in reader(path):
+            try:
+                title, year = to_item(value)
+            except ValueError as error:
+                raise UserError(f"{where}: {error}") from None
+            if _ONLY_A_YEAR.fullmatch(title):  # ReDial's metadata has such a row
+                untitled.append(where)
+                continue
+            items.append(Item(one_line(title), year))
+        if untitled:
+            _log.warning(
+                "%s: left out %d rows with a year but no title, first %s", path.name, len(untitled), untitled[0]
+            )
+        if not items:
+            raise UserError(f"The catalog {path} has no items.")
+        return cls(items)
+
+    @property
+    def has_yearless(self) -> bool:
+        """Whether some item has no year: then a line without one may still name an item."""
+        return self._has_yearless
+
+    def __contains__(self, item: Item | tuple[str, int | None]) -> bool:
+        title, year = item
+        return (fold(title), year) in self._keys
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"Catalog({len(self)} items)"
+
+
+def _read_csv(path: Path) -> Iterator[tuple[Any, str]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in rows:
+            where = f"{path.name}, line {rows.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [cell.strip().lower() for cell in cells]
+                if "title" not in header:
+                    raise UserError(f"{where}: the header must name a column `title`, found {', '.join(cells)[:80]}.")
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{where}: {len(cells)} cells where the header has {len(header)}. "
+                    'A title with a comma in it must be in double quotes: "10,000 BC",2008.'
+                )
+            fields = dict(zip(header, cells, strict=True))
+            yield {"title": fields["title"], "year": fields.get("year")}, where
+    except csv.Error as error:
+        raise UserError(f"{path.name}, line {rows.line_num}: not valid CSV ({error}).") from None
+
+
+def _read_json(path: Path) -> Iterator[tuple[Any, str]]:
+    try:
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    yield from _entries(parse_json(content, path.name), path)
+
+
+def _read_pickle(path: Path) -> Iterator[tuple[Any, str]]:
+    yield from _entries(load_plain(path), path)
+
+
+def _entries(content: Any, path: Path) -> Iterator[tuple[Any, str]]:
+    if not isinstance(content, (list, tuple)):
+        raise UserError(f"{path.name}: a catalog must be a list of items, found {describe(content)}.")
+    for number, value in enumerate(content, start=1):
+        yield value, f"{path.name}, item {number}"

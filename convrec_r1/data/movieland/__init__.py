@@ -1,0 +1,52 @@
+"""Movieland: embedded data. Real films, simulated film-lovers, and a teacher with a real one's faults.
+
+It needs no network, generates in seconds, and is the same for the same seed in any process.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from convrec_r1.data.catalog import Catalog
+from convrec_r1.data.movieland.films import load_films
+from convrec_r1.data.movieland.simulator import Sample, simulate
+from convrec_r1.data.movieland.teacher import demonstrate
+from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
+
+SIZES: dict[Split, int] = {"train": 2500, "validation": 200, "test": 400}
+"""Conversations of each split, unless asked for otherwise."""
+
+_TEACHER = 1
+"""Keeps the teacher's random numbers apart from the users' (which are seeded by seed, split and user)."""
+
+
+def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[Split, int] | None = None) -> Dataset:
+    """The catalog and the three splits, which share no user; demonstrations have `n_items` items.
+
+    A smaller split is a prefix of a larger one with the same seed. Splits that `sizes` leaves out have their default
+    size. Users with two conversations (the same context, other ground truth) give both the same cluster.
+    """
+    catalog = Catalog(film.item for film in load_films())
+    if not 1 <= n_items <= len(catalog) // 2:
+        raise ValueError(f"n_items must be between 1 and {len(catalog) // 2}, found {n_items}")
+    wanted = {**SIZES, **(sizes or {})}
+    splits: dict[Split, list[Conversation]] = {}
+    for split in SPLITS:
+        samples = simulate(split, wanted[split], seed=seed)
+        splits[split] = [
+            _conversation(number, sample, split, catalog, n_items, seed) for number, sample in enumerate(samples)
+        ]
+    return Dataset(catalog, splits)
+
+
+def _conversation(number: int, sample: Sample, split: Split, catalog: Catalog, n_items: int, seed: int) -> Conversation:
+    rng = np.random.default_rng((seed, SPLITS.index(split), number, _TEACHER))
+    return Conversation(
+        id=f"movieland-{split}-{number:05d}",
+        cluster=f"movieland-{split}-user-{sample.user:05d}",
+        messages=sample.messages,
+        ground_truth=sample.truth,
+        seen=tuple(item.title for item in sample.seen),
+        demonstration=demonstrate(sample.spoken, sample.seen, catalog, n_items, rng),
+        split=split,
+    )

@@ -1,0 +1,143 @@
+"""A simulated black-box teacher with a real one's faults, and what a careful user makes of its lists."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import numpy as np
+
+from convrec_r1.data.catalog import Catalog
+from convrec_r1.data.movieland.taste import Facets, film_table
+from convrec_r1.lists import Item, fold, parse_line
+
+# The teacher ranks by affinity to what was said, by fame, and by chance: it overrates what everyone knows.
+_AFFINITY, _FAME, _NOISE = 1.0, 0.8, 1.1
+
+# Share of lines that are not the film the teacher had in mind, as a clean entry.
+OFF_CATALOG_RATE = 0.06
+WRONG_YEAR_RATE = 0.05
+MISSING_YEAR_RATE = 0.04
+REPEATS_SEEN_RATE = 0.03
+
+OFF_CATALOG: tuple[str, ...] = (
+    "12 Years a Slave (2013)",
+    "28 Days Later (2002)",
+    "A Few Good Men (1992)",
+    "Airplane! (1980)",
+    "Amadeus (1984)",
+    "American Beauty (1999)",
+    "American Gangster (2007)",
+    "Argo (2012)",
+    "Ben-Hur (1959)",
+    "Big Fish (2003)",
+    "Big Hero 6 (2014)",
+    "Blade Runner 2049 (2017)",
+    "Bridge of Spies (2015)",
+    "Call Me by Your Name (2017)",
+    "Carrie (1976)",
+    "Casino (1995)",
+    "Contact (1997)",
+    "Dances with Wolves (1990)",
+    "Dirty Harry (1971)",
+    "Dracula (1931)",
+    "Edward Scissorhands (1990)",
+    "Ex Machina (2014)",
+    "Ghost in the Shell (1995)",
+    "Grave of the Fireflies (1988)",
+    "Hereditary (2018)",
+    "Howl's Moving Castle (2004)",
+    "Jerry Maguire (1996)",
+    "Kiki's Delivery Service (1989)",
+    "Little Miss Sunshine (2006)",
+    "Little Women (2019)",
+    "Million Dollar Baby (2004)",
+    "Misery (1990)",
+    "Moonlight (2016)",
+    "Mulholland Drive (2001)",
+    "Mystic River (2003)",
+    "Night of the Living Dead (1968)",
+    "North by Northwest (1959)",
+    "O Brother, Where Art Thou? (2000)",
+    "Planet of the Apes (1968)",
+    "Poor Things (2023)",
+    "Rear Window (1954)",
+    "Snowpiercer (2013)",
+    "Soul (2020)",
+    "Source Code (2011)",
+    "Spotlight (2015)",
+    "Starship Troopers (1997)",
+    "Sunset Boulevard (1950)",
+    "The Batman (2022)",
+    "The Birds (1963)",
+    "The Bourne Identity (2002)",
+    "The Fly (1986)",
+    "The Grand Budapest Hotel (2014)",
+    "The NeverEnding Story (1984)",
+    "There Will Be Blood (2007)",
+    "To Kill a Mockingbird (1962)",
+    "Training Day (2001)",
+    "Trainspotting (1996)",
+    "True Lies (1994)",
+    "Vertigo (1958)",
+    "War of the Worlds (2005)",
+    "Watchmen (2009)",
+    "Zootopia (2016)",
+)
+"""Real films that the catalog does not have: black-box models name such films because they know nothing of it."""
+
+
+def raw_list(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[str]:
+    """The teacher's answer to a conversation: `n` lines, best first, with its faults at the rates above."""
+    return _write(_ranking(spoken, seen, rng), seen, n, rng)
+
+
+def grounded(lines: Iterable[str], catalog: Catalog, n: int, *, next_choices: Iterable[str] = ()) -> tuple[Item, ...]:
+    """The first `n` different catalog items among the lines, then among the teacher's next choices.
+
+    This is what a careful user does without Remap-Reflect-Adjust: only exact entries are kept. A seen title that the
+    teacher repeats stays, and so does its bias.
+    """
+    kept: dict[tuple[str, int | None], Item] = {}
+    for line in chain(lines, next_choices):
+        if len(kept) >= n:
+            break
+        item = parse_line(line)
+        if item is not None and item in catalog:
+            kept.setdefault((fold(item.title), item.year), item)
+    return tuple(kept.values())
+
+
+def demonstrate(
+    spoken: Facets, seen: Sequence[Item], catalog: Catalog, n: int, rng: np.random.Generator
+) -> tuple[Item, ...]:
+    """A demonstration: the teacher's list of `n` lines, grounded, and filled up from where its ranking goes on."""
+    ranking = _ranking(spoken, seen, rng)
+    lines = _write(ranking, seen, n, rng)
+    return grounded(lines, catalog, n, next_choices=(str(item) for item in ranking[n:]))
+
+
+def _ranking(spoken: Facets, seen: Sequence[Item], rng: np.random.Generator) -> list[Item]:
+    """All films but those with a seen title, in the teacher's order."""
+    table = film_table()
+    score = _AFFINITY * table.affinity(spoken) + _FAME * table.fame + _NOISE * rng.normal(size=len(table))
+    order = np.argsort(-score, kind="stable")
+    order = order[~table.same_title(np.array([table.index[item] for item in seen], dtype=np.intp))[order]]
+    return [table.films[index].item for index in order.tolist()]
+
+
+def _write(ranking: Sequence[Item], seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[str]:
+    """The first `n` items as lines, each with at most one fault."""
+    edges = np.cumsum((OFF_CATALOG_RATE, WRONG_YEAR_RATE, MISSING_YEAR_RATE, REPEATS_SEEN_RATE if seen else 0.0))
+    lines = []
+    for item, draw in zip(ranking[:n], rng.random(n), strict=False):
+        if draw < edges[0]:
+            lines.append(OFF_CATALOG[rng.integers(len(OFF_CATALOG))])
+        elif draw < edges[1] and item.year is not None:
+            shift = int(rng.integers(1, 4)) * (1 if rng.random() < 0.5 else -1)
+            lines.append(str(item._replace(year=item.year + shift)))
+        elif draw < edges[2]:
+            lines.append(item.title)
+        elif draw < edges[3]:
+            lines.append(str(seen[rng.integers(len(seen))]))
+        else:
+            lines.append(str(item))
+    return lines

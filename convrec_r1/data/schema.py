@@ -1,0 +1,47 @@
+"""The one schema that every dataset is read into."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from convrec_r1.data.catalog import Catalog
+from convrec_r1.lists import Item
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `role` is "user" (the seeker) or "assistant" (the recommender)."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation up to the point where recommendations are due, and what is known of the right answer."""
+
+    id: str
+    cluster: str
+    """Conversations that share a context share it (Reddit-v2 has one sample per replying user): the unit of resampling."""
+    messages: tuple[Message, ...]
+    ground_truth: tuple[Item, ...]
+    seen: tuple[str, ...] = ()
+    """Titles that the conversation names already: never worth recommending."""
+    demonstration: tuple[Item, ...] | None = None
+    """A teacher's ranked list, grounded in the catalog: what the warm start imitates."""
+    split: Split = "train"
+    has_instruction: bool = False
+    """The messages are a complete prompt as published, instruction included; they are passed on untouched."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What an adapter returns: the catalog and the conversations of each split, in a fixed order."""
+
+    catalog: Catalog
+    splits: dict[Split, list[Conversation]] = field(default_factory=dict)
+
+    def __getitem__(self, split: Split) -> list[Conversation]:
+        return self.splits[split]

@@ -1,0 +1,46 @@
+"""Pickles without their danger: plain containers, strings and numbers load, everything else is refused."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from convrec_r1.errors import UserError
+
+# The containers that a pickle names instead of spelling them out with an opcode; `__builtin__` is Python 2's module.
+_ADMITTED = {"set": set, "frozenset": frozenset, "bytearray": bytearray}
+
+
+def load_plain(path: str | Path) -> Any:
+    """The pickle's content. UserError where the file is missing, no pickle, or names anything but plain data.
+
+    No code from the pickle runs: a pickle can call only what it names, and naming goes through `find_class`.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _PlainUnpickler(file, path).load()
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # a damaged pickle may raise nearly anything
+        raise UserError(f"{path} is not a readable pickle ({type(error).__name__}: {error}).") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, file: Any, path: Path) -> None:
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("builtins", "__builtin__") and name in _ADMITTED:
+            return _ADMITTED[name]
+        raise UserError(
+            f"{self._path} is refused: its pickle names {module}.{name}, and only lists, tuples, dicts, sets, strings "
+            "and numbers are read, as a pickle can run any code. Write the data as CSV or JSON instead."
+        )
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UserError(
+            f"{self._path} is refused: its pickle refers to an object outside the file. Write the data as CSV or JSON."
+        )

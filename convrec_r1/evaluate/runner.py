@@ -1,0 +1,75 @@
+"""Ask a policy for its lists, greedily, and score them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+
+from convrec_r1.config.schema import Config
+from convrec_r1.data import Catalog, Conversation
+from convrec_r1.evaluate.popularity import Popularity
+from convrec_r1.evaluate.scoring import Evaluation, score
+from convrec_r1.lists import format
+from convrec_r1.policy import Policy, PromptEncoder
+from convrec_r1.rollout.base import RolloutEngine, Sampling
+from convrec_r1.run.progress import bar
+
+
+class Evaluator:
+    """Scores policies and baselines on conversations, the same way every time."""
+
+    def __init__(self, cfg: Config, catalog: Catalog, popularity: Popularity) -> None:
+        self.cfg, self.catalog, self.popularity = cfg, catalog, popularity
+        self.ks = sorted({k for k in cfg.eval.ks if k <= cfg.n}) or [cfg.n]
+
+    def policy(
+        self,
+        policy: Policy,
+        engine: RolloutEngine,
+        encoder: PromptEncoder,
+        conversations: Sequence[Conversation],
+        title: str,
+    ) -> Evaluation:
+        """One greedy list a conversation. Under several processes each takes its share, and all get the whole."""
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        texts = greedy_lists(
+            policy, engine, [encoder.prompt(c) for c in conversations[rank::world]],
+            self.cfg.model.max_completion_length, title,
+        )  # fmt: skip
+        if world > 1:
+            texts = _interleave(_gather(texts), len(conversations))
+        return self.score(texts, conversations)
+
+    def most_popular(self, conversations: Sequence[Conversation]) -> Evaluation:
+        return self.score([format(self.popularity.recommend(c, self.cfg.n)) for c in conversations], conversations)
+
+    def score(self, texts: Sequence[str], conversations: Sequence[Conversation]) -> Evaluation:
+        reward = self.cfg.reward
+        return score(
+            texts, conversations, self.catalog, self.popularity, n=self.cfg.n, ks=self.ks,
+            year_tolerance=reward.year_tolerance, position=reward.position.value, ideal=self.cfg.eval.ideal,
+        )  # fmt: skip
+
+
+def greedy_lists(
+    policy: Policy, engine: RolloutEngine, prompts: Sequence[list[int]], max_tokens: int, title: str
+) -> list[str]:
+    """The most likely list of each prompt. Prompts that are the same (samples of one cluster) are asked once."""
+    unique = list(dict.fromkeys(map(tuple, prompts)))
+    with bar(title, len(unique)) as progress:
+        groups = engine.generate(
+            unique, [0] * len(unique), Sampling(temperature=0, max_tokens=max_tokens), on_progress=progress.advance
+        )
+    answers = {prompt: policy.text(group[0].ids.tolist()) for prompt, group in zip(unique, groups, strict=True)}
+    return [answers[tuple(prompt)] for prompt in prompts]
+
+
+def _gather(part: list[str]) -> list[list[str]]:
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    return parts
+
+
+def _interleave(parts: list[list[str]], total: int) -> list[str]:
+    """Undo `[rank::world]`."""
+    return [parts[i % len(parts)][i // len(parts)] for i in range(total)]

@@ -1,0 +1,208 @@
+"""Stage 2: group-relative RL. One step, top to bottom: sample, judge, credit, learn, report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convrec_r1.config.schema import Advantage, Config
+from convrec_r1.data import Catalog, Conversation
+from convrec_r1.evaluate.list_quality import list_quality, parsed_lines
+from convrec_r1.modules.meters import Clock, Meter, group_statistics
+from convrec_r1.modules.step import StepModule
+from convrec_r1.policy import Policy, PromptEncoder
+from convrec_r1.policy.policy import Reference
+from convrec_r1.reward import rank_returns, relevance, sequence_reward
+from convrec_r1.rl import LengthShaping, batch_normalizer, group_advantages, per_token, shape_lengths, surrogate_loss
+from convrec_r1.rollout.base import RolloutEngine, Sampling, prompt_seed
+from convrec_r1.rollout.batch import RolloutBatch, make_batch
+from convrec_r1.run.tracker import Tracker
+
+Slots = list[tuple[int, Conversation]]
+
+
+@dataclass
+class Feedback:
+    """What the users' feedback says of B completions."""
+
+    texts: list[str]
+    relevance: Tensor  # [B, N] in {0, 1}
+    returns: Tensor  # [B, N]: what each rank earns
+    reward: Tensor  # [B]: what each list earns
+
+
+class RLModule(StepModule):
+    """The policy's update from one batch of prompts; which algorithm it is, `cfg.algo` alone says."""
+
+    def __init__(
+        self, policy: Policy, engine: RolloutEngine, encoder: PromptEncoder, catalog: Catalog, cfg: Config, tracker: Tracker
+    ) -> None:  # fmt: skip
+        algo = cfg.algo
+        super().__init__(policy, cfg.rl, updates=cfg.rl.steps * algo.mu * algo.minibatches)
+        self.engine, self.encoder, self.catalog, self.cfg, self.tracker = engine, encoder, catalog, cfg, tracker
+        self.reference: Reference | None = policy.reference() if algo.beta else None
+        self.shaping = (
+            LengthShaping(**vars(algo.shaping)) if not isinstance(algo.shaping, LengthShaping) else algo.shaping
+        )
+        self.sampling = Sampling(
+            n=algo.group_size,
+            temperature=cfg.rollout.temperature,
+            top_p=cfg.rollout.top_p,
+            top_k=cfg.rollout.top_k,
+            max_tokens=cfg.model.max_completion_length,
+        )
+
+    def training_step(self, slots: Slots, _: int) -> None:
+        clock = Clock(self.device)
+        rollouts = self.sample(slots)
+        clock.lap("rollout")
+        feedback = self.judge([conversation for _, conversation in slots], rollouts)
+        advantages = self.credit(rollouts, feedback)
+        clock.lap("reward")
+        learned = self.learn(rollouts, advantages)
+        clock.lap("train")
+        self.engine.sync()
+        clock.lap("sync")
+        self.steps_done += 1
+        self.report(slots, rollouts, feedback, learned, clock)
+
+    def sample(self, slots: Slots) -> RolloutBatch:
+        """G completions a prompt, from the weights as they are."""
+        prompts = [self.encoder.prompt(conversation) for _, conversation in slots]
+        seeds = [prompt_seed(self.cfg.seed, self.step, slot) for slot, _ in slots]
+        return make_batch(prompts, self.engine.generate(prompts, seeds, self.sampling), self.policy)
+
+    def judge(self, conversations: Sequence[Conversation], rollouts: RolloutBatch) -> Feedback:
+        cfg, group = self.cfg.reward, self.sampling.n
+        owners = [conversation for conversation in conversations for _ in range(group)]
+        rows = zip(rollouts.tokens.completion_ids.tolist(), rollouts.mask.sum(-1).tolist(), strict=True)
+        texts = [self.policy.text(ids[:length]) for ids, length in rows]
+        rel = [
+            relevance(
+                text, c.ground_truth, c.seen, self.catalog, self.cfg.n,
+                year_tolerance=cfg.year_tolerance, position=cfg.position.value,
+            )
+            for text, c in zip(texts, owners, strict=True)
+        ]  # fmt: skip
+        rel = torch.tensor(rel, dtype=torch.float32, device=self.device)
+        n_relevant = torch.tensor([len(c.ground_truth) for c in owners], device=self.device)
+        returns = rank_returns(rel, cfg.kind.value, cfg.gamma)
+        return Feedback(texts, rel, returns, sequence_reward(rel, n_relevant, cfg.sequence.value))
+
+    def credit(self, rollouts: RolloutBatch, feedback: Feedback) -> Tensor:
+        """Token advantages [B, T]: of each token's rank or list, against the group, then length shaping."""
+        algo, n = self.cfg.algo, self.cfg.n
+        rewards = feedback.returns if algo.advantage is Advantage.rank else feedback.reward
+        advantages = group_advantages(rewards, algo.group_size, scale=algo.scale.value)
+        tokens = per_token(advantages, rollouts.ranks, n)
+        return shape_lengths(tokens, rollouts.ranks, rollouts.is_eos, rollouts.lengths, n, self.shaping)
+
+    def learn(self, rollouts: RolloutBatch, advantages: Tensor) -> Meter:
+        """mu passes of `minibatches` optimizer steps over the rollouts."""
+        algo = self.cfg.algo
+        meter = Meter()
+        # With a single update the policy still is the one that sampled: its log-probs are the old ones.
+        old = self.logps(rollouts) if algo.mu * algo.minibatches > 1 else None
+        for index in range(algo.mu):
+            for rows in self.minibatches(rollouts, index):
+                normalizer = self.sum_over_devices(
+                    batch_normalizer(
+                        rollouts.mask[rows], algo.aggregation.value, n=self.cfg.n, max_length=self.sampling.max_tokens
+                    )
+                )
+                losses = [
+                    lambda part=part, whole=normalizer: self.loss(part, rollouts, advantages, old, whole, meter)
+                    for part in rows.split(self.cfg.trainer.micro_batch)
+                ]
+                meter.mean("lr", self.learning_rate())
+                meter.mean("grad_norm", self.update(losses))
+        return meter
+
+    def loss(
+        self, rows: Tensor, rollouts: RolloutBatch, advantages: Tensor, old: Tensor | None, normalizer: Tensor, meter: Meter
+    ) -> Tensor:  # fmt: skip
+        """The part that `rows` contribute to the loss of the optimizer batch."""
+        algo = self.cfg.algo
+        tokens = rollouts.tokens.rows(rows)
+        width = tokens.mask.shape[1]
+        logps, entropy = self.policy(tokens)
+        old_logps = logps.detach() if old is None else old[rows, :width]
+        loss, metrics = surrogate_loss(
+            logps, old_logps, advantages[rows, :width], tokens.mask, rollouts.ranks[rows, :width],
+            n=self.cfg.n, ratio=algo.ratio.value, aggregation=algo.aggregation.value, clip_low=algo.clip_low,
+            clip_high=algo.clip_high, dual_clip=algo.dual_clip, beta=algo.beta,
+            ref_logps=self.reference(tokens) if self.reference else None, normalizer=normalizer,
+        )  # fmt: skip
+        n_tokens = tokens.mask.sum()
+        drift = torch.where(tokens.mask.bool(), (old_logps - rollouts.sampled_logps[rows, :width]).abs(), 0.0)
+        meter.sum("loss", loss)
+        meter.max("ratio/max", metrics.pop("ratio/max"))
+        meter.max("sampling/sampling_logp_difference/max", drift.max())
+        meter.mean("sampling/sampling_logp_difference/mean", drift.sum() / n_tokens.clamp(min=1), n_tokens)
+        meter.mean("entropy", entropy.sum() / n_tokens.clamp(min=1), n_tokens)
+        for name, value in metrics.items():
+            meter.mean(name, value, n_tokens)
+        return loss
+
+    def minibatches(self, rollouts: RolloutBatch, index: int) -> list[Tensor]:
+        """Rows of each optimizer step of pass `index`: shuffled where there are several, then by length."""
+        size = len(rollouts.lengths)
+        rows = torch.arange(size)
+        if self.cfg.algo.minibatches > 1:
+            seed = prompt_seed(self.cfg.seed, self.step, 1_000_000 + index)
+            rows = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        length = (rollouts.tokens.prompt_mask.sum(-1) + rollouts.mask.sum(-1)).cpu()
+        return [
+            part[length[part].argsort(stable=True)].to(self.device) for part in rows.chunk(self.cfg.algo.minibatches)
+        ]
+
+    def logps(self, rollouts: RolloutBatch) -> Tensor:
+        """Log-probs under the weights as they are, [B, T], without gradients."""
+        result = torch.zeros_like(rollouts.sampled_logps)
+        with self.policy.inference():
+            for rows in torch.arange(len(result), device=self.device).split(self.cfg.trainer.micro_batch):
+                part, _ = self.policy(rollouts.tokens.rows(rows))
+                result[rows, : part.shape[1]] = part
+        return result
+
+    def report(self, slots: Slots, rollouts: RolloutBatch, feedback: Feedback, learned: Meter, clock: Clock) -> None:
+        owners = [conversation for _, conversation in slots for _ in range(self.sampling.n)]
+        meter = learned
+        credited = feedback.returns if self.cfg.algo.advantage is Advantage.rank else feedback.reward[:, None]
+        group_statistics(meter, feedback.reward, credited, self.sampling.n)
+        for k, value in enumerate(feedback.returns.mean(0), 1):
+            meter.mean(f"rank/{k}/reward", value)
+        for text, owner in zip(feedback.texts, owners, strict=True):
+            quality = list_quality(parsed_lines(text, self.catalog), owner.seen, self.catalog, self.cfg.n)
+            for name, value in quality.items():
+                meter.mean(name, value)
+        n_tokens = rollouts.mask.sum(-1).float()
+        meter.mean("completions/mean_length", n_tokens.mean())
+        meter.min("completions/min_length", n_tokens.min())
+        meter.max("completions/max_length", n_tokens.max())
+        meter.mean("completions/clipped_ratio", rollouts.truncated.float().mean())
+        values = meter.reduce(self) | clock.seconds()
+        values["tokens_per_second"] = float(self.sum_over_devices(n_tokens.sum())) / clock.total()
+        self.tracker.log(self.step, "train", values)
+        self.progress = f"reward {values['reward']:.3f}"
+        if self.step % self.cfg.rl.table_every == 0 or self.step == 1:
+            self.tracker.table("rollouts", self.step, self.table(owners, feedback, rollouts))
+
+    def table(self, owners: Sequence[Conversation], feedback: Feedback, rollouts: RolloutBatch) -> list[dict]:
+        """Some of the step's lists, to read."""
+        rows = range(min(self.cfg.rl.table_rows, len(owners)))
+        return [
+            {
+                "step": self.step,
+                "conversation": owners[i].id,
+                "prompt": "\n".join(f"{m.role}: {m.content}" for m in owners[i].messages),
+                "ground_truth": "\n".join(map(str, owners[i].ground_truth)),
+                "list": feedback.texts[i],
+                "relevance": [int(r) for r in feedback.relevance[i].tolist()],
+                "reward": round(float(feedback.reward[i]), 4),
+                "tokens": int(rollouts.mask[i].sum()),
+                "truncated": bool(rollouts.truncated[i]),
+            }
+            for i in rows
+        ]

@@ -1,0 +1,72 @@
+"""Stage 1: imitate demonstrations."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from convrec_r1.config.schema import SFTConfig
+from convrec_r1.modules.step import StepModule
+from convrec_r1.policy import Policy, TokenBatch
+from convrec_r1.run.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the demonstration to imitate, as token ids."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+class SFTModule(StepModule):
+    """Cross-entropy of the demonstrations' tokens; the mean over the tokens of the optimizer batch."""
+
+    def __init__(self, policy: Policy, cfg: SFTConfig, *, steps: int, micro_batch: int, tracker: Tracker) -> None:
+        super().__init__(policy, cfg, updates=steps)
+        self.micro_batch = micro_batch
+        self.tracker = tracker
+
+    def training_step(self, slots: list[tuple[int, Example]], _: int) -> None:
+        started = time.perf_counter()
+        examples = sorted((example for _, example in slots), key=lambda e: len(e.prompt) + len(e.completion))
+        batch = collate(examples, self.policy).to(self.device)
+        tokens = self.sum_over_devices(batch.mask.sum()).to(torch.float32)
+        parts = torch.arange(len(examples), device=self.device).split(self.micro_batch)
+        total = torch.zeros((), device=self.device)
+
+        def loss_of(rows: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            logps, _ = self.policy(batch.rows(rows))
+            loss = -logps.sum() / tokens
+            total += loss.detach()
+            return loss
+
+        lr = self.learning_rate()
+        norm = self.update([lambda rows=rows: loss_of(rows) for rows in parts])
+        self.steps_done += 1
+        took = time.perf_counter() - started
+        values = {
+            "sft/loss": self.sum_over_devices(total),
+            "sft/grad_norm": norm,
+            "sft/lr": lr,
+            "sft/tokens_per_second": float(tokens) / took,
+        }
+        self.tracker.log(self.step, "sft", values)
+        self.progress = f"loss {float(values['sft/loss']):.3f}"
+
+
+def collate(examples: list[Example], policy: Policy) -> TokenBatch:
+    return TokenBatch.collate([e.prompt for e in examples], [e.completion for e in examples], policy.pad_id)
+
+
+@torch.no_grad()
+def mean_loss(policy: Policy, examples: list[Example], micro_batch: int) -> float:
+    """Cross-entropy a token over `examples`, for validation; independent of the batching."""
+    total, tokens = 0.0, 0
+    with policy.inference():
+        for start in range(0, len(examples), micro_batch):
+            batch = collate(examples[start : start + micro_batch], policy).to(policy.device)
+            total -= float(policy(batch)[0].double().sum())
+            tokens += int(batch.mask.sum())
+    return total / max(1, tokens)

@@ -1,0 +1,7 @@
+"""The one policy that SFT, RL, rollouts and evaluation share."""
+
+from convrec_r1.policy.load import build_policy, load_policy
+from convrec_r1.policy.policy import Policy, TokenBatch
+from convrec_r1.policy.prompts import PromptEncoder
+
+__all__ = ["Policy", "PromptEncoder", "TokenBatch", "build_policy", "load_policy"]

@@ -1,0 +1,77 @@
+"""From a config to a policy: made here, loaded from a folder or the Hub, or converted from a wheel."""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from convrec_r1.config.schema import LoraConfig, ModelConfig, ModelSource
+from convrec_r1.errors import UserError
+from convrec_r1.policy.policy import Policy
+from convrec_r1.policy.tiny import tiny_model, train_tokenizer
+from convrec_r1.policy.wheel import model_from_wheel
+
+_log = logging.getLogger(__name__)
+
+
+def build_policy(
+    cfg: ModelConfig, *, seed: int, corpus: Callable[[], Iterable[str]], temperature: float = 1.0
+) -> Policy:
+    """The base policy of `cfg`, before any training. `corpus` gives the texts that a tiny model's tokenizer is cut from."""
+    if cfg.source is ModelSource.tiny:
+        tokenizer = train_tokenizer(corpus(), cfg.vocab_size)
+        policy = Policy(tiny_model(cfg, tokenizer, seed), tokenizer, temperature=temperature)
+    else:
+        path = model_from_wheel(cfg.path) if cfg.source is ModelSource.wheel else cfg.path
+        policy = load_policy(path, cfg, temperature=temperature)
+    _log.info("Model %s: %.1fM parameters", cfg.name, sum(p.numel() for p in policy.parameters()) / 1e6)
+    return policy
+
+
+def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0) -> Policy:
+    """A policy from a local folder or the Hub. Raises UserError where it cannot be had or is no causal LM."""
+    options = {"revision": cfg.revision, "trust_remote_code": cfg.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        lm = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, cfg.dtype), attn_implementation=cfg.attention, **options
+        )
+    except (OSError, ValueError) as error:  # what transformers raises for a missing file, repository or connection
+        local = Path(path).expanduser().exists()
+        what = (
+            "is a folder, but not of a causal language model"
+            if local
+            else "is no local folder, and the Hub did not give it"
+        )
+        raise UserError(
+            f"The model {path} {what}: {str(error).splitlines()[0]}\n"
+            "Give model.path a folder with config.json and weights, or a Hub id; gated models need `hf auth login`; "
+            "without a network, model=tiny and model=smollm2-135m need no Hub."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"The tokenizer of {path} has no EOS token, so no list could end. Choose a model that has one.")
+    return Policy(lm, tokenizer, temperature=temperature)
+
+
+def prepare_for_training(policy: Policy, cfg: ModelConfig) -> Policy:
+    """Add what training needs: LoRA on request (fresh adapters over the weights as they are), checkpointed activations."""
+    if cfg.lora.enabled:
+        policy = Policy(_with_lora(policy, cfg.lora), policy.tokenizer, temperature=policy.temperature)
+    if cfg.gradient_checkpointing:
+        policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy.train()
+
+
+def _with_lora(policy: Policy, cfg: LoraConfig) -> torch.nn.Module:
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+
+    targets = cfg.targets if cfg.targets == "all-linear" else cfg.targets.split(",")
+    return get_peft_model(
+        policy.causal_lm,
+        PeftLora(
+            r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        ),
+    )

@@ -1,0 +1,136 @@
+"""The end of a run: a table of systems, paired differences, report.md, a figure, and the numbers of summary.json."""
+
+import math
+from typing import Any
+
+from rich.table import Table
+
+from convrec_r1.config.schema import Config
+from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
+from convrec_r1.report.figures import run_figure
+from convrec_r1.run.files import read_jsonl, write_text
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.progress import console
+
+Systems = dict[str, Evaluation]
+
+LABELS = {
+    "popularity": "Popularity", "zero_shot": "Zero-shot", "sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr.GRPO", "gspo": "GSPO",
+    "rank_grpo": "Rank-GRPO", "dapo": "DAPO", "rank_grpo_reference": "Rank-GRPO (public code)",
+}  # fmt: skip
+OTHERS = {
+    "catalog/valid": "in catalog",
+    "list/duplicates": "duplicates",
+    "list/seen": "seen",
+    "catalog/coverage": "coverage",
+}
+
+
+def report(cfg: Config, folder: RunFolder, systems: Systems) -> dict[str, Any]:
+    """Compare the systems, show and write the result. The last system is the one this run trained."""
+    final = list(systems)[-1]
+    ks = sorted({k for k in cfg.eval.ks if k <= cfg.n}) or [cfg.n]
+    ranking = [f"{metric}@{k}" for metric in ("ndcg", "recall") for k in ks]
+    key = f"ndcg@{10 if 10 in ks else ks[-1]}"
+    options = {"n_resamples": cfg.eval.resamples, "level": cfg.eval.level}
+    metrics = {name: evaluation.summary() for name, evaluation in systems.items()}
+    intervals = {
+        name: {metric: _interval(evaluation, metric, options) for metric in ranking}
+        for name, evaluation in systems.items()
+    }
+    paired = _paired(systems, final, key, options)
+    rows = [[*_cells(name, metrics[name], intervals[name], ranking, key)] for name in systems]
+    header = ["", *ranking, *OTHERS.values()]
+    conversations = len(systems[final])
+    caption = f"{conversations} conversations of the {cfg.eval.split} split, lists of {cfg.n}, greedy decoding"
+    differences = [_sentence(key, final, p) for p in paired]
+    _show(header, rows, caption, differences)
+    figure = run_figure(folder.figures / "run.png", read_jsonl(folder.metrics), systems, intervals, key, LABELS)
+    write_text(folder.path / "report.md", _markdown(cfg, header, rows, caption, differences, figure.name))
+    return {
+        "algo": final,
+        "seed": cfg.seed,
+        "split": cfg.eval.split,
+        "conversations": conversations,
+        "metrics": metrics,
+        "intervals": intervals,
+        "paired": paired,
+    }
+
+
+def _interval(evaluation: Evaluation, metric: str, options: dict) -> list[float | None]:
+    values, clusters, _ = evaluation.values(metric)
+    found = cluster_bootstrap(values, clusters, **options)
+    return [_finite(found.low), _finite(found.high)]
+
+
+def _paired(systems: Systems, final: str, metric: str, options: dict) -> list[dict[str, Any]]:
+    """The trained system against each other one, on the same conversations; p-values after Holm."""
+    a, clusters, ids = systems[final].values(metric)
+    found = []
+    for name, evaluation in systems.items():
+        if name == final:
+            continue
+        b, _, other_ids = evaluation.values(metric)
+        if ids != other_ids:
+            raise ValueError(f"{final} and {name} were not evaluated on the same conversations")
+        d = paired_cluster_bootstrap(a, b, clusters, **options)
+        found.append({"against": name, "metric": metric} | {k: _finite(v) for k, v in d._asdict().items()})
+    tested = [entry for entry in found if entry["p_value"] is not None]
+    for entry, p in zip(tested, holm([entry["p_value"] for entry in tested]) if tested else [], strict=True):
+        entry["p_holm"] = float(p)
+    return found
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: a number that does not exist (one cluster has no interval) is null."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _cells(name: str, metrics: dict, intervals: dict, ranking: list[str], key: str) -> list[str]:
+    yield LABELS.get(name, name)
+    for metric in ranking:
+        low, high = intervals[metric]
+        spread = f" [{low:.3f}, {high:.3f}]" if metric == key and low is not None else ""
+        yield f"{metrics[metric]:.4f}{spread}"
+    for metric in OTHERS:
+        yield f"{metrics[metric]:.1%}" if metric.startswith("catalog") else f"{metrics[metric]:.2f}"
+
+
+def _sentence(metric: str, final: str, entry: dict[str, Any]) -> str:
+    who = f"{LABELS.get(final, final)} - {LABELS.get(entry['against'], entry['against'])}"
+    text = f"{metric}, {who}: {entry['mean']:+.4f}"
+    if entry["low"] is None:
+        return f"{text} (one cluster: no interval)"
+    return f"{text} [{entry['low']:+.4f}, {entry['high']:+.4f}], p = {entry['p_holm']:.4f} (Holm)"
+
+
+def _show(header: list[str], rows: list[list[str]], caption: str, differences: list[str]) -> None:
+    table = Table(*header, caption=caption, caption_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for i, row in enumerate(rows):
+        table.add_row(*row, style="bold" if i == len(rows) - 1 else "")
+    console.print(table)
+    for line in differences:
+        console.print(line, highlight=False)
+
+
+def _markdown(
+    cfg: Config, header: list[str], rows: list[list[str]], caption: str, differences: list[str], figure: str
+) -> str:
+    lines = [
+        f"# {rows[-1][0]}, {cfg.model.name} on {cfg.data.name}, seed {cfg.seed}",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|---" + "|--:" * (len(header) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        f"{caption}. Brackets: {cfg.eval.level:.0%} cluster-bootstrap interval.",
+        "",
+        *(f"- {line}" for line in differences),
+        "",
+        f"![Learning curves and comparison](figures/{figure})",
+    ]
+    return "\n".join(lines) + "\n"

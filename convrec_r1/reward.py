@@ -1,0 +1,109 @@
+"""Users' feedback as a verifiable reward: relevance of each rank, and what a rank or a sequence earns by it."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from convrec_r1.data.catalog import Catalog
+from convrec_r1.lists import Item, fold, lines, parse_line
+
+Position = Literal["line", "parsed"]
+
+
+def relevance(
+    text: str,
+    ground_truth: Iterable[tuple[str, int | str | None]],
+    seen: Collection[str],
+    catalog: Catalog,
+    n: int,
+    *,
+    year_tolerance: int = 2,
+    position: Position = "line",
+) -> list[int]:
+    """Relevance of each of the first `n` ranks of a list, 0 or 1 (design section 4).
+
+    A rank is relevant if its item is in the catalog, is not a title the user has seen, and matches a ground truth that
+    no earlier rank has used up: title with case and white space folded, year within `year_tolerance`. Where one side
+    has no year the title alone decides. Of several ground truths that match, the one nearest in year is used up.
+
+    `position="line"`: a line that is not an item holds its rank with relevance 0, so that the k-th entry belongs to
+    the k-th rank of `rl.segment_ranks`. `position="parsed"`: such lines are dropped, as the public Rank-GRPO code does.
+
+    Returns a list of length `n`; ranks that the text does not reach are 0.
+    """
+    if position not in ("line", "parsed"):
+        raise ValueError(f'position must be "line" or "parsed", found {position!r}')
+    # A catalog in which every item has a year tells that a line without one is no item of it.
+    items = [parse_line(line, year_required=not catalog.has_yearless) for line in lines(text)]
+    if position == "parsed":
+        items = [item for item in items if item is not None]
+    seen_titles = {fold(title) for title in seen}
+    open_truths: dict[str, list[int | None]] = {}
+    for title, year in ground_truth:
+        open_truths.setdefault(fold(title), []).append(None if year in (None, "") else int(year))
+    result = [0] * n
+    for rank, item in enumerate(items[:n]):
+        if item is None or item not in catalog:
+            continue
+        title = fold(item.title)
+        years = open_truths.get(title)
+        if title in seen_titles or not years:
+            continue
+        distances = [_distance(item, year) for year in years]
+        nearest = min(range(len(years)), key=distances.__getitem__)
+        if distances[nearest] <= year_tolerance:
+            del years[nearest]
+            result[rank] = 1
+    return result
+
+
+def rank_returns(relevance: Tensor | Sequence[Sequence[float]], kind: str, gamma: float | None = None) -> Tensor:
+    """What each rank earns, [B, N] from relevance [B, N] (paper, section 3.3; design section 4).
+
+    exp_inf:    r_k = rel_k                                    the paper's exp with Gamma to infinity: no return to go
+    log_decay:  r_k = sum_{j>=k} rel_j / log2(j+1)             j counts from 1; r_1 is the list's DCG
+    exp:        r_k = sum_{j>=k} rel_j / Gamma^(j-k)           Gamma >= 1
+
+    Raises ValueError for an unknown kind, or for `exp` without a Gamma of at least 1.
+    """
+    rel = torch.as_tensor(relevance, dtype=torch.float32)  # [B, N]
+    n = rel.shape[-1]
+    if kind == "exp_inf":
+        return rel.clone()
+    if kind == "log_decay":
+        gains = rel / torch.log2(torch.arange(2, n + 2, dtype=rel.dtype, device=rel.device))
+        return gains.flip(-1).cumsum(-1).flip(-1)
+    if kind == "exp":
+        if gamma is None or gamma < 1:
+            raise ValueError(f"rank_returns of kind 'exp' needs gamma >= 1, found {gamma}")
+        k = torch.arange(n, device=rel.device)
+        gap = (k[:, None] - k[None, :]).to(rel.dtype)  # [N, N]: j - k, row j, column k
+        discount = torch.where(gap >= 0, float(gamma) ** -gap.clamp(min=0), 0.0)
+        return rel @ discount
+    raise ValueError(f"unknown kind of rank returns {kind!r}: choose exp_inf, log_decay or exp")
+
+
+def sequence_reward(relevance: Tensor, n_relevant: Tensor, kind: str = "dcg") -> Tensor:
+    """What a whole list earns, [B] from relevance [B, N] and the number of ground truths [B].
+
+    dcg: sum_k rel_k / log2(k+1);  ndcg: dcg over that of a list with min(N, n_relevant) hits in front;
+    hits: sum_k rel_k. A conversation without ground truths earns 0.
+    """
+    rel = torch.as_tensor(relevance, dtype=torch.float32)
+    discount = 1.0 / torch.log2(torch.arange(2, rel.shape[-1] + 2, dtype=rel.dtype, device=rel.device))  # [N]
+    if kind == "hits":
+        return rel.sum(-1)
+    dcg = rel @ discount
+    if kind == "dcg":
+        return dcg
+    if kind == "ndcg":
+        ideal = torch.cat([discount.new_zeros(1), discount.cumsum(0)])  # [N+1]: ideal DCG by number of hits
+        best = ideal[torch.as_tensor(n_relevant, device=rel.device).clamp(max=rel.shape[-1])]
+        return torch.where(best > 0, dcg / best.clamp(min=1e-12), 0.0)
+    raise ValueError(f"unknown sequence reward {kind!r}: choose dcg, ndcg or hits")
+
+
+def _distance(item: Item, year: int | None) -> float:
+    return 0 if item.year is None or year is None else abs(item.year - year)

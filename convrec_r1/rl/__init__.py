@@ -1,0 +1,24 @@
+"""Group-relative RL on ranked lists, as pure functions of tensors: nothing here knows of text, files or trainers.
+
+Shapes: B completions (P prompts x G), T completion tokens, N ranks, V vocabulary. Data flows down the list:
+
+    segments     tokens -> ranks
+    advantages   rewards -> group advantages; length shaping -> token advantages
+    objective    advantages and log-probs -> loss
+"""
+
+from convrec_r1.rl.advantages import LengthShaping, group_advantages, per_token, shape_lengths
+from convrec_r1.rl.objective import batch_normalizer, policy_loss, surrogate_loss
+from convrec_r1.rl.segments import list_lengths, segment_ranks
+
+__all__ = [
+    "LengthShaping",
+    "batch_normalizer",
+    "group_advantages",
+    "list_lengths",
+    "per_token",
+    "policy_loss",
+    "segment_ranks",
+    "shape_lengths",
+    "surrogate_loss",
+]

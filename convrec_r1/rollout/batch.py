@@ -1,0 +1,49 @@
+"""Rollouts of a step as tensors, ready to be scored and trained on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convrec_r1.policy.policy import Policy, TokenBatch
+from convrec_r1.rl import list_lengths, segment_ranks
+from convrec_r1.rollout.base import Completion
+
+
+@dataclass
+class RolloutBatch:
+    """B = P x G completions, groups contiguous; everything on one device."""
+
+    tokens: TokenBatch
+    sampled_logps: Tensor  # [B, T], what the tokens were sampled with
+    ranks: Tensor  # [B, T], -1 off the mask
+    lengths: Tensor  # [B], lines with text
+    is_eos: Tensor  # BoolTensor [B, T]
+    truncated: Tensor  # BoolTensor [B]: ran into the limit without EOS
+
+    @property
+    def mask(self) -> Tensor:
+        return self.tokens.mask
+
+
+def make_batch(
+    prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Completion]], policy: Policy
+) -> RolloutBatch:
+    """Pad and segment P prompts with G completions each."""
+    completions = [c for group in groups for c in group]
+    rows = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+    tokens = TokenBatch.collate(rows, [c.ids.tolist() for c in completions], policy.pad_id).to(policy.device)
+    sampled = torch.zeros(tokens.mask.shape)
+    for i, completion in enumerate(completions):
+        sampled[i, : len(completion.logprobs)] = torch.from_numpy(completion.logprobs)
+    ids, mask = tokens.completion_ids, tokens.mask
+    ranks = segment_ranks(ids, mask, policy.newline, policy.blank)
+    return RolloutBatch(
+        tokens=tokens,
+        sampled_logps=sampled.to(policy.device),
+        ranks=ranks,
+        lengths=list_lengths(ids, ranks, policy.blank, policy.eos),
+        is_eos=policy.eos[ids] & mask.bool(),
+        truncated=torch.tensor([c.finish_reason == "length" for c in completions], device=policy.device),
+    )

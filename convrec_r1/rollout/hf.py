@@ -1,0 +1,133 @@
+"""Rollouts by Hugging Face `generate`, on the trainer's own weights."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from convrec_r1.policy.policy import Policy, pad_rows
+from convrec_r1.rollout.base import Completion, Sampling
+
+
+class HFEngine:
+    """Holds no weights of its own, so there is nothing to sync."""
+
+    def __init__(self, policy: Policy, *, batch_size: int) -> None:
+        self.policy = policy
+        self.batch_size = batch_size
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        rows = [(p, g) for p in range(len(prompts)) for g in range(sampling.n)]
+        # Prompts of like length share a batch, so that little is spent on padding.
+        order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row))
+        done: dict[tuple[int, int], Completion] = {}
+        with self.policy.inference(), _whole_weights(self.policy):
+            for start in range(0, len(order), self.batch_size):
+                part = order[start : start + self.batch_size]
+                ids = [prompts[p] for p, _ in part]
+                done.update(zip(part, self._batch(ids, [seeds[p] + g for p, g in part], sampling), strict=True))
+                if on_progress:
+                    on_progress(len(part))
+        return [[done[p, g] for g in range(sampling.n)] for p in range(len(prompts))]
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _batch(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
+        policy = self.policy
+        ids, mask = (t.to(policy.device) for t in pad_rows(prompts, policy.pad_id, left=True))
+        sampler = SeededSampler(seeds, sampling, policy.device)
+        output = policy.causal_lm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(
+                max_new_tokens=sampling.max_tokens,
+                do_sample=False,  # the sampler leaves one token only, so that the argmax takes it
+                eos_token_id=policy.eos_ids,
+                pad_token_id=policy.pad_id,
+            ),
+            logits_processor=LogitsProcessorList([*_warpers(sampling), sampler]),
+        )
+        tokens = output[:, ids.shape[1] :].cpu()  # [b, t]
+        logprobs = torch.stack(sampler.logprobs, 1).cpu()  # [b, t]
+        ends = policy.eos.cpu()[tokens]
+        completions = []
+        for row, end, logprob in zip(tokens, ends, logprobs, strict=True):
+            stopped = bool(end.any())
+            length = int(end.int().argmax()) + 1 if stopped else len(row)
+            completions.append(
+                Completion(row[:length].numpy(), logprob[:length].numpy(), "stop" if stopped else "length")
+            )
+        return completions
+
+
+class SeededSampler(LogitsProcessor):
+    """Draws one token a row from the processed scores, by inverting their CDF at the row's own random numbers.
+
+    Each row's numbers come from its own generator, drawn at once: what a row says does not hang on its neighbours.
+    `logprobs` collects the log-prob of every token drawn, a [b] tensor a step.
+    """
+
+    def __init__(self, seeds: Sequence[int], sampling: Sampling, device: torch.device) -> None:
+        self.greedy = sampling.temperature == 0
+        self.logprobs: list[Tensor] = []
+        if not self.greedy:
+            rows = [_uniform(seed, sampling.max_tokens) for seed in seeds]
+            self.uniform = torch.from_numpy(np.stack(rows)).to(device)  # float64 [b, max_tokens]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logp = torch.log_softmax(scores.float(), -1)  # [b, V]
+        if self.greedy:
+            token = logp.argmax(-1, keepdim=True)
+        else:
+            # In float64: a fp32 sum over 150,000 entries would give the rare ones to their neighbours.
+            cdf = logp.double().exp().cumsum(-1)
+            u = self.uniform[:, len(self.logprobs), None] * cdf[:, -1:]
+            token = torch.searchsorted(cdf, u, right=True).clamp(max=logp.shape[-1] - 1)  # [b, 1]
+        self.logprobs.append(logp.gather(1, token)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+def _uniform(seed: int, size: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=seed)).random(size)
+
+
+def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
+    if sampling.temperature == 0:
+        return []
+    warpers: list[LogitsProcessor] = []
+    if sampling.temperature != 1:
+        warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k > 0:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return warpers
+
+
+def _whole_weights(policy: Policy) -> contextlib.AbstractContextManager:
+    """Under FSDP, the weights gathered for the length of a rollout; otherwise nothing to do."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    if any(isinstance(module, FSDP) for module in policy.modules()):
+        return FSDP.summon_full_params(policy, writeback=False)
+    return contextlib.nullcontext()

@@ -1,0 +1,113 @@
+"""outputs/<study>/<run>/: what a run leaves behind, and what it finds there when it is started again."""
+
+import contextlib
+import json
+import re
+import shutil
+from enum import Enum
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from convrec_r1.errors import UserError
+from convrec_r1.run.files import write_json, write_text
+
+# Keys that say where and how a run is recorded, not what it computes: two runs that differ in these alone are the same.
+NOT_IDENTITY = ("outputs", "study", "fresh", "logger", "hydra")
+
+
+class State(Enum):
+    new = "new"
+    interrupted = "interrupted"
+    complete = "complete"
+
+
+class RunFolder:
+    """Paths of one run. `begin` decides whether there is something to do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.summary = path / "summary.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.eval = path / "eval"
+        self.rollouts = path / "rollouts"
+        self.figures = path / "figures"
+        self.log = path / "run.log"
+
+    def state(self) -> State:
+        if not self.config.exists():
+            return State.new
+        return State.complete if self.summary.exists() else State.interrupted
+
+    def begin(self, cfg: DictConfig) -> State:
+        """Claim the folder for `cfg`. Returns what was found: a new, an interrupted or a complete run of this config.
+
+        Raises UserError if the folder holds a run of another config.
+        """
+        if cfg.fresh:
+            self.clear()
+        state = self.state()
+        if state is State.new:
+            write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
+            return state
+        changed = differences(
+            OmegaConf.to_container(OmegaConf.load(self.config)),
+            OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        )
+        if changed:
+            listed = "\n".join(f"  {key}: {before} there, {now} now" for key, before, now in changed[:10])
+            raise UserError(
+                f"{self.path} holds a run of another config:\n{listed}\n"
+                "Choose another folder (hydra.run.dir=DIR), or fresh=true to start over and lose that run."
+            )
+        return state
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, last of all: a folder that has it holds a finished run."""
+        write_json(self.summary, {"status": "complete", **summary})
+
+    def clear(self) -> None:
+        """Remove what a run wrote here, and nothing else."""
+        for file in (self.summary, self.config, self.metrics, self.log):
+            file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.eval, self.rollouts, self.figures):
+            shutil.rmtree(folder, ignore_errors=True)
+        for extra in ("report.md", "metrics.csv"):
+            (self.path / extra).unlink(missing_ok=True)
+
+    def discard_if_empty(self) -> None:
+        """Hydra makes the folder before the config is checked; one in which nothing was written goes away again."""
+        for path in (self.path, self.path.parent):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ between two configs, identity keys only."""
+    a, b = (_flatten({k: v for k, v in cfg.items() if k not in NOT_IDENTITY}) for cfg in (before, now))
+    return [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """`${run_name:}`: readable parts first, then a digest of all that makes the run what it is."""
+    plain = OmegaConf.masked_copy(_root_, [key for key in _root_ if key not in NOT_IDENTITY])
+    values = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False, enum_to_str=True)
+    digest = blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+    stage = values["algo"].get("name", "?")
+    parts = (
+        [stage, values["reward"].get("name", "?")] if values["task"]["name"] == "train" and stage != "sft" else [stage]
+    )
+    if values["task"]["name"] != "train":
+        parts = [values["task"]["name"], Path(str(values.get("checkpoint"))).name]
+    parts += [values["model"].get("name", "?"), values["data"].get("name", "?"), f"s{values['seed']}", digest]
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(part).rsplit("/", 1)[-1]) for part in parts)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {key: value for name, sub in tree.items() for key, value in _flatten(sub, f"{prefix}{name}.").items()}

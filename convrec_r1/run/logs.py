@@ -1,0 +1,40 @@
+"""Log lines: to the terminal, and with times to the run's run.log. Other libraries are held to warnings."""
+
+import logging
+import warnings
+from pathlib import Path
+
+from rich.logging import RichHandler
+
+from convrec_r1.run.progress import console
+
+_NOISY = (
+    "pytorch_lightning",
+    "lightning",
+    "lightning.pytorch",
+    "lightning.fabric",
+    "httpx",
+    "transformers",
+    "datasets",
+    "wandb",
+)
+
+
+def start_logging(file: Path | None, *, is_first: bool) -> None:
+    """Send log lines to the terminal and to `file`; whatever an earlier run of this process had set up is closed."""
+    package = logging.getLogger("convrec_r1")
+    for handler in list(package.handlers):
+        package.removeHandler(handler)
+        handler.close()
+    package.setLevel(logging.INFO if is_first else logging.ERROR)
+    package.propagate = False
+    package.addHandler(RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False))
+    if file is not None and is_first:
+        to_file = logging.FileHandler(file, encoding="utf-8", delay=True)
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        package.addHandler(to_file)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning.*")
+    # Standard advice of Lightning that does not apply: our loader is no torch DataLoader, our logging is our own.
+    warnings.filterwarnings("ignore", message=r".*(num_workers|does not have many workers|isinstance\(treespec).*")

@@ -1,0 +1,1 @@
+"""What a command does, a module a task: each takes the config and the run's folder."""

@@ -1,0 +1,55 @@
+"""Evaluate a policy that exists: of a run, of a folder, or from the Hub."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from convrec_r1.config.schema import Config
+from convrec_r1.data.load import load_data
+from convrec_r1.evaluate.popularity import Popularity
+from convrec_r1.evaluate.runner import Evaluator
+from convrec_r1.modules.fit import device_for
+from convrec_r1.policy import load_policy
+from convrec_r1.report.run_report import report
+from convrec_r1.rollout.registry import make_engine
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.tracker import Tracker
+from convrec_r1.tasks.warm_start import encoder_for
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
+    """Greedy lists of `cfg.checkpoint` on the evaluation split, beside the popularity baseline where there is one."""
+    data = load_data(cfg.data, cfg.n, need=[cfg.eval.split])
+    popularity = Popularity.from_conversations(data["train"], data.catalog)
+    evaluator = Evaluator(cfg, data.catalog, popularity)
+    path = policy_path(cfg.checkpoint)
+    _log.info("Policy: %s", path)
+    policy = load_policy(path, replace(cfg.model, revision=None)).to(device_for(cfg.trainer))
+    engine = make_engine(cfg.rollout.engine, policy, batch_size=cfg.eval.batch_size)
+    split = cfg.eval.split
+    systems = {}
+    if "popularity" in cfg.eval.baselines and popularity.total:
+        systems["popularity"] = evaluator.most_popular(data[split])
+    name = Path(cfg.checkpoint).name
+    systems[name] = evaluator.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
+    engine.close()
+    systems[name].write_jsonl(folder.eval / f"{split}.jsonl")
+    log = tracker()
+    try:
+        log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})
+        return report(cfg, folder, systems)
+    finally:
+        log.close(systems[name].summary())
+
+
+def policy_path(checkpoint: str) -> str | Path:
+    """The policy in a run's folder or a checkpoint's, a policy's own folder, or the name as it is (a Hub id)."""
+    path = Path(checkpoint).expanduser()
+    for candidate in (path / "checkpoints" / "last" / "policy", path / "policy", path):
+        if (candidate / "config.json").exists():
+            return candidate
+    return checkpoint

@@ -1,0 +1,52 @@
+"""Set up what every task needs, run it, and tear it down: nothing of one run reaches the next in a sweep."""
+
+import gc
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from convrec_r1.config.schema import Config
+from convrec_r1.run import progress
+from convrec_r1.run.folder import RunFolder, State
+from convrec_r1.run.logs import start_logging
+from convrec_r1.run.tracker import Tracker, make_tracker
+from convrec_r1.tasks.evaluate import evaluate
+from convrec_r1.tasks.train import train
+
+_log = logging.getLogger(__name__)
+
+Task = Callable[[Config, RunFolder, Callable[[], Tracker]], dict[str, Any]]
+TASKS: dict[str, Task] = {"train": train, "eval": evaluate}
+
+
+def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None) -> None:
+    """Run `cfg.task` in `folder`, unless it holds this very run complete."""
+    first = rank_zero_only.rank == 0
+    progress.set_enabled(first)
+    start_logging(None, is_first=first)
+    if first:
+        state = folder.begin(composed)
+        if state is State.complete:
+            _log.info("This run is complete: %s (fresh=true starts over)", folder.path)
+            return
+        start_logging(folder.log, is_first=True)
+        _log.info("%s %s", "Resuming" if state is State.interrupted else "Run", folder.path)
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    pl.seed_everything(cfg.seed, verbose=False)
+    plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    started = time.monotonic()
+    try:
+        summary = TASKS[cfg.task.name](cfg, folder, lambda: make_tracker(cfg, plain, folder, sha))
+        if first:
+            folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
+            _log.info("Done in %.0f s: %s", time.monotonic() - started, folder.path)
+    finally:
+        start_logging(None, is_first=first)  # closes run.log
+        gc.collect()

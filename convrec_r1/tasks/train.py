@@ -1,0 +1,149 @@
+"""The main job: warm start -> group-relative RL -> evaluation beside its baselines."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_only
+
+from convrec_r1.config.schema import Config, Stage
+from convrec_r1.data.load import load_data
+from convrec_r1.evaluate.popularity import Popularity
+from convrec_r1.evaluate.runner import Evaluator
+from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.modules.callbacks import EvaluateEvery, point
+from convrec_r1.modules.fit import device_for, fit
+from convrec_r1.modules.rl import RLModule
+from convrec_r1.modules.step import StepLoader
+from convrec_r1.policy import Policy, load_policy
+from convrec_r1.policy.load import prepare_for_training
+from convrec_r1.report.run_report import report
+from convrec_r1.rollout.registry import make_engine
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.tracker import Tracker, rewind
+from convrec_r1.tasks.warm_start import WarmStart, base_policy, encoder_for, evaluation_key, warm_start
+
+
+def train(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
+    """Run the whole job in `folder`, going on from what is there. Returns what belongs in summary.json.
+
+    `tracker` is called once the data has proved sound, and closed here.
+    """
+    job = Job(cfg, folder, tracker)
+    try:
+        summary = job.run()
+        job.tracker.close(summary["metrics"][cfg.algo.name])
+        return summary
+    finally:
+        job.tracker.close()
+
+
+class Job:
+    """What the steps of the main job share."""
+
+    def __init__(self, cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> None:
+        self.cfg, self.folder = cfg, folder
+        self.data = load_data(
+            cfg.data, cfg.n, need=["train", cfg.eval.split, *(["validation"] if cfg.eval.every else [])]
+        )
+        popularity = Popularity.from_conversations(self.data["train"], self.data.catalog)
+        self.evaluator = Evaluator(cfg, self.data.catalog, popularity)
+        self.device = device_for(cfg.trainer)
+        self.first = rank_zero_only.rank == 0
+        if self.first:  # what was logged after the checkpoint will be logged again
+            last = folder.checkpoints / "last"
+            rewind(folder.metrics, int(last.resolve().name) if last.exists() else -1)
+        self.tracker = tracker() if self.first else Tracker()
+
+    def run(self) -> dict[str, Any]:
+        cfg = self.cfg
+        warm = None
+        if cfg.warm_start == "sft" or cfg.algo.stage is Stage.sft:
+            warm = warm_start(cfg, self.data)
+            if not (self.folder.checkpoints / "last").exists():
+                for record in warm.metrics:
+                    self.tracker.log(record["step"], record["split"], record["values"])
+        systems = self.baselines(warm)
+        policy = self.start(warm)
+        if cfg.algo.stage is Stage.rl:
+            self.reinforce(policy)
+        elif self.first:
+            policy.save(self.folder.checkpoints / "000000" / "policy")
+            point(self.folder.checkpoints / "last", "000000")
+        systems[cfg.algo.name] = self.evaluate(lambda: policy, cfg.algo.name, None)
+        if not self.first:
+            return {"metrics": {cfg.algo.name: {}}}
+        split, step = cfg.eval.split, cfg.rl.steps if cfg.algo.stage is Stage.rl else 0
+        self.write(systems[cfg.algo.name], split)
+        final = systems[cfg.algo.name].summary()
+        self.tracker.log(step, split, {f"{split}/{name}": value for name, value in final.items()})
+        return report(cfg, self.folder, systems)
+
+    def start(self, warm: WarmStart | None) -> Policy:
+        """The policy that RL starts from."""
+        if warm:
+            return load_policy(warm.policy, replace(self.cfg.model, revision=None))
+        if self.cfg.warm_start:
+            return load_policy(Path(self.cfg.warm_start).expanduser(), replace(self.cfg.model, revision=None))
+        return base_policy(self.cfg, self.data)
+
+    def reinforce(self, policy: Policy) -> None:
+        cfg = self.cfg
+        policy = prepare_for_training(policy, cfg.model)
+        policy.temperature = cfg.rollout.temperature
+        engine = make_engine(cfg.rollout.engine, policy, batch_size=cfg.rollout.batch_size)
+        encoder = encoder_for(cfg, policy)
+        module = RLModule(policy, engine, encoder, self.data.catalog, cfg, self.tracker)
+        held_out = self.data["validation"][: cfg.eval.validation_size]
+
+        def validate(step: int) -> None:
+            evaluation = self.evaluator.policy(policy, engine, encoder, held_out, "  validation")
+            names = {name: value for name, value in evaluation.summary().items() if not name.startswith("rank/")}
+            self.tracker.log(step, "validation", {f"val/{name}": value for name, value in names.items()})
+
+        world = cfg.trainer.devices * cfg.trainer.nodes
+        loader = StepLoader(
+            self.data["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed, rank=rank_zero_only.rank, world=world
+        )
+        watch = EvaluateEvery(validate, every=cfg.eval.every, total=cfg.rl.steps)
+        fit(module, loader, cfg.trainer, self.folder.checkpoints, description=cfg.algo.name, callbacks=[watch])
+        engine.close()
+
+    def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
+        """What the trained policy has to beat. Evaluations of a shared policy stand beside it, and are shared too."""
+        cfg, split, wanted = self.cfg, self.cfg.eval.split, self.cfg.eval.baselines
+        systems: dict[str, Evaluation] = {}
+        if "popularity" in wanted and self.evaluator.popularity.total:
+            systems["popularity"] = self.evaluator.most_popular(self.data[split])
+        key = evaluation_key(cfg, self.data)
+
+        def cached(name: str) -> Path:
+            return warm.folder / "eval" / f"{name}-{key}.jsonl" if warm else self.folder.eval / f"{split}.{name}.jsonl"
+
+        if "zero_shot" in wanted:
+            make = lambda: base_policy(cfg, self.data)  # noqa: E731
+            systems["zero_shot"] = self.evaluate(make, "zero_shot", cached("zero_shot"))
+        if "sft" in wanted and cfg.warm_start and cfg.algo.stage is Stage.rl:
+            systems["sft"] = self.evaluate(lambda: self.start(warm), "sft", cached("sft"))
+        if self.first:
+            for name, evaluation in systems.items():
+                self.write(evaluation, f"{split}.{name}")
+        return systems
+
+    def evaluate(self, make: Callable[[], Policy], name: str, cached: Path | None) -> Evaluation:
+        """Score the policy that `make` gives on the evaluation split, unless `cached` holds that already."""
+        if cached and cached.exists():
+            return Evaluation.read_jsonl(cached)
+        policy = make().to(self.device)
+        engine = make_engine(self.cfg.rollout.engine, policy, batch_size=self.cfg.eval.batch_size)
+        evaluation = self.evaluator.policy(
+            policy, engine, encoder_for(self.cfg, policy), self.data[self.cfg.eval.split], f"Evaluating {name}"
+        )
+        engine.close()
+        if cached and self.first:
+            evaluation.write_jsonl(cached)
+        return evaluation
+
+    def write(self, evaluation: Evaluation, name: str) -> None:
+        evaluation.write_jsonl(self.folder.eval / f"{name}.jsonl")

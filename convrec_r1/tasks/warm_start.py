@@ -1,0 +1,149 @@
+"""The SFT policy that RL starts from: trained once per (model, data, seed, recipe), found again by content."""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from convrec_r1 import __version__
+from convrec_r1.config.schema import Config, SFTConfig
+from convrec_r1.data import Dataset
+from convrec_r1.data.load import fingerprint, with_demonstrations
+from convrec_r1.lists import format
+from convrec_r1.modules.fit import fit
+from convrec_r1.modules.sft import Example, SFTModule, mean_loss
+from convrec_r1.modules.step import StepLoader
+from convrec_r1.policy import Policy, PromptEncoder, build_policy
+from convrec_r1.policy.load import prepare_for_training
+from convrec_r1.policy.prompts import dialogue
+from convrec_r1.run.files import read_jsonl, write_json
+from convrec_r1.run.tracker import JsonlSink, Tracker, rewind
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A finished SFT policy: outputs/warm_starts/<key>/."""
+
+    folder: Path
+
+    @property
+    def policy(self) -> Path:
+        return self.folder / "policy"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+
+def base_policy(cfg: Config, data: Dataset) -> Policy:
+    """The policy before any training."""
+
+    def corpus() -> list[str]:
+        instruction = cfg.data.instruction.format(n=cfg.n)
+        texts = [f"{instruction}\n{dialogue(c)}" for c in data["train"]]
+        texts += [format(c.demonstration) + "\n" for c in data["train"] if c.demonstration]
+        return texts + [f"{item}\n" for item in data.catalog]
+
+    return build_policy(cfg.model, seed=cfg.seed, corpus=corpus, temperature=cfg.rollout.temperature)
+
+
+def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
+    return PromptEncoder(policy.tokenizer, cfg.data.instruction, cfg.n, cfg.model.max_prompt_length)
+
+
+def warm_start_key(cfg: Config, data: Dataset) -> str:
+    """A digest of all that decides the SFT policy; what only decides where and how fast it is made is left out."""
+    parts = {
+        "version": __version__,
+        "model": OmegaConf.to_container(OmegaConf.structured(cfg.model), enum_to_str=True),
+        "sft": OmegaConf.to_container(OmegaConf.structured(cfg.sft), enum_to_str=True),
+        "data": fingerprint(data),
+        "instruction": cfg.data.instruction,
+        "n": cfg.n,
+        "seed": cfg.seed,
+        "precision": cfg.trainer.precision,
+        # The policy's wrapper divides logits by it in training too.
+        "temperature": cfg.rollout.temperature,
+    }
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def evaluation_key(cfg: Config, data: Dataset) -> str:
+    """A digest of all that decides how a given policy is evaluated."""
+    parts = {
+        "conversations": [
+            [c.id, [m.content for m in c.messages], c.ground_truth, c.seen] for c in data[cfg.eval.split]
+        ],
+        "eval": [list(cfg.eval.ks), cfg.eval.ideal, cfg.reward.position.value, cfg.reward.year_tolerance],
+        "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
+    }
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def warm_start(cfg: Config, data: Dataset) -> WarmStart:
+    """Find the SFT policy of this config, or train it. Runs of a sweep that start together train it once."""
+    folder = Path(cfg.outputs) / "warm_starts" / warm_start_key(cfg, data)
+    found = WarmStart(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Helper processes of a distributed run follow the first one, which holds the lock.
+    lock = FileLock(f"{folder}.lock") if rank_zero_only.rank == 0 else None
+    if lock:
+        lock.acquire()
+    try:
+        if (folder / "warm_start.json").exists():
+            _log.info("Warm start: using %s", folder)
+        else:
+            _log.info("Warm start: training into %s", folder)
+            _train(cfg, data, folder)
+    finally:
+        if lock:
+            lock.release()
+    return found
+
+
+def sft_steps(cfg: SFTConfig, examples: int) -> int:
+    return cfg.steps or max(1, round(cfg.epochs * examples / cfg.batch_size))
+
+
+def _train(cfg: Config, data: Dataset, folder: Path) -> None:
+    policy = base_policy(cfg, data)
+    encoder = encoder_for(cfg, policy)
+    train, validation = (
+        [Example(encoder.prompt(c), encoder.completion(c.demonstration)) for c in conversations]
+        for conversations in (
+            with_demonstrations(data["train"], cfg.n, cfg.data.name),
+            [c for c in data["validation"] if c.demonstration],
+        )
+    )
+    steps = sft_steps(cfg.sft, len(train))
+    first = rank_zero_only.rank == 0
+    metrics = folder / "metrics.jsonl"
+    checkpoints = folder / "checkpoints"
+    if first:
+        resumed = (checkpoints / "last").exists()
+        rewind(metrics, int((checkpoints / "last").resolve().name) if resumed else 0)
+    tracker = Tracker([JsonlSink(metrics)] if first else [])
+    policy = prepare_for_training(policy, cfg.model)
+    module = SFTModule(policy, cfg.sft, steps=steps, micro_batch=cfg.trainer.micro_batch, tracker=tracker)
+    world = cfg.trainer.devices * cfg.trainer.nodes
+    loader = StepLoader(train, cfg.sft.batch_size, steps, cfg.seed, rank=rank_zero_only.rank, world=world)
+    fit(module, loader, cfg.trainer, checkpoints, description="SFT")
+    if not first:
+        return
+    held_out = validation[: cfg.sft.eval_batches * cfg.sft.batch_size]
+    if held_out:
+        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(policy, held_out, cfg.trainer.micro_batch)})
+    shutil.rmtree(folder / "policy", ignore_errors=True)
+    policy.save(folder / "policy")
+    # Last of all: a folder that has it holds a finished warm start.
+    write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name})
+    shutil.rmtree(checkpoints, ignore_errors=True)
