@@ -29,17 +29,16 @@ def test_by_hand():
     assert all(type(value) is float for value in metrics.values())
 
 
-def test_paper_variant_takes_the_ideal_from_the_retrieved_hits():
-    metrics = ranking_metrics(LIST, 3, [1, 2, 5], ideal="paper")
-
-    # Two hits in the list, sorted to the front: IDCG@5 = IDCG@2 = 1.6309, IDCG@1 = 1
-    assert metrics["ndcg@5"] == pytest.approx(1.0616063 / 1.6309298, abs=1e-6)
-    assert metrics["ndcg@2"] == pytest.approx(0.6309298 / 1.6309298, abs=1e-6)
-    assert metrics["ndcg@1"] == 0.0
-    assert metrics["recall@5"] == pytest.approx(2 / 3)  # recall knows no ideal
-    # One hit in front is ideal, however many ground truths were missed. Standard: 1 / (1 + 0.6309 + 0.5)
-    assert ranking_metrics([1, 0], 3, [5], ideal="paper")["ndcg@5"] == 1.0
+def test_paper_variant_does_not_hold_a_short_list_to_more_than_it_could_hold():
+    # Three ground truths, two recommendations, the first a hit. Paper: the ideal of two places, 1 + 0.6309
+    assert ranking_metrics([1, 0], 3, [5], ideal="paper")["ndcg@5"] == pytest.approx(1 / 1.6309298, abs=1e-6)
+    # Standard: the ideal of three hits, 1 + 0.6309 + 0.5
     assert ranking_metrics([1, 0], 3, [5])["ndcg@5"] == pytest.approx(1 / 2.1309298, abs=1e-6)
+    # Five places of which only one counts: the ideal is 1
+    assert ranking_metrics(LIST, 3, [5], ideal="paper", lengths=[1])["ndcg@5"] == pytest.approx(1.0616063, abs=1e-6)
+    # A list long enough: the same as standard
+    assert ranking_metrics(LIST, 3, [1, 2, 5], ideal="paper") == ranking_metrics(LIST, 3, [1, 2, 5])
+    assert ranking_metrics([1, 0], 3, [5], ideal="paper")["recall@5"] == pytest.approx(1 / 3)  # recall knows no ideal
 
 
 def test_a_short_list_is_followed_by_misses():

@@ -10,13 +10,13 @@ With rel_j in {0, 1} the relevance of rank j (from 1) and R the number of ground
 `ideal` chooses the list that IDCG@k belongs to:
 
     "standard"  min(k, R) hits in front, whether or not they were retrieved (as trec_eval's ndcg_cut). The default.
-    "paper"     the list's own relevances, sorted: min(k, H) hits in front, H the hits in the whole list. It rewards
-                the order of what was found and is blind to what was missed, so it is never below "standard", and it
-                is 1 for a list whose only hit stands first. Not to be compared with "standard" values.
+    "paper"     min(k, R, L) hits in front, L the number of recommendations that count (in the catalog, not seen): a
+                list that is too short is not held to more than it could hold. What the public Rank-GRPO code computes;
+                never below "standard", equal to it wherever L >= min(k, R).
 
 Edge cases:
 - R = 0: every metric is 0.0, whatever the relevance says. The caller decides whether such lists belong in a mean.
-- No hit: every metric is 0.0, also where IDCG is 0 ("paper").
+- No hit: every metric is 0.0, also where IDCG is 0 ("paper" with L = 0).
 - A list shorter than k counts as followed by misses; the ideal list is not shortened with it.
 - More hits than ground truths: ValueError. A ground truth can be hit once, so the input is wrong.
 """
@@ -31,23 +31,34 @@ Ideal = Literal["standard", "paper"]
 
 
 def ranking_metrics(
-    relevance: ArrayLike, n_relevant: ArrayLike, ks: Sequence[int], *, ideal: Ideal = "standard"
+    relevance: ArrayLike,
+    n_relevant: ArrayLike,
+    ks: Sequence[int],
+    *,
+    ideal: Ideal = "standard",
+    lengths: ArrayLike | None = None,
 ) -> dict[str, float]:
     """`ndcg@k` and `recall@k` for every k in `ks`, and `mrr` (formulas and edge cases: this module's docstring).
 
     `relevance` is 0 or 1 per rank of one list [N], with `n_relevant` its number of ground truths; or [B, N] with
-    `n_relevant` [B] (or one number for all): then the means over the B lists.
+    `n_relevant` [B] (or one number for all): then the means over the B lists. `lengths`: L of each list, for
+    ideal="paper"; by default N.
     """
     rel = np.asarray(relevance)
     if rel.ndim == 1:
         rel = rel[None, :]
     if rel.ndim == 2 and rel.shape[0] == 0:
         raise ValueError("ranking_metrics needs at least one list")
-    return {name: float(values.mean()) for name, values in per_list_metrics(rel, n_relevant, ks, ideal=ideal).items()}
+    return {name: float(values.mean()) for name, values in per_list_metrics(rel, n_relevant, ks, ideal=ideal, lengths=lengths).items()}
 
 
 def per_list_metrics(
-    relevance: ArrayLike, n_relevant: ArrayLike, ks: Sequence[int], *, ideal: Ideal = "standard"
+    relevance: ArrayLike,
+    n_relevant: ArrayLike,
+    ks: Sequence[int],
+    *,
+    ideal: Ideal = "standard",
+    lengths: ArrayLike | None = None,
 ) -> dict[str, np.ndarray]:
     """The metrics of each list: [B] per name, from `relevance` [B, N] and `n_relevant` [B].
 
@@ -66,7 +77,9 @@ def per_list_metrics(
     start = np.zeros((n_lists, 1))
     hits = np.concatenate([start, np.cumsum(rel, axis=1)], axis=1)  # [B, N+1]: by cut-off
     dcg = np.concatenate([start, np.cumsum(rel * discount[:n_ranks], axis=1)], axis=1)  # [B, N+1]
-    ideal_hits = truths if ideal == "standard" else hits[:, -1].astype(np.int64)
+    ideal_hits = truths
+    if ideal == "paper":
+        ideal_hits = np.minimum(truths, n_ranks if lengths is None else np.asarray(lengths, dtype=np.int64))
 
     metrics: dict[str, np.ndarray] = {}
     for k in ks:

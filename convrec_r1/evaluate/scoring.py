@@ -22,6 +22,7 @@ from convrec_r1.evaluate.list_quality import (
 )
 from convrec_r1.evaluate.metrics import Ideal, per_list_metrics
 from convrec_r1.evaluate.popularity import Popularity
+from convrec_r1.lists import Item, fold
 from convrec_r1.reward import Position, relevance
 
 
@@ -144,12 +145,18 @@ def score(
         relevance(text, c.ground_truth, c.seen, catalog, n, year_tolerance=year_tolerance, position=position)
         for text, c in zip(texts, conversations, strict=True)
     ]
-    ranking = per_list_metrics(hits, [len(c.ground_truth) for c in conversations], ks, ideal=ideal)
+    parsed = [parsed_lines(text, catalog) for text in texts]
+    ranked = [items if position == "line" else [item for item in items if item is not None] for items in parsed]
+    ranking = per_list_metrics(
+        hits,
+        [len(c.ground_truth) for c in conversations],
+        ks,
+        ideal=ideal,
+        lengths=[_countable(items[:n], c, catalog) for items, c in zip(ranked, conversations, strict=True)],
+    )
     samples = []
     for at, (text, conversation) in enumerate(zip(texts, conversations, strict=True)):
-        items = parsed_lines(text, catalog)
-        ranked = items if position == "line" else [item for item in items if item is not None]
-        recommended = ranked[:n]
+        items, recommended = parsed[at], ranked[at][:n]
         covered = catalog_indices(recommended, catalog, popularity)
         metrics = {name: float(values[at]) for name, values in ranking.items()}
         metrics |= list_quality(items, conversation.seen, catalog, n)
@@ -169,6 +176,12 @@ def score(
             )
         )
     return Evaluation(tuple(samples), len(catalog))
+
+
+def _countable(recommended: Sequence[Item | None], conversation: Conversation, catalog: Catalog) -> int:
+    """Recommendations that could have been hits: in the catalog, and not of a title the user has seen."""
+    seen = {fold(title) for title in conversation.seen}
+    return sum(item is not None and item in catalog and fold(item.title) not in seen for item in recommended)
 
 
 def _mean(values: Sequence[float]) -> float:

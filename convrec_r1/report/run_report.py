@@ -40,12 +40,13 @@ def report(cfg: Config, folder: RunFolder, systems: Systems) -> dict[str, Any]:
         for name, evaluation in systems.items()
     }
     paired = _paired(systems, final, key, options)
-    rows = [[*_cells(name, metrics[name], intervals[name], ranking, key)] for name in systems]
-    header = ["", *ranking, *OTHERS.values()]
+    rows = [_cells(name, metrics[name], intervals[name][key], ranking) for name in systems]
+    header = ["", *ranking, f"{key} interval", *OTHERS.values()]
     conversations = len(systems[final])
     caption = f"{conversations} conversations of the {cfg.eval.split} split, lists of {cfg.n}, greedy decoding"
     differences = [_sentence(key, final, p) for p in paired]
-    _show(header, rows, caption, differences)
+    _show(header, rows, {f"{metric}@{k}" for metric in ("ndcg", "recall") for k in ks[1:-1] if f"ndcg@{k}" != key})
+    console.print(caption, *differences, sep="\n", highlight=False)
     figure = run_figure(folder.figures / "run.png", read_jsonl(folder.metrics), systems, intervals, key, LABELS)
     write_text(folder.path / "report.md", _markdown(cfg, header, rows, caption, differences, figure.name))
     return {
@@ -88,14 +89,14 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _cells(name: str, metrics: dict, intervals: dict, ranking: list[str], key: str) -> list[str]:
-    yield LABELS.get(name, name)
-    for metric in ranking:
-        low, high = intervals[metric]
-        spread = f" [{low:.3f}, {high:.3f}]" if metric == key and low is not None else ""
-        yield f"{metrics[metric]:.4f}{spread}"
-    for metric in OTHERS:
-        yield f"{metrics[metric]:.1%}" if metric.startswith("catalog") else f"{metrics[metric]:.2f}"
+def _cells(name: str, metrics: dict, interval: list, ranking: list[str]) -> list[str]:
+    low, high = interval
+    return [
+        LABELS.get(name, name),
+        *(f"{metrics[metric]:.4f}" for metric in ranking),
+        "" if low is None else f"{low:.3f}-{high:.3f}",
+        *(f"{metrics[m]:.1%}" if m.startswith("catalog") else f"{metrics[m]:.2f}" for m in OTHERS),
+    ]
 
 
 def _sentence(metric: str, final: str, entry: dict[str, Any]) -> str:
@@ -106,15 +107,15 @@ def _sentence(metric: str, final: str, entry: dict[str, Any]) -> str:
     return f"{text} [{entry['low']:+.4f}, {entry['high']:+.4f}], p = {entry['p_holm']:.4f} (Holm)"
 
 
-def _show(header: list[str], rows: list[list[str]], caption: str, differences: list[str]) -> None:
-    table = Table(*header, caption=caption, caption_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for i, row in enumerate(rows):
-        table.add_row(*row, style="bold" if i == len(rows) - 1 else "")
+def _show(header: list[str], rows: list[list[str]], left_out: set[str]) -> None:
+    """On the terminal without the columns of `left_out`, so that it fits; report.md has them all."""
+    shown = [i for i, name in enumerate(header) if name not in left_out]
+    table = Table()
+    for i in shown:
+        table.add_column(header[i], justify="right" if i else "left", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*(row[i] for i in shown), style="bold" if row is rows[-1] else "")
     console.print(table)
-    for line in differences:
-        console.print(line, highlight=False)
 
 
 def _markdown(
@@ -127,7 +128,7 @@ def _markdown(
         "|---" + "|--:" * (len(header) - 1) + "|",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        f"{caption}. Brackets: {cfg.eval.level:.0%} cluster-bootstrap interval.",
+        f"{caption}. Intervals: {cfg.eval.level:.0%}, cluster bootstrap.",
         "",
         *(f"- {line}" for line in differences),
         "",

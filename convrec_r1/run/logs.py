@@ -4,6 +4,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import transformers
 from rich.logging import RichHandler
 
 from convrec_r1.run.progress import console
@@ -35,6 +36,7 @@ def start_logging(file: Path | None, *, is_first: bool) -> None:
         package.addHandler(to_file)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning.*")
     # Standard advice of Lightning that does not apply: our loader is no torch DataLoader, our logging is our own.
     warnings.filterwarnings("ignore", message=r".*(num_workers|does not have many workers|isinstance\(treespec).*")
