@@ -19,9 +19,11 @@ class Item(NamedTuple):
 # byte, so a token is blank exactly where its text is, however a byte-level tokenizer cuts the line.
 WHITESPACE = " \t\r\n\f\v"
 
-_MARKER = re.compile(r"^(?:[-*\u2022\u00b7\u2013\u2014]|\(?\d{1,3}[.)](?!\d))\s+")
-_YEAR = re.compile(r"\s*\((\d{4})\)")
-_WRAPPERS = ("**", "__", "*", "_", "`", '"', "'", "\u201c", "\u201d")
+_MARKER = re.compile(r"^(?:[-*\u2022\u00b7\u2013\u2014]|\d{1,3}[.)]|\(\d{1,2}\))\s+")
+_YEAR = re.compile(r"\((\d{4})\)")
+_MARKS = [("**", "**"), ("__", "__"), *((m, m) for m in "*_`\"'"), ("\u201c", "\u201d"), ("\u2018", "\u2019")]
+_LAYERS = 8
+
 
 
 def lines(text: str) -> list[str]:
@@ -40,7 +42,7 @@ def parse_line(line: str, *, year_required: bool = True) -> Item | None:
     found = _YEAR.search(line)
     if found is None and year_required:
         return None
-    title = _unwrap(line[: found.start()] if found else line)
+    title = _unwrap(line[: found.start()], line[found.end() : found.end() + 2 * _LAYERS]) if found else _unwrap(line, "")
     if not title:
         return None
     return Item(title, int(found.group(1)) if found else None)
@@ -62,24 +64,24 @@ def fold(title: str) -> str:
     return " ".join(title.casefold().split())
 
 
-def _unwrap(title: str) -> str:
-    """Take off quotes and emphasis. An opening mark may have its closing one behind the year: **Title (Year)**."""
+def _unwrap(title: str, behind: str) -> str:
+    """Take off quotes and emphasis around the title, or opened before it and closed `behind` the year.
+
+    A mark that is closed inside the title belongs to it ("Crocodile" Dundee), and so does one that nothing closes
+    ('Tis Autumn, *batteries not included). A bounded number of layers, so that a line of a million stars costs little.
+    """
     title = title.strip()
-    changed = True
-    while changed:
-        changed = False
-        for mark in _WRAPPERS:
-            if not title.startswith(mark) or len(title) <= len(mark):
+    for _ in range(_LAYERS):
+        for opening, closing in _MARKS:
+            if not title.startswith(opening):
                 continue
-            closed = title.endswith(mark)
-            if closed and len(title) > 2 * len(mark):
-                body = title[len(mark) : -len(mark)]
-            # A lone opening mark has its closing one behind the year. One that is closed further on belongs to the
-            # title ("Crocodile" Dundee), and so does an apostrophe ('Tis Autumn).
-            elif title.count(mark) == 1 and mark != "'":
-                body = title[len(mark) :]
+            if title.endswith(closing) and len(title) > len(opening) + len(closing):
+                title = title[len(opening) : -len(closing)].strip()
+            elif closing in behind and len(title) > len(opening):
+                title = title[len(opening) :].strip()
             else:
                 continue
-            title, changed = body.strip(), True
             break
+        else:
+            return title
     return title

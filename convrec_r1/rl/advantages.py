@@ -27,9 +27,9 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: Scale = "std") 
     centred = groups - groups.mean(1, keepdim=True)
     if scale == "std" and group_size > 1:
         centred = centred / (groups.std(1, keepdim=True) + 1e-4)
-    # Rounding of the mean would leave crumbs where all rewards are equal.
-    varies = groups.amax(1, keepdim=True) > groups.amin(1, keepdim=True)
-    return torch.where(varies, centred, 0.0).flatten(0, 1)
+    # Rounding of the mean would leave crumbs where all rewards are equal. (A NaN equals nothing, and stays.)
+    equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
+    return torch.where(equal, 0.0, centred).flatten(0, 1)
 
 
 def per_token(advantages: Tensor, ranks: Tensor, n: int) -> Tensor:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from convrec_r1.rl.advantages import per_token
 
+MAX_LOG_RATIO = 80.0
+"""exp of more is infinite in fp32, and infinity times an advantage of zero is no number."""
+
 Ratio = Literal["token", "rank", "sequence"]
 Aggregation = Literal["sequence", "constant", "token", "rank"]
 
@@ -88,9 +91,10 @@ def surrogate_loss(
     Raises ValueError for an unknown ratio or aggregation, a missing `max_length`, or beta without `ref_logps`.
     """
     on = mask.bool()
+    logps = logps.to(torch.promote_types(logps.dtype, torch.float32))  # bf16 could not even count the tokens
     mask = on.to(logps.dtype)
     log_ratio = unit_log_ratio(torch.where(on, logps - old_logps, 0.0), mask, ranks, n, ratio)  # [B, T]
-    r = log_ratio.exp()
+    r = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     unclipped = r * advantages
     clipped = r.clamp(1 - clip_low, 1 + clip_high) * advantages
     surrogate = torch.minimum(unclipped, clipped)
@@ -109,7 +113,7 @@ def surrogate_loss(
         "clip_ratio/high_mean": token_mean(high.to(r.dtype)),
         "clip_ratio/region_mean": token_mean((low | high).to(r.dtype)),
         "ratio/mean": token_mean(r),
-        "ratio/max": torch.where(mask > 0, r, 0.0).detach().max(),
+        "ratio/max": torch.where(on, r, 0.0).detach().amax() if r.numel() else r.new_zeros(()),
     }
     if beta:
         if ref_logps is None:

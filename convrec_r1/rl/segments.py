@@ -35,4 +35,5 @@ def list_lengths(completion_ids: Tensor, ranks: Tensor, blank: Tensor, eos: Tens
     completion_ids, ranks: [B, T].  blank, eos: BoolTensor [V].
     """
     is_text = ~(blank | eos)[completion_ids] & (ranks >= 0)
-    return torch.where(is_text, ranks, -1).max(-1).values + 1
+    ranks = torch.nn.functional.pad(torch.where(is_text, ranks, -1), (0, 1), value=-1)  # T may be 0
+    return ranks.amax(-1) + 1

@@ -49,7 +49,7 @@ def base_policy(cfg: Config, data: Dataset) -> Policy:
 
     def corpus() -> list[str]:
         instruction = cfg.data.instruction.format(n=cfg.n)
-        texts = [f"{instruction}\n{dialogue(c)}" for c in data["train"]]
+        texts = [f"User: {instruction}\n{dialogue(c)}\nAssistant:\n" for c in data["train"]]
         texts += [format(c.demonstration) + "\n" for c in data["train"] if c.demonstration]
         return texts + [f"{item}\n" for item in data.catalog]
 

@@ -1,0 +1,55 @@
+# `make help` lists the targets. Everything runs in .venv/, which `make setup` makes and which follows pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SEEDS ?= 1,2,3
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run smoke test test-fast lint fmt sweep bench wheel clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# The stamp carries what was installed from: another pyproject.toml, constraints.txt or overrides.txt installs again.
+setup: $(VENV)/.installed ## Make .venv/ with everything the project needs
+
+$(VENV)/.installed: pyproject.toml constraints.txt overrides.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \
+		--constraint constraints.txt --override overrides.txt --editable ".[dev]"
+	@touch $@
+
+run: setup ## The main job: SFT, Rank-GRPO and evaluation on embedded data (ARGS="key=value ..." changes it)
+	$(BIN)/python -m convrec_r1 $(ARGS)
+
+smoke: setup ## Every step of the main job in under a minute
+	$(BIN)/python -m convrec_r1 debug=smoke $(ARGS)
+
+test: setup ## All tests, those that build, download and train included
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup ## Tests that need no build, no download and no whole run
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: setup ## Style and format, as CI checks them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fmt: setup ## Put style and format right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sweep: setup ## The main job for several seeds (SEEDS=1,2,3)
+	$(BIN)/python -m convrec_r1 -m seed=$(SEEDS) $(ARGS)
+
+bench: setup ## Where a step's time goes, and what the objective costs, as ratios
+	$(BIN)/python experiments/bench.py $(ARGS)
+
+wheel: setup ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## Remove what was built and installed; outputs/ stays
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

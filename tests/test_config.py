@@ -1,0 +1,150 @@
+"""Configuration: every file composes, wrong keys are named, what cannot work is refused before anything loads."""
+
+import itertools
+
+import pytest
+from support import ROOT, compose_config, make_config
+
+from convrec_r1.config.checks import check
+from convrec_r1.config.files import conf_folder, expand
+from convrec_r1.errors import UserError
+from convrec_r1.run.folder import run_name
+
+GROUPS = ("task", "model", "data", "algo", "reward", "rollout", "trainer", "logger", "eval", "experiment", "debug")
+FILES = [(group, path.stem) for group in GROUPS for path in sorted((conf_folder() / group).glob("*.yaml"))]
+
+
+def options(group: str) -> list[str]:
+    return [name for found, name in FILES if found == group]
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_every_file_composes_into_the_schema(group, name):
+    cfg = make_config(f"{group}={name}", "data.path=x", "model.path=x" if name == "hub" else "seed=1")
+    assert cfg.n >= 1
+
+
+def test_the_groups_offer_what_the_readme_names():
+    assert set(options("algo")) == {"sft", "grpo", "dr_grpo", "gspo", "rank_grpo", "dapo", "rank_grpo_reference"}
+    assert set(options("reward")) == {"exp_inf", "log_decay", "exp"}
+    assert set(options("model")) >= {"tiny", "smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b", "llama-3.2-3b"}
+    assert set(options("trainer")) == {"cpu", "gpu", "ddp", "fsdp"}
+    assert set(options("logger")) == {"wandb", "csv", "none"}
+
+
+@pytest.mark.parametrize(("algo", "reward"), itertools.product(options("algo"), options("reward")))
+def test_algorithms_and_rewards_combine(algo, reward):
+    check(make_config(f"algo={algo}", f"reward={reward}"))
+
+
+TABLE = {  # design section 4
+    "grpo": ("sequence", "token", "sequence", "std"),
+    "dr_grpo": ("sequence", "token", "constant", "none"),
+    "gspo": ("sequence", "sequence", "sequence", "std"),
+    "rank_grpo": ("rank", "rank", "rank", "std"),
+    "dapo": ("sequence", "token", "token", "std"),
+    "rank_grpo_reference": ("rank", "rank", "token", "std"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_algorithms_are_those_of_the_table(name):
+    algo = make_config(f"algo={name}").algo
+    assert (algo.advantage.value, algo.ratio.value, algo.aggregation.value, algo.scale.value) == TABLE[name]
+    assert algo.name == name
+
+
+def test_the_default_recipe_of_a_large_model_is_the_papers():
+    cfg = make_config("model=qwen2.5-0.5b", "data=reddit_v2", "data.path=x")
+    assert (cfg.rl.lr, cfg.rl.betas, cfg.rl.prompts_per_step * cfg.algo.group_size) == (1e-6, [0.9, 0.99], 384)
+    assert (cfg.algo.clip_low, cfg.algo.clip_high, cfg.algo.beta, cfg.algo.mu) == (0.06, 0.08, 1e-3, 1)
+    assert (cfg.sft.lr, cfg.sft.schedule.value, cfg.sft.warmup, cfg.sft.epochs) == (5e-5, "cosine", 0.05, 10)
+    assert (cfg.model.max_prompt_length, cfg.model.max_completion_length, cfg.n) == (2048, 1024, 20)
+    assert (cfg.rollout.temperature, cfg.rollout.top_p, cfg.model.dtype) == (1.0, 1.0, "float32")
+
+
+def test_an_experiment_wins_over_its_groups_and_the_command_line_over_both():
+    cfg = make_config("experiment=movieland_off_policy")
+    assert (cfg.algo.mu, cfg.algo.minibatches, cfg.study) == (2, 2, "off_policy")
+    assert make_config("experiment=movieland_off_policy", "algo.mu=1").algo.mu == 1
+    assert make_config("experiment=paper", "data.path=x").data.name == "reddit_v2"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algo.clip=0.2", "clip"),
+        ("nonsense=1", "nonsense"),
+        ("rl.steps=many", "steps"),
+        ("algo.ratio=word", "word"),
+        ("algo=ppo", "ppo"),
+    ],
+)
+def test_a_wrong_key_or_type_is_named(override, message):
+    with pytest.raises(Exception, match=message):
+        make_config(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward=exp", "reward.gamma=0.5"], "reward.gamma >= 1"),
+        (["reward.kind=exp"], "reward.gamma >= 1"),
+        (["data=redial"], "data.path=DIR"),
+        (["data=redial", "data.path=/no/such/place"], "no such file or folder"),
+        (["data.catalog=nowhere.csv"], "data.catalog=nowhere.csv"),
+        (["model=hub"], "model.path is empty"),
+        (["task=eval"], "checkpoint=RUN"),
+        (["warm_start=/no/policy"], "folder of a policy"),
+        (["rl.prompts_per_step=5", "trainer=ddp", "trainer.devices=2"], "a group is never split"),
+        (["algo.minibatches=7"], "algo.minibatches=7"),
+        (["algo.group_size=1"], "group of one"),
+        (["model=qwen2.5-0.5b", "model.dtype=bfloat16"], "pure bf16"),
+        (["model=qwen2.5-0.5b", "trainer.precision=bf16-true"], "round to nothing"),
+        (["trainer=fsdp"], "fsdp"),
+        (["trainer.strategy=magic"], "choose one of auto, ddp, fsdp"),
+        (["rollout.engine=warp"], "rollout.engine=warp"),
+        (["rollout.temperature=0"], "rollout.temperature"),
+        (["rl.steps=0", "n=0"], "rl.steps=0"),
+        (["algo.dual_clip=0.5"], "dual_clip"),
+        (["eval.baselines=[luck]"], "luck"),
+        (["data=reddit_v2", "data.path=.", "n=5"], "data.prompt=ours"),
+        (["sft.betas=[0.9]"], "sft.betas"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_key(overrides, message):
+    with pytest.raises(UserError, match=message):
+        check(make_config(*overrides))
+
+
+def test_all_that_is_wrong_is_told_at_once():
+    with pytest.raises(UserError) as caught:
+        check(make_config("n=0", "rl.steps=0", "data=redial"))
+    assert str(caught.value).count("\n  - ") >= 3
+
+
+def test_pure_bf16_is_allowed_where_steps_are_large_enough():
+    check(make_config("model.dtype=bfloat16"))  # tiny: 3e-4
+    with pytest.raises(UserError, match="pure bf16"):
+        check(make_config("model.dtype=bfloat16", "rl.lr=1e-6"))
+
+
+def test_model_may_be_any_id_or_folder():
+    assert expand(["model=Qwen/Qwen3-0.6B", "seed=2"]) == ["model=hub", "model.path=Qwen/Qwen3-0.6B", "seed=2"]
+    assert expand(["model=tiny"]) == ["model=tiny"]
+    assert make_config("model=./some/folder").model.path == "./some/folder"
+
+
+def test_a_run_is_named_after_its_config():
+    def of(*overrides):
+        return run_name(_root_=compose_config(*overrides))
+
+    assert of("seed=3").startswith("rank_grpo-exp_inf-tiny-movieland-s3-")
+    assert of() == of("logger=none") == of("study=other") == of("outputs=/elsewhere")
+    assert of() != of("rl.lr=1e-4")
+    assert of("algo=sft").startswith("sft-tiny-movieland")
+    assert "/" not in of("model=Qwen/Qwen3-0.6B")
+
+
+def test_conf_stands_in_the_checkout():
+    assert conf_folder() == ROOT / "conf"
