@@ -26,6 +26,7 @@ USER_ERROR = 2
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ _MARKS = [("**", "**"), ("__", "__"), *((m, m) for m in "*_`\"'"), ("\u201c", "\
 _LAYERS = 8
 
 
-
 def lines(text: str) -> list[str]:
     """The non-blank lines of a list. Only `\\n` ends a line, as in `rl.segment_ranks`: k-th line, k-th rank."""
     return [line for line in text.split("\n") if line.strip(WHITESPACE)]
@@ -42,7 +41,9 @@ def parse_line(line: str, *, year_required: bool = True) -> Item | None:
     found = _YEAR.search(line)
     if found is None and year_required:
         return None
-    title = _unwrap(line[: found.start()], line[found.end() : found.end() + 2 * _LAYERS]) if found else _unwrap(line, "")
+    title = (
+        _unwrap(line[: found.start()], line[found.end() : found.end() + 2 * _LAYERS]) if found else _unwrap(line, "")
+    )
     if not title:
         return None
     return Item(title, int(found.group(1)) if found else None)

@@ -54,5 +54,3 @@ def tiny_policy(seed: int = 0, **changes):
     cfg = ModelConfig(name="tiny", source=ModelSource.tiny, **{**sizes, **changes})
     corpus = [dialogue(c) for c in data["train"]] + [format(c.demonstration) + "\n" for c in data["train"]]
     return build_policy(cfg, seed=seed, corpus=lambda: corpus)
-
-

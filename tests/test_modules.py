@@ -143,7 +143,9 @@ def test_rewarded_lists_become_likelier(warm, tmp_path):
     wanted = max(set(items), key=items.count)
     easy = [changed(c, ground_truth=(wanted,), seen=()) for c in DATA["train"]]
     policy = copy.deepcopy(warm)
-    cfg = config("rl.steps=12", "rl.prompts_per_step=4", "algo.group_size=8", "rl.lr=3e-3", "trainer.checkpoint_every=100")
+    cfg = config(
+        "rl.steps=12", "rl.prompts_per_step=4", "algo.group_size=8", "rl.lr=3e-3", "trainer.checkpoint_every=100"
+    )
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(tmp_path / "metrics.jsonl")])
     module = RLModule(policy, make_engine("hf", policy, batch_size=64), encoder, DATA.catalog, cfg, tracker)

@@ -15,7 +15,9 @@ SEEDS = [prompt_seed(0, 0, i) for i in range(4)]
 
 def same(a, b) -> bool:
     return all(
-        np.array_equal(x.ids, y.ids) and np.allclose(x.logprobs, y.logprobs, atol=1e-4) and x.finish_reason == y.finish_reason
+        np.array_equal(x.ids, y.ids)
+        and np.allclose(x.logprobs, y.logprobs, atol=1e-4)
+        and x.finish_reason == y.finish_reason
         for g, h in zip(a, b, strict=True)
         for x, y in zip(g, h, strict=True)
     )
@@ -46,9 +48,13 @@ def test_the_global_random_state_plays_no_part(policy):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_are_those_the_trainer_computes(policy, temperature):
     policy.temperature = temperature
-    groups = HFEngine(policy, batch_size=4).generate(PROMPTS, SEEDS, Sampling(n=2, max_tokens=10, temperature=temperature))
+    groups = HFEngine(policy, batch_size=4).generate(
+        PROMPTS, SEEDS, Sampling(n=2, max_tokens=10, temperature=temperature)
+    )
     completions = [c for group in groups for c in group]
-    batch = TokenBatch.collate([p for p in PROMPTS for _ in range(2)], [c.ids.tolist() for c in completions], policy.pad_id)
+    batch = TokenBatch.collate(
+        [p for p in PROMPTS for _ in range(2)], [c.ids.tolist() for c in completions], policy.pad_id
+    )
     logps, _ = policy(batch)
     for row, completion in zip(logps, completions, strict=True):
         np.testing.assert_allclose(row[: len(completion.ids)].detach(), completion.logprobs, atol=1e-4)

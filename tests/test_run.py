@@ -72,7 +72,9 @@ def test_an_empty_folder_goes_away_and_a_used_one_stays(tmp_path):
 
 
 def test_metrics_are_lines_of_step_split_values(tmp_path):
-    tracker = Tracker([JsonlSink(tmp_path / "metrics.jsonl", tmp_path / "rollouts"), CsvSink(tmp_path / "metrics.jsonl")])
+    tracker = Tracker(
+        [JsonlSink(tmp_path / "metrics.jsonl", tmp_path / "rollouts"), CsvSink(tmp_path / "metrics.jsonl")]
+    )
     tracker.log(1, "sft", {"sft/loss": 2.0})
     tracker.log(1, "train", {"reward": 0.5})
     tracker.log(2, "validation", {"val/ndcg@5": 0.25})
@@ -127,7 +129,11 @@ def test_wandb_keeps_runs_apart_offline(tmp_path):
         assert set(run.tags) == {"rank_grpo", "tiny", "movieland"}
         config = {u.key: json.loads(u.value_json) for u in run.config.update}
         assert (config["seed"], config["git_sha"]) == (seed, "abc123")
-        history = [{i.key or "/".join(i.nested_key): i.value_json for i in r.history.item} for r in found if r.HasField("history")]
+        history = [
+            {i.key or "/".join(i.nested_key): i.value_json for i in r.history.item}
+            for r in found
+            if r.HasField("history")
+        ]
         rewards = [json.loads(h["reward"]) for h in history if "reward" in h]
         assert rewards == [seed / 10]
         assert any("sft/step" in h for h in history)

@@ -49,7 +49,10 @@ def ranking_metrics(
         rel = rel[None, :]
     if rel.ndim == 2 and rel.shape[0] == 0:
         raise ValueError("ranking_metrics needs at least one list")
-    return {name: float(values.mean()) for name, values in per_list_metrics(rel, n_relevant, ks, ideal=ideal, lengths=lengths).items()}
+    return {
+        name: float(values.mean())
+        for name, values in per_list_metrics(rel, n_relevant, ks, ideal=ideal, lengths=lengths).items()
+    }
 
 
 def per_list_metrics(

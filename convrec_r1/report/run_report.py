@@ -21,7 +21,7 @@ LABELS = {
 }  # fmt: skip
 OTHERS = {
     "catalog/valid": "in catalog",
-    "list/duplicates": "duplicates",
+    "list/duplicates": "repeats",
     "list/seen": "seen",
     "catalog/coverage": "coverage",
 }
@@ -41,11 +41,11 @@ def report(cfg: Config, folder: RunFolder, systems: Systems) -> dict[str, Any]:
     }
     paired = _paired(systems, final, key, options)
     rows = [_cells(name, metrics[name], intervals[name][key], ranking) for name in systems]
-    header = ["", *ranking, f"{key} interval", *OTHERS.values()]
+    header = ["", *ranking, "interval", *OTHERS.values()]
     conversations = len(systems[final])
     caption = f"{conversations} conversations of the {cfg.eval.split} split, lists of {cfg.n}, greedy decoding"
     differences = [_sentence(key, final, p) for p in paired]
-    _show(header, rows, {f"{metric}@{k}" for metric in ("ndcg", "recall") for k in ks[1:-1] if f"ndcg@{k}" != key})
+    _show(header, rows, {key, "interval", key.replace("ndcg", "recall"), *OTHERS.values()} - {"coverage"})
     console.print(caption, *differences, sep="\n", highlight=False)
     figure = run_figure(folder.figures / "run.png", read_jsonl(folder.metrics), systems, intervals, key, LABELS)
     write_text(folder.path / "report.md", _markdown(cfg, header, rows, caption, differences, figure.name))
@@ -107,12 +107,12 @@ def _sentence(metric: str, final: str, entry: dict[str, Any]) -> str:
     return f"{text} [{entry['low']:+.4f}, {entry['high']:+.4f}], p = {entry['p_holm']:.4f} (Holm)"
 
 
-def _show(header: list[str], rows: list[list[str]], left_out: set[str]) -> None:
-    """On the terminal without the columns of `left_out`, so that it fits; report.md has them all."""
-    shown = [i for i, name in enumerate(header) if name not in left_out]
+def _show(header: list[str], rows: list[list[str]], chosen: set[str]) -> None:
+    """On the terminal the columns of `chosen` only, so that it fits 80 characters; report.md has them all."""
+    shown = [i for i, name in enumerate(header) if i == 0 or name in chosen]
     table = Table()
     for i in shown:
-        table.add_column(header[i], justify="right" if i else "left", no_wrap=i == 0)
+        table.add_column(header[i], justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(row[i] for i in shown), style="bold" if row is rows[-1] else "")
     console.print(table)

@@ -12,7 +12,7 @@ from convrec_r1.lists import Item
 
 # How sharply films follow affinity, and how much fame adds, when the user picks (softmax logits).
 _SEEN_AFFINITY, _SEEN_FAME = 2.5, 0.8
-_TRUTH_AFFINITY, _TRUTH_FAME, _TRUTH_NOISE = 2.3, 0.5, 0.3
+_TRUTH_AFFINITY, _TRUTH_FAME, _TRUTH_NOISE = 3.0, 0.5, 0.3
 _SECOND_CONVERSATION = 0.15
 """Share of users with two conversations: the same context, another draw of what they go on to like."""
 

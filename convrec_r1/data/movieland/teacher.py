@@ -9,8 +9,10 @@ from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.movieland.taste import Facets, film_table
 from convrec_r1.lists import Item, fold, parse_line
 
-# The teacher ranks by affinity to what was said, by fame, and by chance: it overrates what everyone knows.
-_AFFINITY, _FAME, _NOISE = 1.0, 0.8, 1.1
+# The teacher chooses by affinity to what was said, by fame, and by chance: it overrates what everyone knows. What it has
+# chosen it names in the order of fame, give or take: what comes to mind first, not what fits best.
+_AFFINITY, _FAME, _NOISE = 2.0, 1.6, 0.5
+_ORDER_NOISE = 0.2
 
 # Share of lines that are not the film the teacher had in mind, as a clean entry.
 OFF_CATALOG_RATE = 0.06
@@ -87,7 +89,7 @@ OFF_CATALOG: tuple[str, ...] = (
 
 def raw_list(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[str]:
     """The teacher's answer to a conversation: `n` lines, best first, with its faults at the rates above."""
-    return _write(_ranking(spoken, seen, rng), seen, n, rng)
+    return _write(_ranking(spoken, seen, n, rng), seen, n, rng)
 
 
 def grounded(lines: Iterable[str], catalog: Catalog, n: int, *, next_choices: Iterable[str] = ()) -> tuple[Item, ...]:
@@ -110,17 +112,20 @@ def demonstrate(
     spoken: Facets, seen: Sequence[Item], catalog: Catalog, n: int, rng: np.random.Generator
 ) -> tuple[Item, ...]:
     """A demonstration: the teacher's list of `n` lines, grounded, and filled up from where its ranking goes on."""
-    ranking = _ranking(spoken, seen, rng)
+    ranking = _ranking(spoken, seen, n, rng)
     lines = _write(ranking, seen, n, rng)
     return grounded(lines, catalog, n, next_choices=(str(item) for item in ranking[n:]))
 
 
-def _ranking(spoken: Facets, seen: Sequence[Item], rng: np.random.Generator) -> list[Item]:
-    """All films but those with a seen title, in the teacher's order."""
+def _ranking(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[Item]:
+    """All films but those with a seen title: the `n` that the teacher chooses, famous ones first, then the others."""
     table = film_table()
     score = _AFFINITY * table.affinity(spoken) + _FAME * table.fame + _NOISE * rng.normal(size=len(table))
     order = np.argsort(-score, kind="stable")
     order = order[~table.same_title(np.array([table.index[item] for item in seen], dtype=np.intp))[order]]
+    chosen = order[:n]
+    first = np.argsort(-(table.fame[chosen] + _ORDER_NOISE * rng.normal(size=len(chosen))), kind="stable")
+    order = np.concatenate([chosen[first], order[n:]])
     return [table.films[index].item for index in order.tolist()]
 
 
