@@ -11,7 +11,7 @@ import pytest
 
 from convrec_r1.data import movieland
 from convrec_r1.data.movieland import simulator, teacher
-from convrec_r1.data.movieland.films import GENRES, THEMES, load_films
+from convrec_r1.data.movieland.films import GENRES, THEMES, catalog_films, load_films
 from convrec_r1.data.movieland.taste import Facets, film_table
 from convrec_r1.data.schema import SPLITS, Dataset
 from convrec_r1.evaluate import ranking_metrics
@@ -97,10 +97,25 @@ def test_titles_survive_being_written_and_parsed():
         assert parse(str(film.item)) == [film.item]
 
 
+def test_the_catalog_is_half_of_the_films_famous_and_obscure_alike():
+    films, catalog = load_films(), catalog_films()
+    assert len(catalog) == 240
+    assert set(catalog) < set(films)
+    assert max(film.popularity for film in catalog) == 100
+    means = [np.mean([film.popularity for film in some]) for some in (films, catalog)]
+    assert means[0] == pytest.approx(means[1], rel=0.05)
+
+
+def test_demonstrations_name_the_famous_first(dataset):
+    popularity = {film.item: film.popularity for film in catalog_films()}
+    fame = np.array([[popularity[item] for item in c.demonstration] for c in dataset["train"]])
+    assert fame[:, 0].mean() > 3 * fame[:, 9].mean()
+
+
 def test_off_catalog_films_are_not_in_the_catalog():
-    titles = {fold(film.item.title) for film in load_films()}
+    titles = {fold(film.item.title) for film in catalog_films()}
     parsed = [parse_line(line) for line in teacher.OFF_CATALOG]
-    assert len(set(parsed)) == len(parsed) >= 60
+    assert len(set(parsed)) == len(parsed) >= 200
     assert all(item is not None and fold(item.title) not in titles for item in parsed)
 
 
@@ -252,7 +267,7 @@ def test_demonstrations_keep_some_seen_titles(dataset):
 
 
 def test_the_teacher_errs_at_the_stated_rates(samples):
-    items = {film.item for film in load_films()}
+    items = {film.item for film in catalog_films()}
     titles = {item.title for item in items}
     off_catalog = set(teacher.OFF_CATALOG)
     counts, total = Counter(), 0
@@ -276,13 +291,15 @@ def test_the_teacher_errs_at_the_stated_rates(samples):
 
 def test_grounding_keeps_exact_entries_and_fills_up(dataset):
     lines = ["Jaws (1975)", "Jaws (1976)", "Alien", "No Such Film (1999)", "jaws (1975)", "1. Alien (1979)"]
-    kept = teacher.grounded(lines, dataset.catalog, 3, next_choices=["Alien (1979)", "Psycho (1960)", "Speed (1994)"])
-    assert kept == (Item("Jaws", 1975), Item("Alien", 1979), Item("Psycho", 1960))
+    kept = teacher.grounded(
+        lines, dataset.catalog, 3, next_choices=["Alien (1979)", "Inception (2010)", "The Matrix (1999)"]
+    )
+    assert kept == (Item("Jaws", 1975), Item("Alien", 1979), Item("Inception", 2010))
     assert teacher.grounded(lines, dataset.catalog, 1) == (Item("Jaws", 1975),)
 
 
 def test_the_teacher_overrates_what_everyone_knows(dataset):
-    popularity = {film.item: film.popularity for film in load_films()}
+    popularity = {film.item: film.popularity for film in catalog_films()}
     shown = [popularity[item] for conversation in dataset["train"] for item in conversation.demonstration]
     liked = [popularity[item] for conversation in dataset["train"] for item in conversation.ground_truth]
     assert np.mean(shown) > 1.5 * np.mean(liked)

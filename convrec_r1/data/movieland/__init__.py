@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from convrec_r1.data.catalog import Catalog
-from convrec_r1.data.movieland.films import load_films
+from convrec_r1.data.movieland.films import catalog_films
 from convrec_r1.data.movieland.simulator import Sample, simulate
 from convrec_r1.data.movieland.teacher import demonstrate
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 
-SIZES: dict[Split, int] = {"train": 2500, "validation": 200, "test": 400}
+SIZES: dict[Split, int] = {"train": 2500, "validation": 200, "test": 600}
 """Conversations of each split, unless asked for otherwise."""
 
 _TEACHER = 1
@@ -26,7 +26,7 @@ def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[Split, int] | None 
     A smaller split is a prefix of a larger one with the same seed. Splits that `sizes` leaves out have their default
     size. Users with two conversations (the same context, other ground truth) give both the same cluster.
     """
-    catalog = Catalog(film.item for film in load_films())
+    catalog = Catalog(film.item for film in catalog_films())
     if not 1 <= n_items <= len(catalog) // 2:
         raise ValueError(f"n_items must be between 1 and {len(catalog) // 2}, found {n_items}")
     wanted = {**SIZES, **(sizes or {})}

@@ -104,3 +104,14 @@ def load_films() -> tuple[Film, ...]:
         )
         for row in csv.DictReader(text.splitlines())
     )
+
+
+@cache
+def catalog_films() -> tuple[Film, ...]:
+    """The films that may be recommended: every second one down the order of fame, the most famous first.
+
+    The others are what a teacher knows and this catalog does not have.
+    """
+    films = load_films()
+    by_fame = sorted(range(len(films)), key=lambda i: (-films[i].popularity, films[i].item.title))
+    return tuple(films[i] for i in sorted(by_fame[::2]))

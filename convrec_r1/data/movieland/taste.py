@@ -7,7 +7,7 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from convrec_r1.data.movieland.films import GENRES, THEMES, Film, load_films
+from convrec_r1.data.movieland.films import GENRES, THEMES, Film, catalog_films
 from convrec_r1.lists import fold
 
 Scores = NDArray[np.float64]
@@ -90,7 +90,7 @@ class FilmTable:
 
 @cache
 def film_table() -> FilmTable:
-    return FilmTable(load_films())
+    return FilmTable(catalog_films())
 
 
 def draw_without_replacement(scores: Scores, n: int, rng: np.random.Generator) -> NDArray[np.intp]:
