@@ -130,7 +130,9 @@ def test_pure_bf16_is_allowed_where_steps_are_large_enough():
 
 
 def test_model_may_be_any_id_or_folder():
-    assert expand(["model=Qwen/Qwen3-0.6B", "seed=2"]) == ["model=hub", "model.path=Qwen/Qwen3-0.6B", "seed=2"]
+    assert expand(["model=Qwen/Qwen3-0.6B", "seed=2"]) == [
+        "model=hub", "model.path=Qwen/Qwen3-0.6B", "model.name=Qwen3-0.6B", "seed=2",
+    ]  # fmt: skip
     assert expand(["model=tiny"]) == ["model=tiny"]
     assert make_config("model=./some/folder").model.path == "./some/folder"
 

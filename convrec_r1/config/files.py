@@ -19,7 +19,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "model" and ("/" in value or "\\" in value) and "," not in value and value not in known:
-            result += ["model=hub", f"model.path={value}"]
+            result += ["model=hub", f"model.path={value}", f"model.name={value.rstrip('/').rsplit('/', 1)[-1]}"]
         else:
             result.append(argument)
     return result

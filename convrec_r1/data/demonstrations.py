@@ -24,7 +24,7 @@ def add_demonstrations(data: Dataset, n: int) -> Dataset:
     for basket in baskets:
         for item in basket:
             together[item].update(other for other in basket if other != item)
-    popular = [item for item, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
+    popular = [item for item, _ in sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))]
     lists = [
         c if c.demonstration else replace(c, demonstration=_fill(c, basket, data, together, counts, popular, n))
         for c, basket in zip(train, baskets, strict=True)
@@ -42,7 +42,7 @@ def _fill(conversation, basket, data, together, counts, popular, n) -> tuple[Ite
     scores: Counter[Item] = Counter()
     for item in basket:
         scores.update(together[item])
-    near = sorted(scores, key=lambda item: (-scores[item] / counts[item] ** 0.5, item))
+    near = sorted(scores, key=lambda item: (-scores[item] / counts[item] ** 0.5, str(item)))
     truths = [item for item in conversation.ground_truth if item in data.catalog]
     seen = {fold(title) for title in conversation.seen}
     chosen = [item for item in dict.fromkeys([*truths, *near, *popular]) if fold(item.title) not in seen]
