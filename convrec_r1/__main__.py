@@ -63,7 +63,7 @@ def run(composed: DictConfig) -> int:
         task(composed, folder)
     except (UserError, OmegaConfBaseException) as error:
         print(f"\n{folder.path.name}: {error}" if hydra_cfg.mode is RunMode.MULTIRUN else f"\n{error}", file=sys.stderr)
-        folder.discard_if_empty()
+        folder.discard_if_empty(Path(composed.outputs))
         return USER_ERROR
     except Exception:
         traceback.print_exc()
@@ -77,11 +77,12 @@ def task(composed: DictConfig, folder: RunFolder) -> None:
         raise UserError(f"These keys need a value: {', '.join(missing)}. Give them on the command line, as KEY=VALUE.")
     OmegaConf.resolve(composed)
     cfg: Config = OmegaConf.to_object(composed)
-    # Slow to import, and not needed to print --help or an error in the config.
     from convrec_r1.config.checks import check
-    from convrec_r1.tasks.run import execute
 
     check(cfg)
+    # Seconds to import, and not needed to say what is wrong with a config.
+    from convrec_r1.tasks.run import execute
+
     execute(cfg, composed, folder, git_sha())
 
 

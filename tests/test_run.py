@@ -1,6 +1,7 @@
 """A run's folder, its metrics files, its W&B record: written whole, found again, never mixed up."""
 
 import json
+import struct
 
 import pytest
 from omegaconf import OmegaConf
@@ -60,15 +61,21 @@ def test_a_folder_of_another_run_is_refused_until_told_to_start_over(tmp_path):
 
 
 def test_an_empty_folder_goes_away_and_a_used_one_stays(tmp_path):
-    empty = tmp_path / "study" / "run"
+    outputs = tmp_path / "outputs"
+    empty = outputs / "study" / "run"
     empty.mkdir(parents=True)
-    RunFolder(empty).discard_if_empty()
-    assert not empty.parent.exists()
-    used = tmp_path / "study" / "run"
-    used.mkdir(parents=True)
-    (used / "x").touch()
-    RunFolder(used).discard_if_empty()
-    assert (used / "x").exists()
+    RunFolder(empty).discard_if_empty(outputs)
+    assert not outputs.exists()
+    assert tmp_path.exists(), "nothing above the outputs is touched, empty or not"
+    elsewhere = tmp_path / "mine" / "run"
+    elsewhere.mkdir(parents=True)
+    RunFolder(elsewhere).discard_if_empty(outputs)
+    assert not elsewhere.exists()
+    assert elsewhere.parent.exists()
+    empty.mkdir(parents=True)
+    (empty / "x").touch()
+    RunFolder(empty).discard_if_empty(outputs)
+    assert (empty / "x").exists()
 
 
 def test_metrics_are_lines_of_step_split_values(tmp_path):
@@ -96,21 +103,29 @@ def test_rewind_forgets_what_will_be_computed_again(tmp_path):
     assert [(r["split"], r["step"]) for r in read_jsonl(sink.path)] == [("sft", 250), ("train", 1), ("train", 2)]
 
 
+def wandb_records(folder):
+    """What `wandb sync` would upload: the records of an offline run, in LevelDB's log format after a 7-byte header."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    data, at, block, parts = file.read_bytes(), 7, 32 * 1024, b""
+    while at + 7 <= len(data):
+        if block - at % block < 7:  # a block's tail too short for a header is padding
+            at += block - at % block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
 @pytest.mark.slow
 def test_wandb_keeps_runs_apart_offline(tmp_path):
     """Two runs in one process, as in a sweep: each has its own offline folder, config, group and metrics."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    def records(folder):
-        (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            yield record
-
     seen = {}
     for seed in (1, 2):
         cfg = make_config("logger=wandb", f"seed={seed}", "study=pair")
@@ -122,7 +137,7 @@ def test_wandb_keeps_runs_apart_offline(tmp_path):
         tracker.log(seed, "train", {"reward": seed / 10})
         tracker.table("rollouts", seed, [{"list": "Heat (1995)", "relevance": [1]}])
         tracker.close({"ndcg@10": 0.5})
-        seen[seed] = list(records(folder.path))
+        seen[seed] = list(wandb_records(folder.path))
     for seed, found in seen.items():
         (run,) = [r.run for r in found if r.HasField("run")][:1]
         assert (run.run_group, run.job_type, run.display_name) == ("pair", "train", f"run{seed}")
@@ -140,4 +155,4 @@ def test_wandb_keeps_runs_apart_offline(tmp_path):
         axes = {r.metric.name or r.metric.glob_name: r.metric.step_metric for r in found if r.HasField("metric")}
         assert axes.get("sft/*") == "sft/step"
         assert axes.get("*") == "step"
-    assert {r.run.run_id for found in seen.values() for r in found if r.HasField("run")}.__len__() == 2
+    assert len({r.run.run_id for found in seen.values() for r in found if r.HasField("run")}) == 2

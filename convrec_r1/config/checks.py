@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from convrec_r1.config.schema import Advantage, Aggregation, Config, ModelSource, PromptStyle, ReturnKind, Stage
 from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.errors import UserError
@@ -148,7 +146,7 @@ def _combinations(cfg: Config) -> list[str]:
             f"learning rate of {lowest:g}: bf16 keeps 8 bits, so steps this small round to nothing. Keep "
             "model.dtype=float32 with trainer.precision=bf16-mixed."
         )
-    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
+    if trainer.accelerator == "gpu" and not _sees_gpu():
         wrong.append(
             f"trainer={trainer.name} asks for a GPU and torch sees none here: use trainer=cpu, or check the driver."
         )
@@ -163,3 +161,9 @@ def _combinations(cfg: Config) -> list[str]:
     if cfg.model.trust_remote_code and cfg.model.source is ModelSource.tiny:
         wrong.append("model.trust_remote_code has no meaning for model=tiny.")
     return wrong
+
+
+def _sees_gpu() -> bool:
+    import torch  # seconds to import, and most configs ask for no GPU
+
+    return torch.cuda.is_available()

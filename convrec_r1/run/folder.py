@@ -79,10 +79,15 @@ class RunFolder:
         for extra in ("report.md", "metrics.csv"):
             (self.path / extra).unlink(missing_ok=True)
 
-    def discard_if_empty(self) -> None:
-        """Hydra makes the folder before the config is checked; one in which nothing was written goes away again."""
-        for path in (self.path, self.path.parent):
-            with contextlib.suppress(OSError):
+    def discard_if_empty(self, outputs: Path) -> None:
+        """Hydra makes the folder before the config is checked; one in which nothing was written goes away again, and
+        so do the folders above it up to `outputs`, if they are empty. Nothing above `outputs` is touched."""
+        root = outputs.absolute()
+        path = self.path.absolute()
+        with contextlib.suppress(OSError):
+            path.rmdir()
+            while path != root and root in path.parents:
+                path = path.parent
                 path.rmdir()
 
 

@@ -67,7 +67,7 @@ class Job:
         systems = self.baselines(warm)
         policy = self.start(warm)
         if cfg.algo.stage is Stage.rl:
-            self.reinforce(policy)
+            policy = self.reinforce(policy)
         elif self.first:
             policy.save(self.folder.checkpoints / "000000" / "policy")
             point(self.folder.checkpoints / "last", "000000")
@@ -88,7 +88,8 @@ class Job:
             return load_policy(Path(self.cfg.warm_start).expanduser(), replace(self.cfg.model, revision=None))
         return base_policy(self.cfg, self.data)
 
-    def reinforce(self, policy: Policy) -> None:
+    def reinforce(self, policy: Policy) -> Policy:
+        """Stage 2. Returns the trained policy (another wrapper than was given, where LoRA was put on)."""
         cfg = self.cfg
         policy = prepare_for_training(policy, cfg.model)
         policy.temperature = cfg.rollout.temperature
@@ -109,6 +110,7 @@ class Job:
         watch = EvaluateEvery(validate, every=cfg.eval.every, total=cfg.rl.steps)
         fit(module, loader, cfg.trainer, self.folder.checkpoints, description=cfg.algo.name, callbacks=[watch])
         engine.close()
+        return policy
 
     def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
         """What the trained policy has to beat. Evaluations of a shared policy stand beside it, and are shared too."""
