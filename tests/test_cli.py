@@ -220,6 +220,7 @@ def test_two_processes_share_a_run(tmp_path):
     "overrides",
     [
         ("data=reddit_v2", "data.path={s}/reddit_v2/arrow", "data.catalog={s}/reddit_v2/gt_catalog.pkl"),
+        ("experiment=paper", "model=tiny", "data.path={s}/reddit_v2/jsonl", "data.catalog={s}/reddit_v2/catalog.csv"),
         ("data=redial", "data.path={s}/redial"),
     ],
 )

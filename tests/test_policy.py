@@ -8,14 +8,16 @@ import torch
 from support import tiny_policy
 
 from convrec_r1.config.schema import LoraConfig, ModelConfig, ModelSource
-from convrec_r1.data import Conversation, Message
+from convrec_r1.data import Conversation, Message, movieland
 from convrec_r1.errors import UserError
-from convrec_r1.lists import Item, parse
+from convrec_r1.lists import Item, format, parse
 from convrec_r1.policy import PromptEncoder, TokenBatch, load_policy
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.policy.logprobs import token_logprobs
 from convrec_r1.policy.policy import pad_rows, token_tables
-from convrec_r1.policy.prompts import PLAIN_TEMPLATE, shorten
+from convrec_r1.policy.prompts import PLAIN_TEMPLATE, dialogue, shorten
+
+DATA = movieland.load(seed=0, n_items=5, sizes={"train": 40, "validation": 1, "test": 1})
 
 
 def batch_of(policy, rows: int = 4, seed: int = 0) -> TokenBatch:
@@ -171,7 +173,14 @@ def test_saved_and_loaded_policies_are_the_same(policy, tmp_path):
     loaded = load_policy(tmp_path, ModelConfig(name="x"))
     assert torch.equal(loaded(batch)[0], policy(batch)[0])
     assert loaded.eos_ids == policy.eos_ids
-    assert loaded.tokenizer("Heat (1995)\n")["input_ids"] == policy.tokenizer("Heat (1995)\n")["input_ids"]
+    # transformers rebuilds tokenizers by model type when it loads them: it must come to the same one.
+    texts = [f"{dialogue(c)}\n{format(c.demonstration)}\n" for c in DATA["train"]] + [
+        "Ünïcode 漢字 (1999)\n\n 12 Angry Men"
+    ]
+    assert any(len(policy.tokenizer(text)["input_ids"]) < len(text) / 3 for text in texts), "merges must come into play"
+    for text in texts:
+        assert loaded.tokenizer(text)["input_ids"] == policy.tokenizer(text)["input_ids"]
+        assert loaded.text(loaded.tokenizer(text)["input_ids"]) == text
     assert (tmp_path / "model.safetensors").exists()
 
 

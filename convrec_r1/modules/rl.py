@@ -42,9 +42,7 @@ class RLModule(StepModule):
         super().__init__(policy, cfg.rl, updates=cfg.rl.steps * algo.mu * algo.minibatches)
         self.engine, self.encoder, self.catalog, self.cfg, self.tracker = engine, encoder, catalog, cfg, tracker
         self.reference: Reference | None = policy.reference() if algo.beta else None
-        self.shaping = (
-            LengthShaping(**vars(algo.shaping)) if not isinstance(algo.shaping, LengthShaping) else algo.shaping
-        )
+        self.shaping = LengthShaping(**vars(algo.shaping))
         self.sampling = Sampling(
             n=algo.group_size,
             temperature=cfg.rollout.temperature,

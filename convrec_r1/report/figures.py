@@ -78,9 +78,8 @@ def _comparison(axes, systems: dict[str, Evaluation], intervals, metric: str, la
     colors = [COLORS.get(name, TRAINED) for name in names]
     axes.bar(range(len(names)), means, yerr=np.maximum(errors, 0), color=colors, capsize=3, width=0.65)
     for i, mean in enumerate(means):
-        axes.text(
-            i, mean / 2, f"{mean:.3f}", ha="center", va="center", color="white" if mean > 0.3 * means.max() else "none"
-        )
+        top = mean if high[i] is None else high[i]
+        axes.annotate(f"{mean:.3f}", (i, top), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom")
     axes.set_xticks(range(len(names)), [labels.get(name, name) for name in names])
     axes.set(title=f"{metric} on held-out conversations", ylabel=metric)
 

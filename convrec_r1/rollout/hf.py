@@ -1,6 +1,5 @@
 """Rollouts by Hugging Face `generate`, on the trainer's own weights."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -37,7 +36,7 @@ class HFEngine:
         # Prompts of like length share a batch, so that little is spent on padding.
         order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row))
         done: dict[tuple[int, int], Completion] = {}
-        with self.policy.inference(), _whole_weights(self.policy):
+        with self.policy.inference():
             for start in range(0, len(order), self.batch_size):
                 part = order[start : start + self.batch_size]
                 ids = [prompts[p] for p, _ in part]
@@ -122,12 +121,3 @@ def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
     if sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
     return warpers
-
-
-def _whole_weights(policy: Policy) -> contextlib.AbstractContextManager:
-    """Under FSDP, the weights gathered for the length of a rollout; otherwise nothing to do."""
-    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-
-    if any(isinstance(module, FSDP) for module in policy.modules()):
-        return FSDP.summon_full_params(policy, writeback=False)
-    return contextlib.nullcontext()

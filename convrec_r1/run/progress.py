@@ -1,7 +1,6 @@
 """Progress of every long step, with the time left: a bar on a terminal, a line now and then elsewhere."""
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -9,7 +8,6 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_log = logging.getLogger(__name__)
 _LINE_EVERY = 15.0  # seconds between lines where there is no terminal
 
 console = Console()

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any, Protocol
 
 from convrec_r1.config.schema import Config, LoggerConfig, LoggerKind
 from convrec_r1.run.files import read_jsonl, write_jsonl, write_text
-
-_log = logging.getLogger(__name__)
 
 SPLIT_STEPS = {"sft": "sft/step"}
 """Axis of each split's metrics; those not named here go by `step`, the RL step."""
