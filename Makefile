@@ -28,10 +28,10 @@ smoke: setup ## Every step of the main job in under a minute
 	$(BIN)/python -m convrec_r1 debug=smoke $(ARGS)
 
 test: setup ## All tests, those that build, download and train included
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-fast: setup ## Tests that need no build, no download and no whole run
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
 
 lint: setup ## Style and format, as CI checks them
 	$(BIN)/ruff check .

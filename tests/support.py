@@ -54,3 +54,13 @@ def tiny_policy(seed: int = 0, **changes):
     cfg = ModelConfig(name="tiny", source=ModelSource.tiny, **{**sizes, **changes})
     corpus = [dialogue(c) for c in data["train"]] + [format(c.demonstration) + "\n" for c in data["train"]]
     return build_policy(cfg, seed=seed, corpus=lambda: corpus)
+
+
+SMOKE = ("debug=smoke", "logger=none")
+
+
+def assert_user_error(done, *fragments: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for fragment in fragments:
+        assert fragment in done.stderr, done.stderr
