@@ -65,7 +65,11 @@ def _convert(gguf: Path, folder: Path) -> Path:
     _log.info("Converting %s to safetensors (once)", gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     lm = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain again: a quantization entry would make transformers look for packed ones.
+    # The weights are plain numbers again: what is left of the quantization would forbid saving them, or make whoever
+    # loads them look for packed ones.
+    if any(not weight.is_floating_point() for weight in lm.state_dict().values()):
+        raise UserError(f"{gguf.name} was not turned into plain weights by this version of transformers; install another.")
+    lm.hf_quantizer = None
     if hasattr(lm.config, "quantization_config"):
         del lm.config.quantization_config
     lm.save_pretrained(folder)
