@@ -68,7 +68,9 @@ def _convert(gguf: Path, folder: Path) -> Path:
     # The weights are plain numbers again: what is left of the quantization would forbid saving them, or make whoever
     # loads them look for packed ones.
     if any(not weight.is_floating_point() for weight in lm.state_dict().values()):
-        raise UserError(f"{gguf.name} was not turned into plain weights by this version of transformers; install another.")
+        raise UserError(
+            f"{gguf.name} was not turned into plain weights by this version of transformers; install another."
+        )
     lm.hf_quantizer = None
     if hasattr(lm.config, "quantization_config"):
         del lm.config.quantization_config
