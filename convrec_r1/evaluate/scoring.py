@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from convrec_r1.evaluate.metrics import Ideal, per_list_metrics
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item, fold
 from convrec_r1.reward import Position, relevance
+from convrec_r1.run.files import replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +83,10 @@ class Evaluation:
 
     def write_jsonl(self, path: str | Path) -> None:
         """One sample a line; the file is written whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "w", encoding="utf-8") as file:
-                for sample in self.samples:
-                    record = asdict(sample) | {"catalog_size": self.catalog_size}
-                    file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with replacing(Path(path)) as scratch, scratch.open("w", encoding="utf-8") as file:
+            for sample in self.samples:
+                record = asdict(sample) | {"catalog_size": self.catalog_size}
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def read_jsonl(cls, path: str | Path) -> "Evaluation":

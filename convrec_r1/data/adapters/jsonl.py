@@ -11,8 +11,6 @@ One object a line:
 
 import json
 import logging
-import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from convrec_r1.data.adapters.rows import Row, describe, read_jsonl
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 from convrec_r1.errors import UserError
+from convrec_r1.run.files import replacing
 
 _log = logging.getLogger(__name__)
 CATALOG_NAMES = ("catalog.csv", "catalog.json", "catalog.jsonl", "catalog.pkl")
@@ -80,16 +79,9 @@ def read(path: str | Path) -> list[Conversation]:
 
 def dump(conversations: Iterable[Conversation], path: str | Path) -> None:
     """Write conversations so that `read` gives them back unchanged. The file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with draft.open("xb") as file:
-            for conversation in conversations:
-                file.write(_encode(_row(conversation)) + b"\n")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(Path(path)) as scratch, scratch.open("wb") as file:
+        for conversation in conversations:
+            file.write(_encode(_row(conversation)) + b"\n")
 
 
 def _conversation(row: Row, file_split: Split | None) -> Conversation:
