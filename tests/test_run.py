@@ -99,8 +99,11 @@ def test_rewind_forgets_what_will_be_computed_again(tmp_path):
     sink.log(250, "sft", {"sft/loss": 1.0})
     for step in (1, 2, 3):
         sink.log(step, "train", {"reward": step})
-    rewind(sink.path, 2)
+    rewind(sink.path, 2, keep=["sft"])
     assert [(r["split"], r["step"]) for r in read_jsonl(sink.path)] == [("sft", 250), ("train", 1), ("train", 2)]
+    # Before the first checkpoint, and in the warm start's own file, SFT's records are computed again too.
+    rewind(sink.path, -1)
+    assert read_jsonl(sink.path) == []
 
 
 def wandb_records(folder):

@@ -32,14 +32,14 @@ def build_policy(
 
 def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0) -> Policy:
     """A policy from a local folder or the Hub. Raises UserError where it cannot be had or is no causal LM."""
-    options = {"revision": cfg.revision, "trust_remote_code": cfg.trust_remote_code}
+    local = Path(path).expanduser().exists()
+    options = {"revision": None if local else cfg.revision, "trust_remote_code": cfg.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         lm = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, cfg.dtype), attn_implementation=cfg.attention, **options
         )
     except (OSError, ValueError) as error:  # what transformers raises for a missing file, repository or connection
-        local = Path(path).expanduser().exists()
         what = (
             "is a folder, but not of a causal language model"
             if local

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,8 +148,10 @@ def make_tracker(cfg: Config, config: dict[str, Any], folder: Any, sha: str | No
     return Tracker(sinks)
 
 
-def rewind(path: Path, step: int) -> None:
-    """Drop from a metrics file what was logged after `step`: a resumed run computes and logs it again."""
+def rewind(path: Path, step: int, *, keep: Collection[str] = ()) -> None:
+    """Drop from a metrics file what was logged after `step`: a resumed run computes and logs it again.
+
+    Splits in `keep` go by another axis and stay whole. A `step` below every record, and no `keep`: nothing stays.
+    """
     if path.exists():
-        kept = [row for row in read_jsonl(path) if row["split"] == "sft" or row["step"] <= step]
-        write_jsonl(path, kept)
+        write_jsonl(path, [row for row in read_jsonl(path) if row["split"] in keep or row["step"] <= step])

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     evaluator = Evaluator(cfg, data.catalog, popularity)
     path = policy_path(cfg.checkpoint)
     _log.info("Policy: %s", path)
-    policy = load_policy(path, replace(cfg.model, revision=None)).to(device_for(cfg.trainer))
+    policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
     engine = make_engine(cfg.rollout.engine, policy, batch_size=cfg.eval.batch_size)
     split = cfg.eval.split
     systems = {}

@@ -1,7 +1,6 @@
 """The main job: warm start -> group-relative RL -> evaluation beside its baselines."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.report.run_report import report
 from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.run.tracker import Tracker, rewind
+from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.tasks.warm_start import WarmStart, base_policy, encoder_for, evaluation_key, warm_start
 
 
@@ -53,7 +52,10 @@ class Job:
         self.first = rank_zero_only.rank == 0
         if self.first:  # what was logged after the checkpoint will be logged again
             last = folder.checkpoints / "last"
-            rewind(folder.metrics, int(last.resolve().name) if last.exists() else -1)
+            if last.exists():
+                rewind(folder.metrics, int(last.resolve().name), keep=SPLIT_STEPS)
+            else:
+                rewind(folder.metrics, -1)
         self.tracker = tracker() if self.first else Tracker()
 
     def run(self) -> dict[str, Any]:
@@ -83,9 +85,9 @@ class Job:
     def start(self, warm: WarmStart | None) -> Policy:
         """The policy that RL starts from."""
         if warm:
-            return load_policy(warm.policy, replace(self.cfg.model, revision=None))
+            return load_policy(warm.policy, self.cfg.model)
         if self.cfg.warm_start:
-            return load_policy(Path(self.cfg.warm_start).expanduser(), replace(self.cfg.model, revision=None))
+            return load_policy(Path(self.cfg.warm_start).expanduser(), self.cfg.model)
         return base_policy(self.cfg, self.data)
 
     def reinforce(self, policy: Policy) -> Policy:
