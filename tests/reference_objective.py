@@ -132,6 +132,29 @@ def surrogate(ratio: Tensor, advantage: float, low: float, high: float, dual_cli
     return value
 
 
+def importance_weights(
+    old_logps, sampled_logps, mask, ranks, *, n, kind, units, low=0.0, high=2.0
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Everything [B][T]: the weights, 0 off the mask, and the same before any bound."""
+    weights, unbounded = [], []
+    for i in range(len(mask)):
+        on = [t for t in range(len(mask[i])) if mask[i][t]]
+        unbounded.append([0.0] * len(mask[i]))
+        weights.append([0.0] * len(mask[i]))
+        for t in on:
+            mates = [s for s in on if unit(ranks[i][s], s, n, units) == unit(ranks[i][t], t, n, units)]
+            weight = math.prod(math.exp(old_logps[i][s]) / math.exp(sampled_logps[i][s]) for s in mates)
+            unbounded[i][t] = weight
+            if kind == "none":
+                weight = 1.0
+            elif kind == "truncate":
+                weight = min(weight, high)
+            elif not low <= weight <= high:
+                weight = 0.0
+            weights[i][t] = weight
+    return weights, unbounded
+
+
 def normalizer(mask: list[list[bool]], aggregation: str, n: int, max_length: int | None) -> float:
     """The denominator of a whole optimizer batch."""
     if aggregation == "sequence":
@@ -160,6 +183,7 @@ def loss(
     max_length=None,
     denominator=None,
     dual_clip=None,
+    weights=None,
 ) -> Tensor:
     """Everything [B][T]: log-probs as scalars (floats or 0-d tensors), the rest as Python numbers. A 0-d tensor."""
     total = torch.zeros((), dtype=torch.float64)
@@ -169,6 +193,8 @@ def loss(
             mates = [s for s in on if unit(ranks[i][s], s, n, ratio) == unit(ranks[i][t], t, n, ratio)]
             mean_log_ratio = sum(logps[i][s] - old_logps[i][s] for s in mates) / len(mates)
             value = -surrogate(torch.exp(mean_log_ratio), advantages[i][t], clip_low, clip_high, dual_clip)
+            if weights is not None:  # the reference term has no weight
+                value = value * weights[i][t]
             if beta:
                 d = ref_logps[i][t] - logps[i][t]
                 value = value + beta * (torch.exp(d) - d - 1)

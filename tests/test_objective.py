@@ -60,6 +60,21 @@ HAND_KL = {  # what the k3 term adds, per beta
     "rank_grpo_reference": (0.306853 + 0.193147) / 6,
 }
 
+# Weights of the surrogate: completion 0: 2, 0.5, 0, 1; completion 1: 3, 0.25. Denominators stay as they are.
+HAND_WEIGHTS = torch.tensor([[2.0, 0.5, 0.0, 1.0], [3.0, 0.25, 7.0, 7.0]], dtype=torch.float64)
+HAND_WEIGHTED = {
+    # Completion 0: 2 * 2.6 + 0.5 * 1.6 + 0 * 2.6 + 1 * 1 = 7; completion 1: 3 * -0.8 + 0.25 * -2 = -2.9.
+    "grpo": -(7 / 4 - 2.9 / 2) / 2,
+    "dr_grpo": -(7 - 2.9) / (2 * 5),
+    "dapo": -(7 - 2.9) / 6,
+    # Means of the weights: 3.5 / 4 and 3.25 / 2.
+    "gspo": -(2 * 1.08**0.25 * 3.5 / 4 - 3.25 / 2) / 2,
+    # Completion 0: rank 0: 2.4 * (2 + 0.5) / 2 = 3; rank 1: 0; overflow: A = 0.
+    # Completion 1: rank 0: 3 * -0.8 = -2.4; rank 1: 0.25 * 3.9 = 0.975.
+    "rank_grpo": -(3 - 2.4 + 0.975) / (2 * 2),
+    "rank_grpo_reference": -(2.4 * 2.5 - 2.4 + 0.975) / 6,
+}
+
 
 def hand(name: str, **more):
     """policy_loss of the example with the settings of an algorithm."""
@@ -83,6 +98,21 @@ def test_loss_by_hand(name):
 def test_loss_with_kl_by_hand(name):
     loss, _ = hand(name, beta=0.1)
     assert loss.item() == pytest.approx(HAND_LOSSES[name] + 0.1 * HAND_KL[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", HAND_LOSSES)
+def test_weighted_loss_by_hand(name):
+    loss, metrics = hand(name, weights=HAND_WEIGHTS)
+    assert loss.item() == pytest.approx(HAND_WEIGHTED[name], abs=1e-9)
+    assert metrics == hand(name)[1]
+    loss, _ = hand(name, weights=HAND_WEIGHTS, beta=0.1)  # the reference term has no weight
+    assert loss.item() == pytest.approx(HAND_WEIGHTED[name] + 0.1 * HAND_KL[name], abs=1e-6)
+
+
+def test_weights_scale_what_the_dual_clip_has_left():
+    # GRPO, c = 1.5: completion 1, token 1 is -1.5, then 0.25 of it; 3 * -0.8 as before.
+    loss, _ = hand("grpo", dual_clip=1.5, weights=HAND_WEIGHTS)
+    assert loss.item() == pytest.approx(-(7 / 4 + (-2.4 - 0.375) / 2) / 2)
 
 
 def test_dual_clip_by_hand():
@@ -176,6 +206,7 @@ class Batch:
         self.ref_logps = self.logps + 0.5 * noise()
         self.rewards = torch.randint(0, 4, (rows, n), generator=g).double()
         self.token_advantages = torch.where(torch.rand(rows, width, generator=g) < 0.2, 0.0, noise())
+        self.weights = torch.where(torch.rand(rows, width, generator=g) < 0.2, 0.0, 2 * noise().abs())
 
     def advantages(self, algorithm: slow.Algorithm) -> Tensor:
         """[B] or [B, N], float64: one group of all rows."""
@@ -253,14 +284,20 @@ def test_every_algorithm_equals_the_slow_reference(name, batch, beta):
     clip_high=st.sampled_from([0.08, 0.28, 3.0]),
     dual_clip=st.sampled_from([None, 1.1, 3.0]),
     denominator=st.sampled_from([None, 7.0]),
+    weighted=st.booleans(),
 )
 def test_every_combination_equals_the_slow_reference(
-    ratio, aggregation, batch, clip_low, clip_high, dual_clip, denominator
+    ratio, aggregation, batch, clip_low, clip_high, dual_clip, denominator, weighted
 ):
     options = {"ratio": ratio, "aggregation": aggregation, "beta": 0.02, "clip_low": clip_low, "clip_high": clip_high}
     options["dual_clip"] = dual_clip
-    loss, gradient, _ = batch.loss(batch.token_advantages, policy_loss, normalizer=denominator, **options)
-    expected, expected_gradient = batch.slow_loss(batch.token_advantages.tolist(), denominator=denominator, **options)
+    weights = batch.weights if weighted else None
+    loss, gradient, _ = batch.loss(
+        batch.token_advantages, policy_loss, normalizer=denominator, weights=weights, **options
+    )
+    expected, expected_gradient = batch.slow_loss(
+        batch.token_advantages.tolist(), denominator=denominator, weights=weights.tolist() if weighted else None, **options
+    )  # fmt: skip
     close(loss, expected)
     close(gradient, expected_gradient)
 
@@ -277,7 +314,7 @@ def test_micro_batches_add_up_to_the_whole(ratio, aggregation, seed, cut):
     """Row i goes into micro-batch cut[i]; each is trimmed to its own width, as a collator would."""
     batch = Batch(seed, 6, 7, 3)
     options = {"ratio": ratio, "aggregation": aggregation, "beta": 0.02}
-    loss, gradient, _ = batch.loss(batch.token_advantages, **options)
+    loss, gradient, _ = batch.loss(batch.token_advantages, weights=batch.weights, **options)
     parts = [[i for i in range(6) if cut[i] == part] for part in sorted(set(cut))]
     masks = [batch.mask[rows] for rows in parts]
     total = sum(batch_normalizer(mask, aggregation, n=3, max_length=LIMIT) for mask in masks)
@@ -289,7 +326,9 @@ def test_micro_batches_add_up_to_the_whole(ratio, aggregation, seed, cut):
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.shape[1] == 7:
                 setattr(part, name, value[:, :width])
-        part_loss, part_gradient, _ = part.loss(part.token_advantages, normalizer=total, **options)
+        part_loss, part_gradient, _ = part.loss(
+            part.token_advantages, normalizer=total, weights=part.weights, **options
+        )
         summed += part_loss
         gathered[rows, :width] = part_gradient
     close(summed, loss)
@@ -462,12 +501,13 @@ def test_rubbish_off_the_mask_does_not_leak(ratio, aggregation, rubbish):
     batch.ranks[2] = -1
     advantages = batch.advantages(slow.ALGORITHMS["rank_grpo"])
     options = {"ratio": ratio, "aggregation": aggregation, "beta": 0.02, "dual_clip": 2.0}
-    clean = batch.loss(advantages, policy_loss, **options)
-    for fields in (["logps"], ["old_logps"], ["ref_logps"], ["logps", "old_logps", "ref_logps"]):
+    clean = batch.loss(advantages, policy_loss, weights=batch.weights, **options)
+    names = ["logps", "old_logps", "ref_logps", "weights"]
+    for fields in (*([name] for name in names), names):
         dirty = batch.take([0, 1, 2, 3])
         for field in fields:
             setattr(dirty, field, torch.where(batch.mask, getattr(batch, field), rubbish))
-        loss, gradient, metrics = dirty.loss(advantages, policy_loss, **options)
+        loss, gradient, metrics = dirty.loss(advantages, policy_loss, weights=dirty.weights, **options)
         assert torch.equal(loss, clean[0])
         assert torch.equal(gradient, clean[1])
         assert metrics == clean[2]
@@ -532,6 +572,40 @@ def test_overflow_tokens_have_no_rank_advantage_but_move_the_reference_term():
     assert torch.equal(gradient[0, 3:], torch.zeros(3, dtype=torch.float64))
     _, gradient, _ = batch.loss(advantages, policy_loss, beta=0.1, **options)
     close(gradient[0, 3:], 0.1 / 3 / 2 * (1 - (batch.ref_logps - batch.logps).exp())[0, 3:])  # three tokens, N = 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# (h) weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("ratio", "aggregation"), COMBINATIONS)
+def test_weights_of_one_change_no_bit(ratio, aggregation, dtype):
+    batch = Batch(12, 4, 7, 2)
+    for name in ("logps", "old_logps", "ref_logps", "token_advantages"):
+        setattr(batch, name, getattr(batch, name).to(dtype))
+    options = {"ratio": ratio, "aggregation": aggregation, "beta": 0.02, "dual_clip": 2.0}
+    loss, gradient, metrics = batch.loss(batch.token_advantages, **options)
+    for ones in (batch.mask.double(), batch.mask.float(), batch.mask):  # of importance_weights: 0 off the mask
+        one_loss, one_gradient, one_metrics = batch.loss(batch.token_advantages, weights=ones, **options)
+        assert one_loss.dtype == loss.dtype
+        assert torch.equal(one_loss, loss)
+        assert torch.equal(one_gradient, gradient)
+        assert one_metrics == metrics
+
+
+@pytest.mark.parametrize(("ratio", "aggregation"), COMBINATIONS)
+def test_a_completion_of_weight_zero_moves_by_the_reference_term_alone(ratio, aggregation):
+    batch = Batch(13, 4, 7, 2)
+    batch.weights[1] = 0.0
+    options = {"ratio": ratio, "aggregation": aggregation, "weights": batch.weights}
+    _, gradient, _ = batch.loss(batch.token_advantages, **options)
+    assert torch.equal(gradient[1], torch.zeros(7, dtype=torch.float64))
+    _, with_reference, _ = batch.loss(batch.token_advantages, beta=0.1, **options)
+    _, reference, _ = batch.loss(torch.zeros_like(batch.token_advantages), beta=0.1, **options)
+    close(with_reference[1], reference[1])
+    assert reference[1].abs().sum() > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ Shapes: B completions (P prompts x G), T completion tokens, N ranks, V vocabular
 
     segments     tokens -> ranks
     advantages   rewards -> group advantages; length shaping -> token advantages
-    objective    advantages and log-probs -> loss
+    correction   log-probs of sampler and trainer -> importance weights
+    objective    advantages, log-probs and weights -> loss
 """
 
 from convrec_r1.rl.advantages import LengthShaping, group_advantages, per_token, shape_lengths
+from convrec_r1.rl.correction import importance_weights
 from convrec_r1.rl.objective import batch_normalizer, policy_loss, surrogate_loss
 from convrec_r1.rl.segments import list_lengths, segment_ranks
 
@@ -15,6 +17,7 @@ __all__ = [
     "LengthShaping",
     "batch_normalizer",
     "group_advantages",
+    "importance_weights",
     "list_lengths",
     "per_token",
     "policy_loss",

@@ -31,6 +31,7 @@ def policy_loss(
     max_length: int | None = None,
     normalizer: float | Tensor | None = None,
     dual_clip: float | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The policy loss of a batch of completions, and what to watch (design section 4).
 
@@ -48,7 +49,7 @@ def policy_loss(
     return surrogate_loss(
         logps, old_logps, advantages, mask, ranks, n=n, ratio=ratio, aggregation=aggregation, clip_low=clip_low,
         clip_high=clip_high, beta=beta, ref_logps=ref_logps, max_length=max_length, normalizer=normalizer,
-        dual_clip=dual_clip,
+        dual_clip=dual_clip, weights=weights,
     )  # fmt: skip
 
 
@@ -69,12 +70,13 @@ def surrogate_loss(
     max_length: int | None = None,
     normalizer: float | Tensor | None = None,
     dual_clip: float | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate with token advantages [B, T].
 
         r_u  = exp(mean_{t in u} (logp_t - old_t))                   u: the token's unit
         s_t  = min(r A_t, clip(r, 1 - clip_low, 1 + clip_high) A_t)      with dual_clip c > 1: at least c A_t if A_t < 0
-        loss = aggregate(-s_t + beta k3_t),   k3 = exp(d) - d - 1,  d = ref_logp - logp
+        loss = aggregate(-w_t s_t + beta k3_t),   k3 = exp(d) - d - 1,  d = ref_logp - logp,  w: `weights`; None: 1
 
     aggregation     weight of a token                      denominator (`normalizer`, of the whole optimizer batch)
     sequence        1 / T_i                                B
@@ -85,6 +87,8 @@ def surrogate_loss(
     `normalizer`: `batch_normalizer` of the whole optimizer batch, over accumulation steps and devices; None: this
     batch is the whole. Losses of the parts then add up to the loss of the whole, and so do gradients.
     Completions without tokens add nothing to the sum; they count in B.
+    `weights`: [B, T] of `importance_weights`, constants that correct for the sampler; off the mask they are not read.
+    They scale the surrogate alone, after it is clipped, and no denominator: a token of weight 0 still counts in it.
 
     Returns the loss, a scalar, and detached metrics, each a mean over this batch's tokens: clip_ratio/low_mean,
     clip_ratio/high_mean, clip_ratio/region_mean, ratio/mean, ratio/max (a maximum) and, with a reference, kl.
@@ -101,6 +105,8 @@ def surrogate_loss(
     if dual_clip is not None:
         surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate)
     loss_t = -surrogate
+    if weights is not None:
+        loss_t = torch.where(on, weights.to(loss_t.dtype), 0.0) * loss_t
     tokens = mask.sum().clamp(min=1)
 
     def token_mean(values: Tensor) -> Tensor:
@@ -141,9 +147,8 @@ def unit_log_ratio(log_ratio: Tensor, mask: Tensor, ranks: Tensor, n: int, ratio
         mean = (log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
         return mean.expand_as(log_ratio)
     if ratio == "rank":
-        units = _units(ranks, n)
-        total = log_ratio.new_zeros(log_ratio.shape[0], n + 1).scatter_add(1, units, log_ratio * mask)
-        return (total / unit_sizes(mask, ranks, n).clamp(min=1)).gather(1, units)
+        mean = unit_sums(log_ratio * mask, ranks, n) / unit_sums(mask, ranks, n).clamp(min=1)  # [B, N+1]
+        return mean.gather(1, unit_columns(ranks, n))
     raise ValueError(f"unknown ratio {ratio!r}: choose token, rank or sequence")
 
 
@@ -154,7 +159,7 @@ def token_weights(mask: Tensor, ranks: Tensor, n: int, aggregation: Aggregation)
     if aggregation in ("constant", "token"):
         return mask
     if aggregation == "rank":
-        return mask / unit_sizes(mask, ranks, n).clamp(min=1).gather(1, _units(ranks, n))
+        return mask / unit_sums(mask, ranks, n).clamp(min=1).gather(1, unit_columns(ranks, n))
     raise ValueError(f"unknown aggregation {aggregation!r}: choose sequence, constant, token or rank")
 
 
@@ -174,11 +179,11 @@ def batch_normalizer(mask: Tensor, aggregation: Aggregation, *, n: int, max_leng
     raise ValueError(f"unknown aggregation {aggregation!r}: choose sequence, constant, token or rank")
 
 
-def unit_sizes(mask: Tensor, ranks: Tensor, n: int) -> Tensor:
-    """Tokens in each rank, the overflow bin last: [B, N+1]."""
-    return mask.new_zeros(mask.shape[0], n + 1).scatter_add(1, _units(ranks, n), mask)
+def unit_sums(values: Tensor, ranks: Tensor, n: int) -> Tensor:
+    """Sum of `values` (0 off the mask) over each rank, the overflow bin last: [B, N+1]. Of the mask: tokens in each."""
+    return values.new_zeros(values.shape[0], n + 1).scatter_add(1, unit_columns(ranks, n), values)
 
 
-def _units(ranks: Tensor, n: int) -> Tensor:
+def unit_columns(ranks: Tensor, n: int) -> Tensor:
     """Column of each token's unit: its rank, n for all that overflows. Tokens off the mask fall on 0, weightless."""
     return ranks.clamp(min=0, max=n)
