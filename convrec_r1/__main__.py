@@ -9,6 +9,7 @@ from pathlib import Path
 # Before torch starts its threads: on a busy machine, threads that spin while they wait take the cores from each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import hydra
 from hydra.core.config_store import ConfigStore

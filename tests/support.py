@@ -48,9 +48,9 @@ def run_command(*arguments: str, cwd: Path, python: str = sys.executable, timeou
 
 
 def tiny_policy(seed: int = 0, **changes):
-    """A policy of about 50,000 parameters over movieland's words."""
+    """A policy of about 100,000 parameters over movieland's words."""
     data = movieland.load(seed=0, n_items=5, sizes={"train": 40, "validation": 4, "test": 4})
-    sizes = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 1}
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 2, "kv_heads": 1}
     cfg = ModelConfig(name="tiny", source=ModelSource.tiny, **{**sizes, **changes})
     corpus = [dialogue(c) for c in data["train"]] + [format(c.demonstration) + "\n" for c in data["train"]]
     return build_policy(cfg, seed=seed, corpus=lambda: corpus)

@@ -36,7 +36,7 @@ def config(*overrides: str):
 
 def warm_policy():
     """A policy that has seen enough lists to write some, so that groups differ."""
-    policy = tiny_policy(seed=3)
+    policy = tiny_policy(seed=3, hidden_size=32, intermediate_size=64)
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", 3, 128)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     from convrec_r1.modules.sft import collate
@@ -59,7 +59,7 @@ def warm():
 def reinforce(policy, cfg, folder: Path, callbacks=()) -> tuple[dict, list[dict]]:
     policy = copy.deepcopy(policy)
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
-    engine = make_engine("hf", policy, batch_size=cfg.rollout.batch_size)
+    engine = make_engine(cfg.rollout, policy, max_length=256)
     tracker = Tracker([JsonlSink(folder / "metrics.jsonl", folder / "rollouts")])
     module = RLModule(policy, engine, encoder, DATA.catalog, cfg, tracker)
     loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
@@ -150,7 +150,7 @@ def test_rewarded_lists_become_likelier(warm, tmp_path):
     )
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(tmp_path / "metrics.jsonl")])
-    module = RLModule(policy, make_engine("hf", policy, batch_size=64), encoder, DATA.catalog, cfg, tracker)
+    module = RLModule(policy, make_engine(cfg.rollout, policy, max_length=256), encoder, DATA.catalog, cfg, tracker)
     fit(module, StepLoader(easy, 4, 12, 0), cfg.trainer, tmp_path / "checkpoints", description="test")
     reward = [r["values"]["reward"] for r in read_jsonl(tmp_path / "metrics.jsonl")]
     assert sum(reward[-3:]) > sum(reward[:3]) + 0.3

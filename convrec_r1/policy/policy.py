@@ -67,6 +67,8 @@ class Policy(nn.Module):
         self.lm = lm
         self.tokenizer = tokenizer
         self.temperature = temperature
+        self.shard_root: tuple[nn.Module, ...] = ()
+        """The FSDP module that holds this policy's shards, if training put it there."""
         self.eos_ids = _eos_ids(self.causal_lm, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
         # A hub model's own generation defaults (top_k, repetition penalty) would bend what is sampled away from what

@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from convrec_r1.policy import Policy
+
 SEEDS_APART = 1 << 16
 """Distance between the seeds of two prompts: sample g of a prompt uses seed + g, so groups up to this size never meet."""
 
@@ -21,6 +23,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 1024
+    max_lines: int | None = None
+    """Stop as soon as this many lines are closed, without EOS; None: at EOS or `max_tokens` only."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,14 @@ class Completion:
     ids: np.ndarray  # int64 [T], EOS included where it was reached
     logprobs: np.ndarray  # float32 [T], of the distribution sampled from (after temperature, top_p, top_k)
     finish_reason: Literal["stop", "length"]
+    """stop: at EOS or at `max_lines`; length: at `max_tokens`."""
 
 
 class RolloutEngine(Protocol):
-    """An engine that holds the policy's weights, or a copy of them that `sync` brings up to date."""
+    """Samples from the weights that the last `sync` gave it: the trainer's own, or a copy."""
+
+    samples_apart: bool
+    """Whether it holds weights and compute of its own, so that it can sample while the trainer changes the policy."""
 
     def generate(
         self,
@@ -49,11 +57,19 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def sync(self) -> None:
-        """Take over the trainer's weights. Called after every optimizer step, before the next `generate`."""
+    def sync(self, policy: Policy) -> None:
+        """Sample from `policy`'s weights as they are now, from here on. Called by every process of a run.
+
+        `policy` may be another one than before, of the same architecture. Raises SyncError where the engine's weights
+        turn out not to be the policy's.
+        """
         ...
 
     def close(self) -> None: ...
+
+
+class SyncError(RuntimeError):
+    """The engine's weights are not the trainer's: what it samples must not be trained on."""
 
 
 def prompt_seed(run_seed: int, step: int, prompt: int) -> int:

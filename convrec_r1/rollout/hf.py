@@ -9,6 +9,8 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -16,10 +18,14 @@ from transformers import (
 
 from convrec_r1.policy.policy import Policy, pad_rows
 from convrec_r1.rollout.base import Completion, Sampling
+from convrec_r1.rollout.lines import LineCutter
+from convrec_r1.rollout.weights import whole_weights
 
 
 class HFEngine:
-    """Holds no weights of its own, so there is nothing to sync."""
+    """Holds no weights of its own: it samples from the policy itself, wherever that stands and whatever it has become."""
+
+    samples_apart = False
 
     def __init__(self, policy: Policy, *, batch_size: int) -> None:
         self.policy = policy
@@ -36,7 +42,7 @@ class HFEngine:
         # Prompts of like length share a batch, so that little is spent on padding.
         order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row))
         done: dict[tuple[int, int], Completion] = {}
-        with self.policy.inference():
+        with self.policy.inference(), whole_weights(self.policy):
             for start in range(0, len(order), self.batch_size):
                 part = order[start : start + self.batch_size]
                 ids = [prompts[p] for p, _ in part]
@@ -45,8 +51,8 @@ class HFEngine:
                     on_progress(len(part))
         return [[done[p, g] for g in range(sampling.n)] for p in range(len(prompts))]
 
-    def sync(self) -> None:
-        pass
+    def sync(self, policy: Policy) -> None:
+        self.policy = policy
 
     def close(self) -> None:
         pass
@@ -65,18 +71,37 @@ class HFEngine:
                 pad_token_id=policy.pad_id,
             ),
             logits_processor=LogitsProcessorList([*_warpers(sampling), sampler]),
+            stopping_criteria=_stopping(sampling, policy),
         )
         tokens = output[:, ids.shape[1] :].cpu()  # [b, t]
         logprobs = torch.stack(sampler.logprobs, 1).cpu()  # [b, t]
         ends = policy.eos.cpu()[tokens]
+        cut = LineCutter(policy.newline, policy.blank)
         completions = []
         for row, end, logprob in zip(tokens, ends, logprobs, strict=True):
             stopped = bool(end.any())
             length = int(end.int().argmax()) + 1 if stopped else len(row)
-            completions.append(
-                Completion(row[:length].numpy(), logprob[:length].numpy(), "stop" if stopped else "length")
-            )
+            completion = Completion(row[:length].numpy(), logprob[:length].numpy(), "stop" if stopped else "length")
+            completions.append(cut(completion, sampling.max_lines))
         return completions
+
+
+class ClosedLines(StoppingCriteria):
+    """Done, a row at a time, once `limit` lines that hold text are closed."""
+
+    def __init__(self, limit: int, policy: Policy) -> None:
+        self.limit, self.policy = limit, policy
+        self.count: Tensor | None = None  # [b]
+        self.text: Tensor | None = None  # BoolTensor [b]: the open line holds some
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+        token = input_ids[:, -1]
+        if self.count is None:
+            self.count, self.text = torch.zeros_like(token), torch.zeros_like(token, dtype=torch.bool)
+        self.text = self.text | ~self.policy.blank[token]
+        closes = self.policy.newline[token] & self.text
+        self.count, self.text = self.count + closes, self.text & ~closes
+        return self.count >= self.limit
 
 
 class SeededSampler(LogitsProcessor):
@@ -104,6 +129,12 @@ class SeededSampler(LogitsProcessor):
             token = torch.searchsorted(cdf, u, right=True).clamp(max=logp.shape[-1] - 1)  # [b, 1]
         self.logprobs.append(logp.gather(1, token)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+def _stopping(sampling: Sampling, policy: Policy) -> StoppingCriteriaList:
+    if sampling.max_lines is None:
+        return StoppingCriteriaList()
+    return StoppingCriteriaList([ClosedLines(sampling.max_lines, policy)])
 
 
 def _uniform(seed: int, size: int) -> np.ndarray:

@@ -28,14 +28,17 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     path = policy_path(cfg.checkpoint)
     _log.info("Policy: %s", path)
     policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
-    engine = make_engine(cfg.rollout.engine, policy, batch_size=cfg.eval.batch_size)
+    limit = cfg.model.max_prompt_length + cfg.model.max_completion_length
+    engine = make_engine(cfg.rollout, policy, max_length=limit)
     split = cfg.eval.split
     systems = {}
     if "popularity" in cfg.eval.baselines and popularity.total:
         systems["popularity"] = evaluator.most_popular(data[split])
     name = Path(cfg.checkpoint).name
-    systems[name] = evaluator.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
-    engine.close()
+    try:
+        systems[name] = evaluator.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
+    finally:
+        engine.close()
     systems[name].write_jsonl(folder.eval / f"{split}.jsonl")
     log = tracker()
     try:

@@ -18,6 +18,7 @@ from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy, load_policy
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.report.run_report import report
+from convrec_r1.rollout.base import RolloutEngine
 from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
@@ -35,7 +36,7 @@ def train(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dic
         job.tracker.close(summary["metrics"][cfg.algo.name])
         return summary
     finally:
-        job.tracker.close()
+        job.close()
 
 
 class Job:
@@ -49,6 +50,7 @@ class Job:
         popularity = Popularity.from_conversations(self.data["train"], self.data.catalog)
         self.evaluator = Evaluator(cfg, self.data.catalog, popularity)
         self.device = device_for(cfg.trainer)
+        self.world = cfg.trainer.devices * cfg.trainer.nodes
         self.first = rank_zero_only.rank == 0
         if self.first:  # what was logged after the checkpoint will be logged again
             last = folder.checkpoints / "last"
@@ -57,6 +59,19 @@ class Job:
             else:
                 rewind(folder.metrics, -1)
         self.tracker = tracker() if self.first else Tracker()
+        self._engine: RolloutEngine | None = None
+
+    def engine(self, policy: Policy) -> RolloutEngine:
+        """The run's one engine, for every policy of its architecture."""
+        if self._engine is None:
+            limit = self.cfg.model.max_prompt_length + self.cfg.model.max_completion_length
+            self._engine = make_engine(self.cfg.rollout, policy, max_length=limit)
+        return self._engine
+
+    def close(self) -> None:
+        self.tracker.close()
+        if self._engine is not None:
+            self._engine.close()
 
     def run(self) -> dict[str, Any]:
         cfg = self.cfg
@@ -67,6 +82,8 @@ class Job:
                 for record in warm.metrics:
                     self.tracker.log(record["step"], record["split"], record["values"])
         systems = self.baselines(warm)
+        if self._engine is not None and self.world > 1:
+            self._engine.close()  # it started before the processes found each other, and starts again with them
         policy = self.start(warm)
         if cfg.algo.stage is Stage.rl:
             policy = self.reinforce(policy)
@@ -95,9 +112,17 @@ class Job:
         cfg = self.cfg
         policy = prepare_for_training(policy, cfg.model)
         policy.temperature = cfg.rollout.temperature
-        engine = make_engine(cfg.rollout.engine, policy, batch_size=cfg.rollout.batch_size)
+        engine = self.engine(policy)
         encoder = encoder_for(cfg, policy)
-        module = RLModule(policy, engine, encoder, self.data.catalog, cfg, self.tracker)
+        loader = StepLoader(
+            self.data["train"],
+            cfg.rl.prompts_per_step,
+            cfg.rl.steps,
+            cfg.seed,
+            rank=rank_zero_only.rank,
+            world=self.world,
+        )
+        module = RLModule(policy, engine, encoder, self.data.catalog, cfg, self.tracker, loader.at)
         held_out = self.data["validation"][: cfg.eval.validation_size]
 
         def validate(step: int) -> None:
@@ -105,13 +130,9 @@ class Job:
             names = {name: value for name, value in evaluation.summary().items() if not name.startswith("rank/")}
             self.tracker.log(step, "validation", {f"val/{name}": value for name, value in names.items()})
 
-        world = cfg.trainer.devices * cfg.trainer.nodes
-        loader = StepLoader(
-            self.data["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed, rank=rank_zero_only.rank, world=world
-        )
         watch = EvaluateEvery(validate, every=cfg.eval.every, total=cfg.rl.steps)
         fit(module, loader, cfg.trainer, self.folder.checkpoints, description=cfg.algo.name, callbacks=[watch])
-        engine.close()
+        module.pipeline.close()
         return policy
 
     def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
@@ -140,11 +161,10 @@ class Job:
         if cached and cached.exists():
             return Evaluation.read_jsonl(cached)
         policy = make().to(self.device)
-        engine = make_engine(self.cfg.rollout.engine, policy, batch_size=self.cfg.eval.batch_size)
+        conversations = self.data[self.cfg.eval.split]
         evaluation = self.evaluator.policy(
-            policy, engine, encoder_for(self.cfg, policy), self.data[self.cfg.eval.split], f"Evaluating {name}"
+            policy, self.engine(policy), encoder_for(self.cfg, policy), conversations, f"Evaluating {name}"
         )
-        engine.close()
         if cached and self.first:
             evaluation.write_jsonl(cached)
         return evaluation

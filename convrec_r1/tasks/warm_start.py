@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from filelock import FileLock
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -85,6 +86,7 @@ def evaluation_key(cfg: Config, data: Dataset) -> str:
         ],
         "eval": [list(cfg.eval.ks), cfg.eval.ideal, cfg.reward.position.value, cfg.reward.year_tolerance],
         "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
+        "engine": [cfg.rollout.engine, cfg.rollout.dtype, cfg.rollout.stop_at_n],
     }
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -104,6 +106,8 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
         else:
             _log.info("Warm start: training into %s", folder)
             _train(cfg, data, folder)
+            if dist.is_initialized():
+                dist.barrier()  # the first process still writes what the others go on to read
     finally:
         if lock:
             lock.release()

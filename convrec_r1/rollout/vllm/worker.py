@@ -1,0 +1,130 @@
+"""What runs inside vLLM's workers: sums of the weights as its kernels see them, and their way in through a file.
+
+vLLM imports this by name (`worker_extension_cls`); nothing of the trainer does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.layers.linear import LinearBase, QKVParallelLinear, ReplicatedLinear, RowParallelLinear
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+from convrec_r1.rollout.weights import WeightSums
+
+ROWS = 512
+"""Of the unit matrix, at a time, when a packed matrix is read back."""
+
+
+class WeightSync:
+    """Methods that workers gain, for `collective_rpc`."""
+
+    def weight_sums(self) -> dict[str, int]:
+        """Sums of the bits of this worker's share of the weights, by layer (`WeightSums`).
+
+        What every worker holds alike counts on the first one alone, so that the sums over workers are those of the model.
+        """
+        sums = WeightSums()
+        with torch.no_grad():
+            for name, weight in _shares(self.model_runner.get_model(), get_tensor_model_parallel_rank()):
+                sums.add(name, weight)
+        return sums.by_layer()
+
+
+def _shares(model: nn.Module, rank: int) -> Iterator[tuple[str, Tensor]]:
+    seen: dict[int, Tensor] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen[id(parameter)] = parameter
+            weight = _unpacked(module) if key == "weight" and _packed(module) else parameter
+            if rank:
+                weight = _own(module, key, weight, rank)
+            if weight is not None:
+                yield f"{path}.{key}", weight
+
+
+def _packed(module: nn.Module) -> bool:
+    """Whether the module multiplies with a copy of its weight that was laid out for the CPU at loading.
+
+    Then the copy is what counts: the weight itself is empty, or a remnant that nothing reads.
+    """
+    packs = isinstance(module, LinearBase | ParallelLMHead)
+    return packs and getattr(module, "cpu_linear", torch.nn.functional.linear) is not torch.nn.functional.linear
+
+
+def _unpacked(module: nn.Module) -> Tensor:
+    """The weight [out, in] that the module multiplies with, read through its own kernel: the images of unit vectors.
+
+    Exact: every sum has one term that is not zero.
+    """
+    if isinstance(module, ParallelLMHead):
+        width, dtype = module.embedding_dim, module.weight.dtype
+    else:
+        width, dtype = module.input_size_per_partition, module.params_dtype
+    columns = []
+    for start in range(0, width, ROWS):
+        unit = torch.eye(width, dtype=dtype)[start : start + ROWS]
+        columns.append(module.quant_method.apply(module, unit, None))  # [rows, out]
+    return torch.cat(columns).T
+
+
+def _own(module: nn.Module, key: str, weight: Tensor, rank: int) -> Tensor | None:
+    """Of a weight on a worker that is not the first: what no worker before holds. None: all of it is held elsewhere."""
+    if isinstance(module, QKVParallelLinear) and rank % module.num_kv_head_replicas:
+        return weight[: module.num_heads * module.head_size]  # keys and values repeat those of the worker before
+    if isinstance(module, ReplicatedLinear) or (isinstance(module, RowParallelLinear) and key == "bias"):
+        return None
+    return weight if isinstance(module, LinearBase | VocabParallelEmbedding) else None
+
+
+@dataclass
+class FileInitInfo(WeightTransferInitInfo):
+    """Nothing has to be agreed on beforehand."""
+
+
+@dataclass
+class FileUpdateInfo(WeightTransferUpdateInfo):
+    path: str
+    """A safetensors file with every weight, named as in the model's checkpoint, in the order of `names`."""
+    names: list[str]
+
+
+class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
+    """Weights through a file that both sides see. For CPUs, where vLLM brings no way of its own."""
+
+    init_info_cls = FileInitInfo
+    update_info_cls = FileUpdateInfo
+
+    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict) -> None:
+        self.receive_weights(self.parse_update_info(update_info))  # a file is read when it is read: nothing to wait for
+
+    def receive_weights(self, update_info: FileUpdateInfo) -> None:
+        with safe_open(update_info.path, framework="pt", device=str(self.device)) as file:
+            self.model.load_weights((name, file.get_tensor(name)) for name in update_info.names)
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        pass
+
+
+if "convrec_file" not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine("convrec_file", FileTransferEngine)
