@@ -34,9 +34,9 @@ def config(*overrides: str):
     )  # fmt: skip
 
 
-def warm_policy():
+def warm_policy(heads: int = 2):
     """A policy that has seen enough lists to write some, so that groups differ."""
-    policy = tiny_policy(seed=3, hidden_size=32, intermediate_size=64)
+    policy = tiny_policy(seed=3, hidden_size=32, intermediate_size=64, heads=heads)
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", 3, 128)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     from convrec_r1.modules.sft import collate

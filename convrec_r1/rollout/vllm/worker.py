@@ -3,8 +3,10 @@
 vLLM imports this by name (`worker_extension_cls`); nothing of the trainer does.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -35,15 +37,31 @@ class WeightSync:
                 sums.add(name, weight)
         return sums.by_layer()
 
+    def describe_engine(self) -> dict[str, Any]:
+        """What a trainer compares with what it needs, as plain values (`agreement.Engine`)."""
+        model = self.vllm_config.model_config
+        transfer = self.vllm_config.weight_transfer_config
+        return {
+            "model": json.loads(model.hf_text_config.to_json_string(use_diff=False)),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "max_length": model.max_model_len,
+            "max_num_seqs": self.vllm_config.scheduler_config.max_num_seqs,
+            "prompts_in_pieces": self.vllm_config.scheduler_config.enable_chunked_prefill,
+            "logprobs_mode": model.logprobs_mode,
+            "generation_config": model.generation_config,
+            "device": self.device.type,
+            "transfer": transfer.backend if transfer else None,
+        }
+
 
 def _shares(model: nn.Module, rank: int) -> Iterator[tuple[str, Tensor]]:
     seen: dict[int, Tensor] = {}
     for path, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen[id(parameter)] = parameter
             weight = _unpacked(module) if key == "weight" and _packed(module) else parameter
+            if id(parameter) in seen and torch.equal(weight, parameter):
+                continue  # shared; a copy that should be the same and is not counts as one too many
+            seen[id(parameter)] = parameter
             if rank:
                 weight = _own(module, key, weight, rank)
             if weight is not None:

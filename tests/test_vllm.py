@@ -1,0 +1,281 @@
+"""The real vLLM in process: what it samples is what the policy says, and a sync that fails does not go unseen."""
+
+import copy
+import random
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support import SMOKE, run_command, tiny_policy
+from test_modules import DATA, config, warm_policy
+from test_weights import with_lora
+
+from convrec_r1.errors import UserError
+from convrec_r1.modules.fit import fit
+from convrec_r1.modules.rl import RLModule
+from convrec_r1.modules.step import StepLoader
+from convrec_r1.policy import PromptEncoder
+from convrec_r1.rollout.base import SEEDS_APART, Sampling, SyncError, prompt_seed
+from convrec_r1.rollout.hf import HFEngine
+from convrec_r1.rollout.registry import make_engine, vllm_version
+from convrec_r1.run.files import read_jsonl
+from convrec_r1.run.tracker import JsonlSink, Tracker
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(vllm_version() is None, reason="vLLM is not installed (make setup-vllm)"),
+]
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15], [16]]
+SEEDS = [prompt_seed(0, 0, i) for i in range(4)]
+GREEDY = Sampling(temperature=0, max_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return config("rollout=vllm", "rollout.max_num_seqs=64")
+
+
+@pytest.fixture(scope="module")
+def engine(cfg):
+    engine = make_engine(cfg.rollout, tiny_policy(), max_length=256)
+    yield engine
+    engine.close()
+
+
+def moved(policy, seed: int = 0, by: float = 0.05):
+    policy = copy.deepcopy(policy)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * by)
+    return policy
+
+
+def difference(engine, policy, prompts=PROMPTS) -> float:
+    """Largest difference of log-probs over greedy completions, which must be the same tokens; inf where they are not."""
+    theirs = engine.generate(prompts, [0] * len(prompts), GREEDY)
+    ours = HFEngine(policy, batch_size=8).generate(prompts, [0] * len(prompts), GREEDY)
+    worst = 0.0
+    for (a,), (b,) in zip(theirs, ours, strict=True):
+        if not np.array_equal(a.ids, b.ids) or a.finish_reason != b.finish_reason:
+            return float("inf")
+        worst = max(worst, float(np.abs(a.logprobs - b.logprobs).max()))
+    return worst
+
+
+def same(a, b) -> bool:
+    return all(
+        np.array_equal(x.ids, y.ids) and np.array_equal(x.logprobs, y.logprobs) and x.finish_reason == y.finish_reason
+        for g, h in zip(a, b, strict=True)
+        for x, y in zip(g, h, strict=True)
+    )
+
+
+def test_every_sync_brings_the_policys_weights(engine, policy):
+    for seed in range(3):
+        policy = moved(policy, seed)
+        assert difference(engine, policy) > 1e-2 or seed == 0, "weights that moved must show before the sync"
+        engine.sync(policy)
+        assert difference(engine, policy) < 1e-4
+
+
+def test_after_optimizer_steps_engine_and_policy_agree(cfg, engine, tmp_path):
+    """The whole loop, at a rate that moves the policy: sampled in vLLM, trained, synced."""
+    policy = tiny_policy(seed=3)
+    before = copy.deepcopy(policy)
+    rows = reinforce(policy, engine, config("rollout=vllm", "rl.steps=3"), tmp_path)
+    assert difference(engine, policy) < 1e-4
+    assert difference(engine, before) > 1e-2
+    for row in rows:  # each step's lists were sampled from the weights that it then trained
+        assert row["sampling/sampling_logp_difference/max"] < 1e-4
+        assert row["sampling/importance_sampling_ratio/max"] == pytest.approx(1, abs=1e-3)
+        assert row["sampling/staleness"] == 0
+
+
+def test_lora_arrives_merged(engine, policy):
+    policy = with_lora(policy)
+    engine.sync(policy)
+    assert difference(engine, policy) < 1e-4
+    assert difference(engine, tiny_policy()) > 1e-2
+
+
+def test_a_rollout_hangs_on_seeds_alone(engine, policy):
+    engine.sync(policy)
+    sampling = Sampling(n=4, max_tokens=30)
+    whole = engine.generate(PROMPTS, SEEDS, sampling)
+    assert same(engine.generate(PROMPTS, SEEDS, sampling), whole)
+    backwards = engine.generate(PROMPTS[::-1], SEEDS[::-1], sampling)[::-1]
+    assert all(
+        np.array_equal(x.ids, y.ids) for g, h in zip(backwards, whole, strict=True) for x, y in zip(g, h, strict=True)
+    )
+    assert not same(engine.generate(PROMPTS, [seed + SEEDS_APART for seed in SEEDS], sampling), whole)
+    assert len({tuple(c.ids) for group in whole for c in group}) == 16, "no two samples share their random numbers"
+
+
+def test_what_is_sampled_follows_the_policys_distribution(engine, policy):
+    """4,000 first tokens against the probabilities that the policy gives them, by a chi-squared test."""
+    from scipy.stats import chisquare
+
+    policy = moved(policy, 7, 0.1)
+    engine.sync(policy)
+    groups = [engine.generate([PROMPTS[0]], [prompt_seed(1, i, 0)], Sampling(n=50, max_tokens=1)) for i in range(80)]
+    ids = np.array([c.ids[0] for (group,) in groups for c in group])
+    with torch.no_grad():
+        logits = policy.causal_lm(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    p = torch.softmax(logits.double(), -1).numpy()
+    order = np.argsort(-p)
+    bins = np.array_split(order, 20)
+    expected = np.array([p[b].sum() for b in bins]) * len(ids)
+    found = np.array([np.isin(ids, b).sum() for b in bins])
+    assert chisquare(found, expected * found.sum() / expected.sum()).pvalue > 1e-4
+
+
+def test_lists_that_are_full_stop_early(engine, policy):
+    policy = moved(policy, 1)
+    engine.sync(policy)
+    whole = engine.generate(PROMPTS, SEEDS, Sampling(n=4, max_tokens=80))
+    stopped = engine.generate(PROMPTS, SEEDS, Sampling(n=4, max_tokens=80, max_lines=1))
+    shorter = 0
+    for group, others in zip(whole, stopped, strict=True):
+        for completion, other in zip(group, others, strict=True):
+            assert np.array_equal(other.ids, completion.ids[: len(other.ids)])
+            assert np.allclose(other.logprobs, completion.logprobs[: len(other.ids)], atol=1e-5)
+            shorter += len(other.ids) < len(completion.ids)
+            if len(other.ids) < len(completion.ids):
+                assert other.finish_reason == "stop"
+    assert shorter >= 8
+
+
+def test_progress_counts_completions(engine, policy):
+    engine.sync(policy)
+    told = []
+    engine.generate(PROMPTS, SEEDS, Sampling(n=3, max_tokens=2), on_progress=told.append)
+    assert sum(told) == 12
+
+
+def test_a_sync_that_does_not_arrive_is_caught(engine, policy, monkeypatch):
+    engine.sync(policy)
+    call = engine._llm.collective_rpc
+
+    def swallow(method, **kw):
+        if method == "reload_weights":
+            list(kw["kwargs"]["weights_iterator"])  # sent, and lost on the way
+            return None
+        return call(method, **kw)
+
+    monkeypatch.setattr(engine._llm, "collective_rpc", swallow)
+    with pytest.raises(SyncError, match="does not have the trainer's weights"):
+        engine.sync(moved(policy, 2))
+
+
+@pytest.mark.parametrize("name", ["layers.1.mlp.down_proj.weight", "embed_tokens", "norm.weight"])
+def test_a_single_wrong_value_is_caught(engine, policy, monkeypatch, name):
+    engine.sync(policy)
+    watch = engine.check.watch
+
+    def garble(weights):
+        for key, weight in watch(weights):
+            if name in key:
+                weight = weight.clone()
+                weight.view(-1)[3] += 1e-3
+            yield key, weight
+
+    monkeypatch.setattr(engine.check, "watch", garble)
+    with pytest.raises(SyncError, match=r"layers\.1|embed_tokens|norm"):
+        engine.sync(moved(policy, 3))
+
+
+def test_the_head_that_vllm_forgets_is_caught(cfg, policy, monkeypatch):
+    """Why the engine gets a head of its own on CPUs: with shared weights vLLM multiplies with its first ones for ever."""
+    from convrec_r1.rollout.vllm import options
+
+    setup = options.setup
+
+    def shared(*arguments, **options_):
+        made = setup(*arguments, **options_)
+        made.arguments.pop("hf_overrides")
+        return options.Setup(made.arguments, made.dtype, tied=True)
+
+    monkeypatch.setattr(options, "setup", shared)
+    engine = make_engine(cfg.rollout, policy, max_length=256)
+    try:
+        with pytest.raises(SyncError, match="lm_head"):
+            engine.sync(policy)
+    finally:
+        engine.close()
+
+
+def test_the_trainers_random_numbers_and_threads_are_its_own(cfg, policy):
+    torch.manual_seed(11)
+    random.seed(11)
+    np.random.seed(11)
+    expected = torch.rand(1), random.random(), np.random.rand()
+    torch.manual_seed(11)
+    random.seed(11)
+    np.random.seed(11)
+    set_threads = torch.set_num_threads
+    engine = make_engine(cfg.rollout, policy, max_length=256)
+    engine.sync(policy)
+    assert (torch.rand(1), random.random(), np.random.rand()) == expected
+    assert torch.set_num_threads is set_threads
+    assert difference(engine, policy) < 1e-4
+    engine.close()
+    assert not torch.distributed.is_initialized(), "a process group that vLLM made would be in the trainer's way"
+    engine.sync(policy)  # and it starts again
+    assert difference(engine, policy) < 1e-4
+    engine.close()
+
+
+def test_heads_that_its_kernels_do_not_take_are_named(cfg):
+    odd = tiny_policy(hidden_size=80, heads=2)
+    engine = make_engine(cfg.rollout, odd, max_length=256)
+    with pytest.raises(UserError, match="this model's have 40"):
+        engine.sync(odd)
+
+
+def reinforce(policy, engine, cfg, folder, data=DATA["train"]) -> list[dict]:
+    encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
+    tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
+    module = RLModule(policy, engine, encoder, DATA.catalog, cfg, tracker)
+    loader = StepLoader(data, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
+    fit(module, loader, cfg.trainer, folder / "checkpoints", description="test")
+    return [record["values"] for record in read_jsonl(folder / "metrics.jsonl")]
+
+
+def test_training_reaches_the_same_with_either_engine(tmp_path):
+    """Other random numbers, the same run: twelve steps' rewards and lengths differ by no more than three standard errors."""
+    items = [c.demonstration[0] for c in DATA["train"]]
+    wanted = max(set(items), key=items.count)
+    easy = [replace(c, ground_truth=(wanted,), seen=()) for c in DATA["train"]]
+    warm = warm_policy(heads=1)
+    rows = {}
+    for name in ("hf", "vllm"):
+        cfg = config(
+            f"rollout={name}", "rl.steps=12", "rl.prompts_per_step=4", "algo.group_size=8", "rl.lr=3e-3", "seed=2",
+            "trainer.checkpoint_every=100", "rollout.max_num_seqs=64",
+        )  # fmt: skip
+        policy = copy.deepcopy(warm)
+        engine = make_engine(cfg.rollout, policy, max_length=256)
+        rows[name] = reinforce(policy, engine, cfg, tmp_path / name, easy)
+        engine.close()
+    for metric in ("reward", "completions/mean_length"):
+        differences = [a[metric] - b[metric] for a, b in zip(rows["hf"], rows["vllm"], strict=True)]
+        error = statistics.stdev(differences) / len(differences) ** 0.5
+        assert abs(statistics.mean(differences)) < 3 * error, (metric, differences)
+    for records in rows.values():
+        reward = [row["reward"] for row in records]
+        assert sum(reward[-3:]) > sum(reward[:3]) + 0.6, "both learn what users want"
+
+
+def test_the_command_trains_and_evaluates_with_it(tmp_path):
+    done = run_command(*SMOKE, "rollout=vllm", "rollout.stop_at_n=true", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [r["values"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["split"] == "train"]
+    assert len(rows) == 3
+    assert max(row["sampling/sampling_logp_difference/max"] for row in rows) < 1e-4
+    assert all(row["time/sync"] > 0 for row in rows)
+    rows = read_jsonl(tmp_path / "run" / "eval" / "test.jsonl")
+    assert len(rows) == 6
