@@ -29,6 +29,7 @@ def test_the_groups_offer_what_the_readme_names():
     assert set(options("reward")) == {"exp_inf", "log_decay", "exp"}
     assert set(options("model")) >= {"tiny", "smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b", "llama-3.2-3b"}
     assert set(options("trainer")) == {"cpu", "gpu", "ddp", "fsdp"}
+    assert set(options("rollout")) == {"hf", "vllm", "vllm_server"}
     assert set(options("logger")) == {"wandb", "csv", "none"}
 
 
@@ -110,11 +111,39 @@ def test_a_wrong_key_or_type_is_named(override, message):
         (["eval.baselines=[luck]"], "luck"),
         (["data=reddit_v2", "data.path=.", "n=5"], "data.prompt=ours"),
         (["sft.betas=[0.9]"], "sft.betas"),
+        (["rollout=vllm_server", "rollout.overlap=2"], "rollout.overlap=2"),
+        (["rollout.overlap=1"], "needs an engine beside the trainer"),
+        (["rollout=vllm", "rollout.overlap=1"], "needs an engine beside the trainer"),
+        (["rollout=vllm", "rollout.sleep=true"], "rollout.sleep=true"),
+        (["rollout=vllm", "rollout.tensor_parallel_size=2"], "does not divide the trainer's 1 processes"),
+        (["rollout=vllm_server", "algo.group_size=512", "rl.prompts_per_step=1"], "takes a group whole"),
+        (["rollout=vllm_server", "rollout.servers=[localhost:8000]"], "http://host:port"),
+        (["rollout=vllm", "rollout.top_p=0.9"], "every ratio would be too small"),
+        (["rollout.correction=mask", "rollout.top_k=50"], "every ratio would be too small"),
+        (["rollout.correction_high=0.9"], "0 <= low < 1 <= high"),
+        (["rollout.dtype=int8"], "choose one of null, float32"),
+        (["rollout.transfer=pigeon"], "auto, file, nccl"),
+        (["rollout.memory_fraction=0"], "rollout.memory_fraction=0"),
+        (["rollout.checksum_every=-1"], "rollout.checksum_every=-1"),
+        (["rollout.request_timeout=0"], "rollout.request_timeout=0"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_key(overrides, message):
     with pytest.raises(UserError, match=message):
         check(make_config(*overrides))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm_server"])
+def test_vllm_that_is_missing_is_named_with_its_extra(engine, monkeypatch):
+    monkeypatch.setattr("convrec_r1.config.checks.vllm_version", lambda: None)
+    with pytest.raises(UserError, match=r"convrec-r1\[vllm\].*make setup-vllm.*rollout=hf"):
+        check(make_config(f"rollout={engine}"))
+    check(make_config("rollout=vllm_server", "rollout.servers=[http://gpu-box:8000]"))
+
+
+def test_sampled_tokens_may_be_cut_off_where_nothing_is_corrected():
+    check(make_config("rollout.top_p=0.9"))
+    check(make_config("rollout.top_p=0.9", "rollout.correction=none", "rollout.engine=hf"))
 
 
 def test_all_that_is_wrong_is_told_at_once():
