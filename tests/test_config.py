@@ -173,6 +173,9 @@ def test_a_run_is_named_after_its_config():
     assert of("seed=3").startswith("rank_grpo-exp_inf-tiny-movieland-s3-")
     assert of() == of("logger=none") == of("study=other") == of("outputs=/elsewhere")
     assert of() != of("rl.lr=1e-4")
+    served = of("rollout=vllm_server")
+    assert served != of()
+    assert served == of("rollout=vllm_server", "rollout.servers=[http://box:1]", "rollout.request_timeout=5")
     assert of("algo=sft").startswith("sft-tiny-movieland")
     assert "/" not in of("model=Qwen/Qwen3-0.6B")
 

@@ -14,8 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from convrec_r1.errors import UserError
 from convrec_r1.run.files import write_json, write_text
 
-# Keys that say where and how a run is recorded, not what it computes: two runs that differ in these alone are the same.
+# Keys that say where a run works and how it is recorded, not what it computes: runs that differ in these alone are the same.
 NOT_IDENTITY = ("outputs", "study", "fresh", "logger", "hydra")
+NOT_IDENTITY_NESTED = tuple(
+    f"rollout.{key}"
+    for key in ("servers", "start", "transfer_folder", "start_timeout", "request_timeout", "retries", "checksum_every")
+)
 
 
 class State(Enum):
@@ -93,15 +97,21 @@ class RunFolder:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Dotted keys whose values differ between two configs, identity keys only."""
-    a, b = (_flatten({k: v for k, v in cfg.items() if k not in NOT_IDENTITY}) for cfg in (before, now))
+    a, b = identity(before), identity(now)
     return [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def identity(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values that make a run what it is."""
+    flat = _flatten({key: value for key, value in cfg.items() if key not in NOT_IDENTITY})
+    return {key: value for key, value in flat.items() if key not in NOT_IDENTITY_NESTED}
 
 
 def run_name(*, _root_: DictConfig) -> str:
     """`${run_name:}`: readable parts first, then a digest of all that makes the run what it is."""
     plain = OmegaConf.masked_copy(_root_, [key for key in _root_ if key not in NOT_IDENTITY])
     values = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False, enum_to_str=True)
-    digest = blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+    digest = blake2b(json.dumps(identity(values), sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
     stage = values["algo"].get("name", "?")
     parts = (
         [stage, values["reward"].get("name", "?")] if values["task"]["name"] == "train" and stage != "sft" else [stage]
