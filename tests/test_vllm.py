@@ -20,6 +20,7 @@ from convrec_r1.policy import PromptEncoder
 from convrec_r1.rollout.base import SEEDS_APART, Sampling, SyncError, prompt_seed
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.registry import make_engine, vllm_version
+from convrec_r1.rollout.vllm.options import CPU_HEAD_SIZES
 from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
@@ -234,6 +235,9 @@ def test_heads_that_its_kernels_do_not_take_are_named(cfg):
     engine = make_engine(cfg.rollout, odd, max_length=256)
     with pytest.raises(UserError, match="this model's have 40"):
         engine.sync(odd)
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
 
 
 def reinforce(policy, engine, cfg, folder, data=DATA["train"]) -> list[dict]:

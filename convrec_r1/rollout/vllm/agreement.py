@@ -1,0 +1,154 @@
+"""Whether a vLLM server fits the run: its version, its engine, its model, its tokenizer."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from convrec_r1.errors import UserError
+from convrec_r1.policy import Policy
+from convrec_r1.rollout.vllm import options
+from convrec_r1.rollout.vllm.process import server_flags
+from convrec_r1.rollout.vllm.server import GENERATE, Server, ServerFault
+from convrec_r1.rollout.weights import tied_head
+
+OLDEST = (0, 32)
+"""Answers of older servers do not say which weights their tokens came from."""
+CONFIG = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_theta")  # fmt: skip
+"""Of a model's config, what its weights mean nothing without; compared where both sides have it."""
+UNTIED = '{"tie_word_embeddings": false}'
+PROBES = (
+    "Title (1999)\n",
+    "Amélie (2001)\n千と千尋の神隠し (2001)",
+    "  two  spaces\t\r\n\n",
+    "don't — “quote” 🎬",
+    "system\nuser",
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a server's workers say of their engine (`worker.WeightSync.describe_engine`)."""
+
+    model: dict[str, Any]
+    dtype: str
+    max_length: int
+    max_num_seqs: int
+    prompts_in_pieces: bool
+    logprobs_mode: str
+    generation_config: str
+    device: str
+    transfer: str | None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head shares the embeddings' weights."""
+        return bool(self.model.get("tie_word_embeddings"))
+
+
+def examine(server: Server, policy: Policy, *, max_length: int, transfer: str | None) -> Engine:
+    """The server's engine. Raises UserError for a server that rollouts of `policy` cannot come from.
+
+    max_length: of prompt and completion, in tokens.  transfer: vLLM's name of the way that weights must take; None: any.
+    """
+    version = server.get("/version")["version"]
+    wrong = [*_version(version)] or [*_endpoints(server)]
+    if not wrong:
+        engine = _describe(server)
+        wrong = ["it was not started with this project's worker (--worker-extension-cls)."]
+        if engine:
+            wrong = [*_engine(engine, max_length, transfer), *_model(engine, policy), *_tokenizer(server, policy)]
+    if wrong:
+        raise UserError(
+            f"The vLLM server at {server.address} does not fit this run:\n"
+            + "\n".join(f"  - {line}" for line in wrong)
+            + f"\nOne that does is started, where this project is installed, with:\n  {_command(max_length, transfer)}"
+        )
+    return engine
+
+
+def _version(version: str) -> Iterator[str]:
+    own = options.installed()
+    theirs = _release(version)
+    if theirs < OLDEST:
+        yield f"it is vLLM {version}; {OLDEST[0]}.{OLDEST[1]} or newer is needed."
+    elif own and theirs != _release(own):
+        yield f"it is vLLM {version}; here {own} is installed. Use the same release on both sides."
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def _endpoints(server: Server) -> Iterator[str]:
+    for path, how in (
+        ("/collective_rpc", "VLLM_SERVER_DEV_MODE=1"),
+        ("/start_weight_update", "VLLM_SERVER_DEV_MODE=1"),
+        (GENERATE, "--enable-scale-out"),
+    ):
+        if not server.has(path):
+            yield f"it has no {path}: start it with {how}."
+
+
+def _describe(server: Server) -> Engine | None:
+    try:
+        return Engine(**server.call_workers("describe_engine")[0])
+    except ServerFault:
+        if server.is_well():  # then it has no such method
+            return None
+        raise
+
+
+def _engine(engine: Engine, max_length: int, transfer: str | None) -> Iterator[str]:
+    if engine.transfer is None or (transfer and engine.transfer != transfer):
+        yield f"its weight transfer is {engine.transfer}; the run's is {transfer or 'convrec_file or nccl'} (rollout.transfer)."
+    if engine.max_length < max_length:
+        yield (
+            f"it takes {engine.max_length} tokens of prompt and completion (--max-model-len); the run needs {max_length} "
+            "(model.max_prompt_length + model.max_completion_length)."
+        )
+    if engine.logprobs_mode != "processed_logprobs":
+        yield f"it reports {engine.logprobs_mode}; training needs processed_logprobs (--logprobs-mode)."
+    if engine.generation_config != "vllm":
+        yield f"it adds sampling defaults of the model's own (--generation-config {engine.generation_config}; vllm adds none)."
+    if engine.device == "cpu" and engine.prompts_in_pieces:
+        yield "on CPUs it cannot seed prompts that it prefills in pieces (--no-enable-chunked-prefill)."
+    if engine.device == "cpu" and engine.tied:
+        yield (f"on CPUs a head that shares the embeddings' weights keeps its first ones (--hf-overrides '{UNTIED}').")
+
+
+def _model(engine: Engine, policy: Policy) -> Iterator[str]:
+    ours, theirs = _sizes(policy.causal_lm.config.to_dict()), _sizes(engine.model)
+    for key in CONFIG:
+        if key in ours and key in theirs and ours[key] != theirs[key]:
+            yield f"its model has {key}={theirs[key]}; the policy's has {ours[key]}."
+    if engine.tied and not tied_head(policy):
+        yield "its model has one set of weights for embeddings and head; the policy's has two."
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, Any]:
+    flat = {**config, **(config.get("rope_parameters") or {})}
+    return {key: flat[key] for key in CONFIG if flat.get(key) is not None}
+
+
+def _tokenizer(server: Server, policy: Policy) -> Iterator[str]:
+    for text in PROBES:
+        answer = server.post("/tokenize", {"prompt": text, "add_special_tokens": False})
+        theirs, ours = answer["tokens"], policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if theirs != ours:
+            yield f"its tokenizer reads {text!r} as {theirs[:12]}; the policy's reads {ours[:12]}."
+            return
+
+
+def _command(max_length: int, transfer: str | None) -> str:
+    flags = [
+        "--model", "MODEL", "--max-model-len", str(max_length), *server_flags(transfer or "convrec_file"),
+        "--worker-extension-cls", options.WORKER, "--logits-processors", options.STOP,
+        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
+    ]  # fmt: skip
+    on_cpu = ["--no-enable-chunked-prefill", "--hf-overrides", UNTIED]
+    return (
+        f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server {shlex.join(flags)}\n"
+        f"on CPUs also with\n  {shlex.join(on_cpu)}"
+    )
