@@ -53,7 +53,8 @@ sweep: setup ## The main job for several seeds (SEEDS=1,2,3)
 	$(BIN)/python -m convrec_r1 -m seed=$(SEEDS) $(ARGS)
 
 bench: setup-vllm ## Where a step's time goes, and what the objective costs, as ratios
-	$(BIN)/python experiments/bench.py $(ARGS)
+	$(BIN)/python experiments/bench.py
+	$(BIN)/python experiments/bench_rollouts.py $(ARGS)
 
 wheel: setup ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -8,6 +8,7 @@ else the machine does falls on both. Weights are random: completions run to thei
 """
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -16,6 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Before torch starts its threads, as the command does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
 from hydra import compose, initialize_config_dir

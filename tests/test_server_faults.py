@@ -193,6 +193,13 @@ def test_no_server_at_the_address(connect, policy):
     assert time.monotonic() - started < 10
 
 
+def test_something_else_at_the_address(serve, connect, policy):
+    fake = serve()
+    fake.answer = lambda path, body: (200, ["hello"])
+    with pytest.raises(UserError, match=f"{fake.address} is no vLLM server"):
+        connect(fake).sync(policy)
+
+
 def spoil_tokenizer(fake: FakeVLLM) -> None:
     fake.shift = 1
 
@@ -278,6 +285,71 @@ def test_a_server_that_does_not_start_says_why(policy, monkeypatch, tmp_path):
     assert said.index("ValueError: no room") < said.index("RuntimeError: see above")
     (log,) = tmp_path.glob("*/server-1.log")  # stays, to be read
     assert str(log) in said
+
+
+class StandIn:
+    """A fake server in the place of a process that the engine starts."""
+
+    def __init__(self, folder: Path, fake: FakeVLLM | None) -> None:
+        self.fake, self.address, self.log = fake, fake.address if fake else "http://127.0.0.1:9", folder / "log"
+
+    def alive(self) -> bool:
+        return self.fake is not None
+
+    def stop(self) -> None:
+        if self.fake:
+            self.fake.close()
+        self.fake = None
+
+    def last_words(self) -> str:
+        return "  ValueError: no room"
+
+
+@pytest.fixture
+def start(policy, monkeypatch, tmp_path):
+    """Makes an engine with a server of its own, started as what `fakes` give in turn, None for one that ends at once."""
+    engines = []
+
+    def make(fakes, **changes) -> ServerEngine:
+        fakes = iter(fakes)
+        monkeypatch.setattr(ServerEngine, "_launchers", lambda *_: [lambda: StandIn(tmp_path, next(fakes))])
+        cfg = make_config("rollout=vllm_server").rollout
+        for key, value in changes.items():
+            setattr(cfg, key, value)
+        engines.append(ServerEngine(cfg, policy, max_length=100))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def test_a_server_of_ours_that_hangs_is_started_again(serve, start, policy):
+    hangs, new = serve(faults=["hang"]), serve()
+    engine = start([hangs, new], request_timeout=1.0)
+    engine.sync(policy)
+    assert_whole(rollout(engine))
+    assert engine.restarts == 1
+    assert new.weight_version == hangs.weight_version
+    assert new.sums == hangs.sums
+
+
+def test_a_server_of_ours_that_hiccups_is_not_started_again(serve, start, policy):
+    engine = start([serve(faults=["status 500"])])
+    engine.sync(policy)
+    assert_whole(rollout(engine))
+    assert engine.restarts == 0
+
+
+def test_a_server_of_ours_that_never_comes_back_ends_the_run(serve, start, policy):
+    fake = serve()
+    engine = start([fake, None, None, None], retries=3)
+    engine.sync(policy)
+    fake.on_generate = engine._fleet.members[0].process.stop
+    with pytest.raises(UserError, match=r"4 failures in a row: its process ended") as error:
+        rollout(engine)
+    assert engine.restarts == 3
+    assert "ValueError: no room" in str(error.value)
 
 
 def test_one_file_of_weights_is_kept(serve, connect, policy, tmp_path):

@@ -12,6 +12,8 @@ import torch
 from fake_vllm import FakeVLLM
 from safetensors.torch import load_file, save_file
 from support import make_config, tiny_policy
+from test_modules import config
+from test_pipeline import reinforce
 from test_server_faults import group_of, until
 
 from convrec_r1.errors import UserError
@@ -185,6 +187,18 @@ def test_a_server_that_does_not_fit(visitor, changes, length, said):
         guest.sync(guest._policy)
     for part in [guest.cfg.servers[0], "--enable-scale-out", *said]:
         assert part in str(error.value)
+
+
+def test_training_a_step_ahead(engine, policy, tmp_path):
+    """Lists of one step ago, each from one set of weights, while the trainer trains; and the server follows to the end."""
+    cfg = config("rollout=vllm_server", "rollout.overlap=1", "rl.steps=5")
+    state, rows, _ = reinforce(policy, cfg, tmp_path, lambda *_, **__: engine)
+    assert [row["sampling/staleness"] for row in rows] == [0, 1, 1, 1, 1]
+    assert rows[0]["sampling/sampling_logp_difference/max"] < 1e-4
+    assert all(row["sampling/sampling_logp_difference/max"] > 1e-3 for row in rows[1:])
+    trained = copy.deepcopy(policy)
+    trained.load_state_dict(state)
+    assert_samples_from(engine, trained)
 
 
 def test_a_server_killed_in_the_middle_of_a_rollout(engine, policy):

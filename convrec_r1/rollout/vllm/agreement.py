@@ -52,7 +52,10 @@ def examine(server: Server, policy: Policy, *, max_length: int, transfer: str | 
 
     max_length: of prompt and completion, in tokens.  transfer: vLLM's name of the way that weights must take; None: any.
     """
-    version = server.get("/version")["version"]
+    try:
+        version = server.get("/version")["version"]
+    except (KeyError, TypeError):
+        raise UserError(f"What answers at {server.address} is no vLLM server. Correct rollout.servers.") from None
     wrong = [*_version(version)] or [*_endpoints(server)]
     if not wrong:
         engine = _describe(server)

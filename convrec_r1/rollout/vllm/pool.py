@@ -101,6 +101,7 @@ class ServerEngine:
 
     def close(self) -> None:
         self._synced = False
+        self.ranks.leave()
         if not self._fleet:
             return
         self._fleet.close()

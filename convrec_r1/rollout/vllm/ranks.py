@@ -26,6 +26,12 @@ class Ranks:
             self._world = dist.group.WORLD
             self._group = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # a rollout is over when it is over
 
+    def leave(self) -> None:
+        """Called by all of them once they are done."""
+        if self._joined():
+            dist.destroy_process_group(self._group)
+        self._world = self._group = None
+
     @property
     def size(self) -> int:
         return dist.get_world_size() if self._joined() else 1
