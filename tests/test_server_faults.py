@@ -312,6 +312,7 @@ def start(policy, monkeypatch, tmp_path):
 
     def make(fakes, **changes) -> ServerEngine:
         fakes = iter(fakes)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs of servers that failed stay
         monkeypatch.setattr(ServerEngine, "_launchers", lambda *_: [lambda: StandIn(tmp_path, next(fakes))])
         cfg = make_config("rollout=vllm_server").rollout
         for key, value in changes.items():
