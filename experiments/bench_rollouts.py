@@ -84,11 +84,12 @@ def generation(cfg: Config, policy: Policy, prompts: list[list[int]], repeats: i
 
     sampling = Sampling(n=cfg.algo.group_size, max_tokens=cfg.model.max_completion_length)
     seeds = [prompt_seed(0, 0, i) for i in range(len(prompts))]
-    limit = cfg.model.max_prompt_length + cfg.model.max_completion_length
-    ours = make_engine(cfg.rollout, policy, max_length=limit)
+    ours = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     start = clock(lambda: ours.sync(policy))
     hf = make_engine(
-        config("rollout=hf", f"rollout.batch_size={cfg.rollout.batch_size}").rollout, policy, max_length=limit
+        config("rollout=hf", f"rollout.batch_size={cfg.rollout.batch_size}").rollout,
+        policy,
+        max_length=cfg.model.max_length,
     )
 
     def worker() -> int:
@@ -153,8 +154,7 @@ class Parts:
 
 def step(cfg: Config, policy: Policy, data: Any, steps: int) -> dict[str, float]:
     """Shares of a whole step, from one step's beginning to the next's."""
-    limit = cfg.model.max_prompt_length + cfg.model.max_completion_length
-    engine = make_engine(cfg.rollout, policy, max_length=limit)
+    engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     loader = StepLoader(data["train"], cfg.rl.prompts_per_step, steps + 1, cfg.seed)
     module = TimedRL(policy, engine, encoder_for(cfg, policy), data.catalog, cfg, Tracker())
     parts, began = Parts(), []

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from safetensors import safe_open
 
-from convrec_r1.rollout.vllm import options
+from convrec_r1.rollout.registry import vllm_version
 from convrec_r1.rollout.weights import WeightSums
 
 GENERATE = "/inference/v1/generate"
@@ -29,7 +29,7 @@ class FakeVLLM:
 
     def __init__(self, policy, *, faults: Sequence[str] = (), delay: float = 0.0, port: int = 0, **engine) -> None:
         self.policy, self.faults, self.delay = policy, list(faults), delay
-        self.version, self.weight_version, self.sums = options.installed() or "0.32.0", "default", {}
+        self.version, self.weight_version, self.sums = vllm_version() or "0.32.0", "default", {}
         self.missing: set[str] = set()
         self.shift = 0  # of the tokenizer's ids
         self.updating = False

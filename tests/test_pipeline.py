@@ -31,8 +31,6 @@ def warm():
 class CopyEngine(HFEngine):
     """Samples from weights of its own, as a server does: what the last sync gave it. Counts its calls."""
 
-    samples_apart = True
-
     def __init__(self, policy, **options) -> None:
         super().__init__(copy.deepcopy(policy), **options)
         self.syncs = self.samples = 0

@@ -193,9 +193,7 @@ def _engine(cfg: Config) -> list[str]:
             f"rollout.overlap={rollout.overlap} with rollout={engine}: sampling ahead needs an engine beside the trainer; use "
             "rollout=vllm_server, or rollout.overlap=0."
         )
-    corrected = rollout.correction not in (Correction.none, Correction.auto) or (
-        rollout.correction is Correction.auto and engine != "hf"
-    )
+    corrected = rollout.correction_in_effect is not Correction.none
     if corrected and (rollout.top_p < 1 or rollout.top_k > 0):
         wrong.append(
             f"rollout.top_p={rollout.top_p}, rollout.top_k={rollout.top_k} with a correction: the sampler's probabilities "

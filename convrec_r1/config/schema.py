@@ -131,6 +131,11 @@ class ModelConfig:
     heads: int = 4
     kv_heads: int = 2
 
+    @property
+    def max_length(self) -> int:
+        """Of prompt and completion together, in tokens."""
+        return self.max_prompt_length + self.max_completion_length
+
 
 @dataclass
 class DataConfig:
@@ -275,6 +280,13 @@ class RolloutConfig:
     retries: int = 3
     """Times that a group is asked for again, and a server started again, before the run stops."""
 
+    @property
+    def correction_in_effect(self) -> Correction:
+        """What `correction` comes to with this engine."""
+        if self.correction is Correction.auto:
+            return Correction.none if self.engine == "hf" else Correction.truncate
+        return self.correction
+
 
 @dataclass
 class TrainerConfig:
@@ -339,3 +351,8 @@ class Config:
     outputs: str = "outputs"
     fresh: bool = False
     """Start over where the run's folder holds a run already."""
+
+    @property
+    def max_lines(self) -> int | None:
+        """Lines after which a completion is stopped; None: it goes on to EOS."""
+        return self.n if self.rollout.stop_at_n else None

@@ -36,7 +36,7 @@ class Evaluator:
         greedy = Sampling(
             temperature=0,
             max_tokens=self.cfg.model.max_completion_length,
-            max_lines=self.cfg.n if self.cfg.rollout.stop_at_n else None,
+            max_lines=self.cfg.max_lines,
         )
         prompts = [encoder.prompt(c) for c in conversations[rank::world]]
         texts = greedy_lists(policy, engine, prompts, greedy, title)

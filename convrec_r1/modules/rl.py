@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from convrec_r1.config.schema import Advantage, Config, Correction
+from convrec_r1.config.schema import Advantage, Config
 from convrec_r1.data import Catalog, Conversation
 from convrec_r1.evaluate.list_quality import list_quality, parsed_lines
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
@@ -69,7 +69,7 @@ class RLModule(StepModule):
             top_p=cfg.rollout.top_p,
             top_k=cfg.rollout.top_k,
             max_tokens=cfg.model.max_completion_length,
-            max_lines=cfg.n if cfg.rollout.stop_at_n else None,
+            max_lines=cfg.max_lines,
         )
         self.upcoming = upcoming
         self.pipeline = Pipeline(engine, self.sampling, cfg.rollout.overlap)
@@ -186,12 +186,9 @@ class RLModule(StepModule):
     def correct(self, old: Tensor, sampled: Tensor, mask: Tensor, ranks: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Weights [B, T] that make up for the sampler's probabilities not being the trainer's."""
         cfg = self.cfg.rollout
-        kind = cfg.correction
-        if kind is Correction.auto:
-            kind = Correction.none if cfg.engine == "hf" else Correction.truncate
         return importance_weights(
-            old, sampled, mask, ranks, n=self.cfg.n, kind=kind.value, unit=(cfg.correction_unit or self.cfg.algo.ratio).value,
-            low=cfg.correction_low, high=cfg.correction_high,
+            old, sampled, mask, ranks, n=self.cfg.n, kind=cfg.correction_in_effect.value,
+            unit=(cfg.correction_unit or self.cfg.algo.ratio).value, low=cfg.correction_low, high=cfg.correction_high,
         )  # fmt: skip
 
     def minibatches(self, rollouts: RolloutBatch, index: int) -> list[Tensor]:

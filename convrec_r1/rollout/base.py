@@ -40,9 +40,6 @@ class Completion:
 class RolloutEngine(Protocol):
     """Samples from the weights that the last `sync` gave it: the trainer's own, or a copy."""
 
-    samples_apart: bool
-    """Whether it holds weights and compute of its own, so that it can sample while the trainer changes the policy."""
-
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

@@ -25,11 +25,10 @@ from convrec_r1.rollout.weights import whole_weights
 class HFEngine:
     """Holds no weights of its own: it samples from the policy itself, wherever that stands and whatever it has become."""
 
-    samples_apart = False
-
     def __init__(self, policy: Policy, *, batch_size: int) -> None:
         self.policy = policy
         self.batch_size = batch_size
+        self.cut = LineCutter(policy.newline, policy.blank)
 
     def generate(
         self,
@@ -76,13 +75,12 @@ class HFEngine:
         tokens = output[:, ids.shape[1] :].cpu()  # [b, t]
         logprobs = torch.stack(sampler.logprobs, 1).cpu()  # [b, t]
         ends = policy.eos.cpu()[tokens]
-        cut = LineCutter(policy.newline, policy.blank)
         completions = []
         for row, end, logprob in zip(tokens, ends, logprobs, strict=True):
             stopped = bool(end.any())
             length = int(end.int().argmax()) + 1 if stopped else len(row)
             completion = Completion(row[:length].numpy(), logprob[:length].numpy(), "stop" if stopped else "length")
-            completions.append(cut(completion, sampling.max_lines))
+            completions.append(self.cut(completion, sampling.max_lines))
         return completions
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from torch.distributed.fsdp._common_utils import TrainingState
 
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import SyncError
@@ -162,7 +161,7 @@ def _units(policy: Policy) -> Iterator[tuple[contextlib.AbstractContextManager, 
 
 def _gathered(unit: nn.Module | None) -> contextlib.AbstractContextManager:
     # Inside the unit's own forward its parameters are whole already.
-    if unit is None or unit.training_state is not TrainingState.IDLE:
+    if unit is None or unit.training_state.name != "IDLE":
         return contextlib.nullcontext()
     return FSDP.summon_full_params(unit, recurse=False, writeback=False)
 

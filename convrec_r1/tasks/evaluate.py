@@ -28,8 +28,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     path = policy_path(cfg.checkpoint)
     _log.info("Policy: %s", path)
     policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
-    limit = cfg.model.max_prompt_length + cfg.model.max_completion_length
-    engine = make_engine(cfg.rollout, policy, max_length=limit)
+    engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     split = cfg.eval.split
     systems = {}
     if "popularity" in cfg.eval.baselines and popularity.total:

@@ -64,8 +64,7 @@ class Job:
     def engine(self, policy: Policy) -> RolloutEngine:
         """The run's one engine, for every policy of its architecture."""
         if self._engine is None:
-            limit = self.cfg.model.max_prompt_length + self.cfg.model.max_completion_length
-            self._engine = make_engine(self.cfg.rollout, policy, max_length=limit)
+            self._engine = make_engine(self.cfg.rollout, policy, max_length=self.cfg.model.max_length)
         return self._engine
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from convrec_r1.errors import UserError
 from convrec_r1.policy import Policy
+from convrec_r1.rollout.registry import vllm_version
 from convrec_r1.rollout.vllm import options
 from convrec_r1.rollout.vllm.process import server_flags
 from convrec_r1.rollout.vllm.server import GENERATE, Server, ServerFault
@@ -72,7 +73,7 @@ def examine(server: Server, policy: Policy, *, max_length: int, transfer: str | 
 
 
 def _version(version: str) -> Iterator[str]:
-    own = options.installed()
+    own = vllm_version()
     theirs = _release(version)
     if theirs < OLDEST:
         yield f"it is vLLM {version}; {OLDEST[0]}.{OLDEST[1]} or newer is needed."

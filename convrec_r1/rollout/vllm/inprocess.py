@@ -29,8 +29,6 @@ class VLLMEngine:
     It starts with the first `sync`, when the run's processes have found each other, and again after `close`.
     """
 
-    samples_apart = False
-
     def __init__(self, cfg: RolloutConfig, policy: Policy, *, max_length: int) -> None:
         """policy: of the architecture that will be sampled.  max_length: of prompt and completion, in tokens."""
         self.cfg, self.max_length = cfg, max_length
@@ -157,25 +155,27 @@ def _of_all(requests: list[Request], together: int) -> tuple[list[Request], slic
     """The requests of the processes that work together, and where this one's stand among them."""
     if together == 1:
         return requests, slice(None)
-    from vllm.distributed.parallel_state import get_tp_group
-
-    group = get_tp_group().cpu_group
-    parts: list[Any] = [None] * together
-    dist.all_gather_object(parts, requests, group=group)
-    start = sum(map(len, parts[: dist.get_rank(group)]))
+    parts, place = _gather(requests)
+    start = sum(map(len, parts[:place]))
     return [request for part in parts for request in part], slice(start, start + len(requests))
 
 
 def _over_workers(sums: list[dict[str, int]]) -> list[dict[str, int]]:
     """Those of this process's worker; of all that hold shares of one model, where several do."""
+    parts, _ = _gather(sums)
+    return [worker for part in parts for worker in part]
+
+
+def _gather(part: Any) -> tuple[list[Any], int]:
+    """What each of the processes brings whose workers share one model, and the place of this one among them."""
     from vllm.distributed.parallel_state import get_tp_group
 
     group = get_tp_group()
     if group.world_size == 1:
-        return sums
+        return [part], 0
     parts: list[Any] = [None] * group.world_size
-    dist.all_gather_object(parts, sums, group=group.cpu_group)
-    return [worker for part in parts for worker in part]
+    dist.all_gather_object(parts, part, group=group.cpu_group)
+    return parts, group.rank_in_group
 
 
 def _progress(on_progress: Callable[[int], None]) -> Callable[..., Any]:

@@ -13,7 +13,6 @@ from convrec_r1.config.schema import RolloutConfig
 from convrec_r1.errors import UserError
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import SEEDS_APART, Sampling
-from convrec_r1.rollout.registry import vllm_version as installed  # noqa: F401
 from convrec_r1.rollout.weights import tied_head
 
 LINE_TABLES = "line_tokens.pt"
@@ -79,7 +78,7 @@ def setup(cfg: RolloutConfig, policy: Policy, folder: Path, *, max_length: int, 
         "model": str(folder),
         "load_format": "dummy",
         "dtype": dtype,
-        "max_model_len": min(max_length, getattr(config, "max_position_embeddings", None) or max_length),
+        "max_model_len": fitting_length(policy, max_length),
         "max_num_seqs": cfg.max_num_seqs,
         "max_num_batched_tokens": max(cfg.max_num_batched_tokens, max_length),
         "enable_prefix_caching": True,
@@ -107,6 +106,11 @@ def _check_head_size(size: int) -> None:
             f"vLLM's CPU kernels take attention heads of {', '.join(map(str, CPU_HEAD_SIZES))} dimensions; this model's have "
             f"{size}. Use rollout=hf, or, for a model made here, another model.hidden_size or model.heads."
         )
+
+
+def fitting_length(policy: Policy, max_length: int) -> int:
+    """`max_length`, or what the model takes if that is less."""
+    return min(max_length, getattr(policy.causal_lm.config, "max_position_embeddings", None) or max_length)
 
 
 def write_model(policy: Policy, folder: Path) -> None:

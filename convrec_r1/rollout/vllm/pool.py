@@ -32,14 +32,10 @@ class ServerEngine:
     reached every server: one that comes back gets those, whatever the trainer has made of its own since.
     """
 
-    samples_apart = True
-
     def __init__(self, cfg: RolloutConfig, policy: Policy, *, max_length: int) -> None:
         """policy: of the architecture that will be sampled.  max_length: of prompt and completion, in tokens."""
         self.cfg = cfg
-        self.max_length = min(
-            max_length, getattr(policy.causal_lm.config, "max_position_embeddings", None) or max_length
-        )
+        self.max_length = options.fitting_length(policy, max_length)
         self.cut = LineCutter(policy.newline, policy.blank)
         self.ranks = Ranks()
         self.counts: Counter[str] = Counter()
