@@ -5,6 +5,7 @@ The defaults are the paper's recipe (arXiv 2510.20150); files in conf/ change wh
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -87,6 +88,21 @@ class Correction(Enum):
     none = "none"
     truncate = "truncate"
     mask = "mask"
+
+
+class Select(Enum):
+    last = "last"
+    """The policy of the last step."""
+    best = "best"
+    """The policy of the evaluation with the highest `eval.metric` on the validation split."""
+
+
+class GuardAction(Enum):
+    stop = "stop"
+    """Save, end the training there, evaluate what there is."""
+    warn = "warn"
+    """Save, say so once, go on."""
+    none = "none"
 
 
 class LoggerKind(Enum):
@@ -311,9 +327,49 @@ class EvalConfig:
     every: int = 50
     """RL steps between evaluations on the validation split; 0: none."""
     validation_size: int = 200
+    metric: str | None = None
+    """What runs are judged by: the best checkpoint, early stopping, reports; null: ndcg@10, or at the largest k <= n."""
+    select: Select = Select.last
+    """Which policy a run ends with, and is evaluated by. checkpoints/best is kept in either case."""
+    patience: int | None = None
+    """Evaluations without a new best after which training stops; null: it goes on."""
     baselines: list[str] = field(default_factory=lambda: ["popularity", "zero_shot", "sft"])
     level: float = 0.95
     resamples: int = 2000
+
+
+@dataclass
+class GuardConfig:
+    """The collapse guard: limits on means over the last `window` steps of what is sampled; null: no limit.
+
+    A limit is armed once the run has been within it, so that R1-zero is not stopped for where it starts.
+    """
+
+    action: GuardAction = GuardAction.stop
+    window: int = 5
+    min_list_length: float | None = 0.5
+    """Of `list/length`, as a share of n."""
+    max_list_length: float | None = 1.5
+    """Of `list/length`, as a share of n."""
+    min_in_catalog: float | None = 0.5
+    """Of `catalog/valid`."""
+    max_kl: float | None = 1.0
+    """Of `kl`, nats a token; watched where algo.beta > 0."""
+    min_entropy: float | None = 0.01
+    """Of `entropy`, nats a token."""
+    max_entropy: float | None = None
+
+
+@dataclass
+class CompareConfig:
+    """task=compare."""
+
+    baseline: str | None = None
+    """The system that others are held against, by its label or algorithm; null: grpo, else sft, else the first."""
+    metric: str | None = None
+    """The metric of curves, figures and tests; null: the runs' own eval.metric."""
+    examples: int = 6
+    """Conversations that are shown with every system's list."""
 
 
 @dataclass
@@ -338,6 +394,8 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     n: int = 20
@@ -347,10 +405,22 @@ class Config:
     """"sft": train it once and share it; null: none (R1-zero); a folder: that policy."""
     checkpoint: str | None = None
     """task=eval: a run's folder, a policy's folder or a Hub id."""
+    runs: Any = None
+    """task=compare: a pattern of run folders, or a list of such."""
     study: str = "main"
     outputs: str = "outputs"
     fresh: bool = False
     """Start over where the run's folder holds a run already."""
+
+    @property
+    def ks(self) -> list[int]:
+        """Cut-offs that lists of n can be measured at."""
+        return sorted({k for k in self.eval.ks if k <= self.n}) or [self.n]
+
+    @property
+    def metric(self) -> str:
+        """`eval.metric`, or what it is where that is null."""
+        return self.eval.metric or f"ndcg@{10 if 10 in self.ks else self.ks[-1]}"
 
     @property
     def max_lines(self) -> int | None:

@@ -20,7 +20,6 @@ class Evaluator:
 
     def __init__(self, cfg: Config, catalog: Catalog, popularity: Popularity) -> None:
         self.cfg, self.catalog, self.popularity = cfg, catalog, popularity
-        self.ks = sorted({k for k in cfg.eval.ks if k <= cfg.n}) or [cfg.n]
 
     def policy(
         self,
@@ -50,7 +49,7 @@ class Evaluator:
     def score(self, texts: Sequence[str], conversations: Sequence[Conversation]) -> Evaluation:
         reward = self.cfg.reward
         return score(
-            texts, conversations, self.catalog, self.popularity, n=self.cfg.n, ks=self.ks,
+            texts, conversations, self.catalog, self.popularity, n=self.cfg.n, ks=self.cfg.ks,
             year_tolerance=reward.year_tolerance, position=reward.position.value, ideal=self.cfg.eval.ideal,
         )  # fmt: skip
 

@@ -30,9 +30,8 @@ OTHERS = {
 def report(cfg: Config, folder: RunFolder, systems: Systems) -> dict[str, Any]:
     """Compare the systems, show and write the result. The last system is the one this run trained."""
     final = list(systems)[-1]
-    ks = sorted({k for k in cfg.eval.ks if k <= cfg.n}) or [cfg.n]
-    ranking = [f"{metric}@{k}" for metric in ("ndcg", "recall") for k in ks]
-    key = f"ndcg@{10 if 10 in ks else ks[-1]}"
+    ranking = [f"{metric}@{k}" for metric in ("ndcg", "recall") for k in cfg.ks]
+    key = cfg.metric
     options = {"n_resamples": cfg.eval.resamples, "level": cfg.eval.level}
     metrics = {name: evaluation.summary() for name, evaluation in systems.items()}
     intervals = {

@@ -15,7 +15,7 @@ from convrec_r1.errors import UserError
 from convrec_r1.run.files import write_json, write_text
 
 # Keys that say where a run works and how it is recorded, not what it computes: runs that differ in these alone are the same.
-NOT_IDENTITY = ("outputs", "study", "fresh", "logger", "hydra")
+NOT_IDENTITY = ("outputs", "study", "fresh", "logger", "hydra", "runs", "compare")
 NOT_IDENTITY_NESTED = tuple(
     f"rollout.{key}"
     for key in ("servers", "start", "transfer_folder", "start_timeout", "request_timeout", "retries", "checksum_every")
