@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import convrec_r1.__main__  # noqa: F401  registers the schema and the resolver
+import convrec_r1.cli  # noqa: F401  registers the schema and the resolver
 from convrec_r1.config.files import conf_folder, expand
 from convrec_r1.config.schema import Config, ModelConfig, ModelSource
 from convrec_r1.data import movieland

@@ -11,7 +11,7 @@ from support import make_config, tiny_policy
 
 from convrec_r1.config.schema import OptimConfig, Schedule
 from convrec_r1.data import movieland
-from convrec_r1.modules.callbacks import EvaluateEvery
+from convrec_r1.modules.callbacks import Marks, Watch
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
@@ -95,12 +95,13 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(warm, tmp_path):
     class PowerCut(Exception):
         pass
 
-    def cut(step: int) -> None:
+    def cut(step: int) -> float:
         if step == 3:
             raise PowerCut
+        return 0.0
 
     with pytest.raises(PowerCut):
-        reinforce(warm, cfg, tmp_path / "cut", [EvaluateEvery(cut, every=1, total=5)])
+        reinforce(warm, cfg, tmp_path / "cut", [Watch(cut, every=1, total=5, marks=Marks())])
     assert (tmp_path / "cut" / "checkpoints" / "last").resolve().name == "000002"
     # Started again as a user would: from the warm start, whose weights must give way to the checkpoint's.
     resumed, again = reinforce(warm, cfg, tmp_path / "cut")
@@ -167,12 +168,13 @@ def test_sft_is_independent_of_micro_batches_and_resumes(tmp_path):
         tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
         module = SFTModule(policy, cfg.sft, steps=6, micro_batch=micro, tracker=tracker)
 
-        def cut(step: int) -> None:
+        def cut(step: int) -> float:
             if step == stop:
                 raise KeyError("stop")
+            return 0.0
 
         fit(module, StepLoader(examples, 8, 6, 0), cfg.trainer, folder / "checkpoints", description="test",
-            callbacks=[EvaluateEvery(cut, every=1, total=6)])  # fmt: skip
+            callbacks=[Watch(cut, every=1, total=6, marks=Marks())])  # fmt: skip
         return policy
 
     whole = train(8, tmp_path / "a")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_modules import DATA, config, distance, warm_policy
 
-from convrec_r1.modules.callbacks import EvaluateEvery
+from convrec_r1.modules.callbacks import Marks, Watch
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
@@ -120,12 +120,13 @@ def test_a_run_that_samples_ahead_goes_on_from_its_checkpoint_with_the_same_list
     class PowerCut(Exception):
         pass
 
-    def cut(step: int) -> None:
+    def cut(step: int) -> float:
         if step == 3:
             raise PowerCut
+        return 0.0
 
     with pytest.raises(PowerCut):
-        reinforce(warm, cfg, tmp_path / "cut", callbacks=[EvaluateEvery(cut, every=1, total=5)])
+        reinforce(warm, cfg, tmp_path / "cut", callbacks=[Watch(cut, every=1, total=5, marks=Marks())])
     resumed, again, engine = reinforce(warm, cfg, tmp_path / "cut")
     assert distance(whole, resumed) == 0
     assert engine.samples == 2, "steps 4 and 5; step 3's were in the checkpoint"

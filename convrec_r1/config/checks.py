@@ -11,13 +11,14 @@ from convrec_r1.config.schema import (
     PromptStyle,
     ReturnKind,
     RolloutConfig,
+    Select,
     Stage,
 )
 from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.errors import UserError
 from convrec_r1.rollout.registry import ENGINES, vllm_version
 
-TASKS = ("train", "eval")
+TASKS = ("train", "eval", "compare", "workspace")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp")
 BASELINES = ("popularity", "zero_shot", "sft")
@@ -25,7 +26,10 @@ BASELINES = ("popularity", "zero_shot", "sft")
 
 def check(cfg: Config) -> None:
     """Raise a UserError that lists everything about `cfg` that cannot work."""
-    wrong = [*_choices(cfg), *_ranges(cfg), *_paths(cfg), *_combinations(cfg), *_engine(cfg)]
+    if cfg.task.name in ("compare", "workspace"):  # they load no data and train nothing
+        wrong = [*_choices(cfg), *_comparison(cfg)]
+    else:
+        wrong = [*_choices(cfg), *_ranges(cfg), *_paths(cfg), *_combinations(cfg), *_watching(cfg), *_engine(cfg)]
     if wrong:
         raise UserError("The configuration cannot work:\n" + "\n".join(f"  - {line}" for line in wrong))
 
@@ -175,6 +179,50 @@ def _combinations(cfg: Config) -> list[str]:
         )
     if cfg.model.trust_remote_code and cfg.model.source is ModelSource.tiny:
         wrong.append("model.trust_remote_code has no meaning for model=tiny.")
+    return wrong
+
+
+def _watching(cfg: Config) -> list[str]:
+    """The evaluation during training, and what follows from it."""
+    wrong, evaluation, guard = [], cfg.eval, cfg.guard
+    if evaluation.every < 0:
+        wrong.append(f"eval.every={evaluation.every}: steps between evaluations, or 0 for none.")
+    known = [*(f"{metric}@{k}" for metric in ("ndcg", "recall") for k in cfg.ks), "mrr"]
+    if cfg.metric not in known:
+        wrong.append(
+            f"eval.metric={evaluation.metric}: with eval.ks and n as they are, choose one of {', '.join(known)}."
+        )
+    if evaluation.patience is not None and evaluation.patience < 1:
+        wrong.append(f"eval.patience={evaluation.patience}: evaluations without a gain, at least 1, or null.")
+    for key, asked in (
+        ("select=best", evaluation.select is Select.best),
+        ("patience", evaluation.patience is not None),
+    ):
+        if asked and not evaluation.every and cfg.algo.stage is Stage.rl:
+            wrong.append(f"eval.{key} needs evaluations during training: set eval.every above 0.")
+    if guard.window < 1:
+        wrong.append(f"guard.window={guard.window}: steps, at least 1.")
+    for low, high in (("min_list_length", "max_list_length"), ("min_entropy", "max_entropy")):
+        bounds = getattr(guard, low), getattr(guard, high)
+        if None not in bounds and bounds[0] >= bounds[1]:
+            wrong.append(
+                f"guard.{low}={bounds[0]} is not below guard.{high}={bounds[1]}: nothing would be within both."
+            )
+    return wrong
+
+
+def _comparison(cfg: Config) -> list[str]:
+    wrong = []
+    if cfg.task.name == "compare":
+        patterns = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs
+        if not patterns or not all(isinstance(p, str) and p for p in patterns):
+            wrong.append("task=compare needs runs='outputs/STUDY/*', or runs=[FOLDER,FOLDER,...].")
+    if cfg.compare.examples < 0:
+        wrong.append(f"compare.examples={cfg.compare.examples}: must not be negative.")
+    if not 0 < cfg.eval.level < 1:
+        wrong.append(f"eval.level={cfg.eval.level}: must lie between 0 and 1.")
+    if cfg.eval.resamples < 1:
+        wrong.append(f"eval.resamples={cfg.eval.resamples}: must be at least 1.")
     return wrong
 
 

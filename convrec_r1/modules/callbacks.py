@@ -1,64 +1,165 @@
-"""What happens beside training: checkpoints, evaluation, the progress bar."""
+"""What happens beside training: checkpoints, evaluation and what follows from it, the progress bar."""
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
+from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.step import StepModule
 from convrec_r1.rollout.weights import whole_weights
 from convrec_r1.run.progress import bar
 
+_log = logging.getLogger(__name__)
+
+
+class Marks:
+    """Names that are to point to a checkpoint of the current step: what watches a run asks, `Checkpoints` writes."""
+
+    def __init__(self) -> None:
+        self._asked: list[str] = []
+
+    def ask(self, name: str) -> None:
+        self._asked.append(name)
+
+    def take(self) -> list[str]:
+        asked, self._asked = self._asked, []
+        return asked
+
 
 class Checkpoints(pl.Callback):
-    """checkpoints/<step>/{trainer.ckpt, policy/} every so many of our steps and at the end; `last` points to the newest.
+    """checkpoints/<step>/{trainer.ckpt, policy/} every so many of our steps and where training ends; `last` points to the
+    newest. Steps that were marked get a policy/, and the mark points to it. Comes after the callbacks that mark.
 
     A checkpoint is written under another name and renamed when it is whole.
     """
 
-    def __init__(self, folder: Path, *, every: int, total: int, keep: int) -> None:
-        self.folder, self.every, self.total, self.keep = folder, every, total, keep
+    def __init__(self, folder: Path, *, every: int, total: int, keep: int, marks: Marks) -> None:
+        self.folder, self.every, self.total, self.keep, self.marks = folder, every, total, keep, marks
+
+    def on_train_start(self, trainer: pl.Trainer, module: StepModule) -> None:
+        self._save(trainer, module, whole=False)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_) -> None:
-        if module.step % self.every == 0 or module.step == self.total:
-            self.save(trainer, module)
+        ends = module.step == self.total or trainer.should_stop
+        self._save(trainer, module, whole=ends or module.step % self.every == 0)
 
-    def save(self, trainer: pl.Trainer, module: StepModule) -> None:
+    def _save(self, trainer: pl.Trainer, module: StepModule, *, whole: bool) -> None:
+        """whole: one to go on from, with the trainer's state."""
+        links = self.marks.take() + (["last"] if whole else [])
+        if not links:
+            return
         target = self.folder / f"{module.step:06d}"
         scratch = self.folder / f".{target.name}.partial"
         if trainer.is_global_zero:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
         trainer.strategy.barrier()
-        trainer.save_checkpoint(scratch / "trainer.ckpt")
+        if whole:
+            trainer.save_checkpoint(scratch / "trainer.ckpt")
         with whole_weights(module.policy):
             if trainer.is_global_zero:
                 module.policy.save(scratch / "policy")
         if trainer.is_global_zero:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(scratch, target)
-            point(self.folder / "last", target.name)
-            for old in sorted(self.folder.glob("[0-9]*"))[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+            for link in links:
+                point(self.folder / link, target.name)
+            self._prune()
         trainer.strategy.barrier()
 
+    def _prune(self) -> None:
+        """Leave the newest checkpoints to go on from, and what names point to."""
+        steps = sorted(self.folder.glob("[0-9]*"))
+        kept = {path.name for path in [s for s in steps if (s / "trainer.ckpt").exists()][-self.keep :]}
+        kept |= {os.readlink(path) for path in self.folder.iterdir() if path.is_symlink()}
+        for step in steps:
+            if step.name not in kept:
+                shutil.rmtree(step, ignore_errors=True)
 
-class EvaluateEvery(pl.Callback):
-    """Calls `evaluate(step)` before the first step, every so many steps, and not at the end: the run does that."""
 
-    def __init__(self, evaluate: Callable[[int], None], *, every: int, total: int) -> None:
-        self.evaluate, self.every, self.total = evaluate, every, total
+class Watch(pl.Callback):
+    """Evaluates every so many steps, keeps the best policy, and ends training that no longer gains or has collapsed.
+
+    Its state is in the trainer's checkpoints: a run that goes on judges as if it had never stopped.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[int], float],
+        *,
+        every: int,
+        total: int,
+        marks: Marks,
+        patience: int | None = None,
+        guard: Guard | None = None,
+        stop_on_collapse: bool = True,
+    ) -> None:
+        """evaluate: of a step, the value that the best policy has most of. every: 0: no evaluation."""
+        self.evaluate, self.every, self.total, self.marks, self.patience = evaluate, every, total, marks, patience
+        self.guard, self.stop_on_collapse = guard, stop_on_collapse
+        self.best: float | None = None
+        self.best_step = 0
+        self.since_best = 0
+        self.collapses: list[dict[str, Any]] = []
+        """Each {"step", "why"}."""
+        self.stopped: dict[str, Any] | None = None
+        """{"step", "why"} where training ended before its last step."""
 
     def on_train_start(self, trainer: pl.Trainer, module: StepModule) -> None:
-        if self.every and module.step == 0:
-            self.evaluate(0)
+        if self.stopped:  # the run was cut off between its end and its evaluation
+            trainer.should_stop = True
+        elif self.every and module.step == 0:
+            self._evaluate(trainer, 0)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_) -> None:
         if self.every and (module.step % self.every == 0 or module.step == self.total):
-            self.evaluate(module.step)
+            self._evaluate(trainer, module.step)
+        if self.guard and (broken := self.guard.observe(module.latest)):
+            self._collapse(trainer, module.step, "; ".join(broken))
+
+    def _evaluate(self, trainer: pl.Trainer, step: int) -> None:
+        value = self.evaluate(step)
+        if self.best is None or value > self.best:
+            self.best, self.best_step, self.since_best = value, step, 0
+            self.marks.ask("best")
+            return
+        self.since_best += 1
+        if self.patience and self.since_best >= self.patience and step < self.total:
+            self._stop(
+                trainer, step, f"no gain in {self.since_best} evaluations over {self.best:.4f} at step {self.best_step}"
+            )
+
+    def _collapse(self, trainer: pl.Trainer, step: int, why: str) -> None:
+        if not self.collapses:
+            self.marks.ask("collapsed")  # the first one: later ones follow from it
+        self.collapses.append({"step": step, "why": why})
+        goes_on = "" if self.stop_on_collapse else " Training goes on (guard.action=warn)."
+        _log.warning("Collapse at step %d: %s. checkpoints/collapsed is the first.%s", step, why, goes_on)
+        if self.stop_on_collapse and step < self.total:
+            self._stop(trainer, step, f"collapse: {why}")
+
+    def _stop(self, trainer: pl.Trainer, step: int, why: str) -> None:
+        self.stopped = {"step": step, "why": why}
+        trainer.should_stop = True
+        _log.warning("Training ends at step %d of %d: %s", step, self.total, why)
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("best", "best_step", "since_best", "collapses", "stopped")
+        state = {name: getattr(self, name) for name in names}
+        return state | {"guard": self.guard.state_dict() if self.guard else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        guard = state.pop("guard")
+        if self.guard and guard:
+            self.guard.load_state_dict(guard)
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 class ProgressBar(pl.Callback):

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.strategies import FSDPStrategy
 
 from convrec_r1.config.schema import TrainerConfig
-from convrec_r1.modules.callbacks import Checkpoints, ProgressBar
+from convrec_r1.modules.callbacks import Checkpoints, Marks, ProgressBar
 from convrec_r1.modules.step import StepLoader, StepModule
 
 _log = logging.getLogger(__name__)
@@ -41,12 +41,15 @@ def fit(
     *,
     description: str,
     callbacks: Sequence[pl.Callback] = (),
+    marks: Marks | None = None,
 ) -> None:
     """Train `module` for the loader's steps, going on from checkpoints/last if there is one."""
     total = len(loader)
     watchers = [
         *callbacks,
-        Checkpoints(checkpoints, every=cfg.checkpoint_every, total=total, keep=cfg.keep_checkpoints),
+        Checkpoints(
+            checkpoints, every=cfg.checkpoint_every, total=total, keep=cfg.keep_checkpoints, marks=marks or Marks()
+        ),
         ProgressBar(description, total),
     ]
     last = checkpoints / "last" / "trainer.ckpt"

@@ -231,6 +231,7 @@ class RLModule(StepModule):
         values = meter.reduce(self) | clock.seconds()
         values["sampling/staleness"] = self.staleness
         values["tokens_per_second"] = float(self.sum_over_devices(n_tokens.sum())) / clock.total()
+        self.latest = values
         self.tracker.log(self.step, "train", values)
         self.progress = f"reward {values['reward']:.3f}"
         if self.step % self.cfg.rl.table_every == 0 or self.step == 1:

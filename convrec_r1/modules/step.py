@@ -29,6 +29,8 @@ class StepModule(pl.LightningModule):
         self.updates = updates
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         """Our own steps, in the checkpoint with the weights."""
+        self.latest: dict[str, float] = {}
+        """Metrics of the last step, the same on every process."""
 
     @property
     def step(self) -> int:

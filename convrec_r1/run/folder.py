@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from enum import Enum
@@ -120,6 +121,16 @@ def run_name(*, _root_: DictConfig) -> str:
         parts = [values["task"]["name"], Path(str(values.get("checkpoint"))).name]
     parts += [values["model"].get("name", "?"), values["data"].get("name", "?"), f"s{values['seed']}", digest]
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(part).rsplit("/", 1)[-1]) for part in parts)
+
+
+def run_dir(*, _root_: DictConfig) -> str:
+    """`${run_dir:}`: outputs/<study>/<run name>; of a comparison, comparison/ beside the runs that it compares."""
+    if _root_.task.name == "compare" and _root_.runs:
+        patterns = [_root_.runs] if isinstance(_root_.runs, str) else list(_root_.runs)
+        beside = os.path.commonpath([os.path.dirname(os.path.abspath(str(pattern))) for pattern in patterns])
+        fixed = Path(re.split(r"[*?\[]", beside, maxsplit=1)[0])
+        return str((fixed if str(fixed) == beside else fixed.parent) / "comparison")
+    return f"{_root_.outputs}/{_root_.study}/{run_name(_root_=_root_)}"
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import transformers
 from rich.logging import RichHandler
 
-from convrec_r1.run.progress import console
+from convrec_r1.run.progress import console, label
 
 _NOISY = (
     "pytorch_lightning",
@@ -29,7 +29,9 @@ def start_logging(file: Path | None, *, is_first: bool) -> None:
         handler.close()
     package.setLevel(logging.INFO if is_first else logging.ERROR)
     package.propagate = False
-    package.addHandler(RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False))
+    terminal = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
+    terminal.setFormatter(logging.Formatter(f"{label()}%(message)s"))
+    package.addHandler(terminal)
     if file is not None and is_first:
         to_file = logging.FileHandler(file, encoding="utf-8", delay=True)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -1,6 +1,7 @@
 """Progress of every long step, with the time left: a bar on a terminal, a line now and then elsewhere."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -13,6 +14,10 @@ _LINE_EVERY = 15.0  # seconds between lines where there is no terminal
 console = Console()
 _enabled = True
 
+LABEL = "CONVREC_R1_LABEL"
+"""Set for runs that share a terminal: they say which they are, and show lines in place of bars."""
+_label = os.environ.get(LABEL, "")
+
 
 class Bar(Protocol):
     def advance(self, steps: int = 1, note: str = "") -> None: ...
@@ -24,12 +29,16 @@ def set_enabled(on: bool) -> None:
     _enabled = on
 
 
+def label() -> str:
+    return _label
+
+
 @contextlib.contextmanager
 def bar(description: str, total: int, done: int = 0) -> Iterator[Bar]:
     """A bar from `done` to `total`; `advance(steps, note)` moves it."""
     if not _enabled:
         yield _Silent()
-    elif console.is_terminal:
+    elif console.is_terminal and not _label:
         columns = (
             TextColumn("{task.description:<24}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -38,7 +47,7 @@ def bar(description: str, total: int, done: int = 0) -> Iterator[Bar]:
             task = progress.add_task(description, total=total, completed=done, note="")
             yield _Rich(progress, task)
     else:
-        lines = _Lines(description, total, done)
+        lines = _Lines(f"{_label}{description}", total, done)
         yield lines
         lines.end()
 
@@ -69,10 +78,10 @@ class _Lines:
         if now - self.last >= _LINE_EVERY and self.done < self.total:
             self.last = now
             left = (now - self.start) / max(1, self.done - self.first) * (self.total - self.done)
-            console.print(
-                f"{self.description}: {self.done}/{self.total}, {left:.0f} s left  {self.note}", highlight=False
-            )
+            text = f"{self.description}: {self.done}/{self.total}, {left:.0f} s left  {self.note}"
+            console.print(text, highlight=False, markup=False)
 
     def end(self) -> None:
         took = time.monotonic() - self.start
-        console.print(f"{self.description}: {self.done}/{self.total} in {took:.1f} s  {self.note}", highlight=False)
+        text = f"{self.description}: {self.done}/{self.total} in {took:.1f} s  {self.note}"
+        console.print(text, highlight=False, markup=False)

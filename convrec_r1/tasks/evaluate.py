@@ -1,5 +1,6 @@
 """Evaluate a policy that exists: of a run, of a folder, or from the Hub."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,10 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
 def policy_path(checkpoint: str) -> str | Path:
     """The policy in a run's folder or a checkpoint's, a policy's own folder, or the name as it is (a Hub id)."""
     path = Path(checkpoint).expanduser()
-    for candidate in (path / "checkpoints" / "last" / "policy", path / "policy", path):
+    chosen = "checkpoints/last/policy"
+    if (path / "summary.json").exists():  # a run that ended on its best policy says so
+        chosen = json.loads((path / "summary.json").read_text(encoding="utf-8")).get("policy", chosen)
+    for candidate in (path / chosen, path / "policy", path):
         if (candidate / "config.json").exists():
             return candidate
     return checkpoint

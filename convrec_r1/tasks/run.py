@@ -1,6 +1,7 @@
 """Set up what every task needs, run it, and tear it down: nothing of one run reaches the next in a sweep."""
 
 import gc
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -23,10 +24,11 @@ _log = logging.getLogger(__name__)
 
 Task = Callable[[Config, RunFolder, Callable[[], Tracker]], dict[str, Any]]
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate}
+"""Those that make a run: a folder that is claimed, resumed, and finished once."""
 
 
-def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None) -> None:
-    """Run `cfg.task` in `folder`, unless it holds this very run complete."""
+def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None) -> dict[str, Any]:
+    """Run `cfg.task` in `folder`, unless it holds this very run complete. Returns what its summary.json says."""
     first = rank_zero_only.rank == 0
     progress.set_enabled(first)
     start_logging(None, is_first=first)
@@ -34,7 +36,7 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
         state = folder.begin(composed)
         if state is State.complete:
             _log.info("This run is complete: %s (fresh=true starts over)", folder.path)
-            return
+            return json.loads(folder.summary.read_text(encoding="utf-8"))
         start_logging(folder.log, is_first=True)
         _log.info("%s %s", "Resuming" if state is State.interrupted else "Run", folder.path)
     if cfg.trainer.threads:
@@ -47,6 +49,7 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
         if first:
             folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
             _log.info("Done in %.0f s: %s", time.monotonic() - started, folder.path)
+        return summary
     finally:
         start_logging(None, is_first=first)  # closes run.log
         gc.collect()

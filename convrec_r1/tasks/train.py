@@ -6,13 +6,14 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from convrec_r1.config.schema import Config, Stage
+from convrec_r1.config.schema import Config, GuardAction, Select, Stage
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.modules.callbacks import EvaluateEvery, point
+from convrec_r1.modules.callbacks import Marks, Watch, point
 from convrec_r1.modules.fit import device_for, fit
+from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy, load_policy
@@ -60,6 +61,10 @@ class Job:
                 rewind(folder.metrics, -1)
         self.tracker = tracker() if self.first else Tracker()
         self._engine: RolloutEngine | None = None
+        self.watch: Watch | None = None
+        """Of stage 2, once it has begun."""
+        self.steps = 0
+        """Of stage 2, once it has ended."""
 
     def engine(self, policy: Policy) -> RolloutEngine:
         """The run's one engine, for every policy of its architecture."""
@@ -92,11 +97,21 @@ class Job:
         systems[cfg.algo.name] = self.evaluate(lambda: policy, cfg.algo.name, None)
         if not self.first:
             return {"metrics": {cfg.algo.name: {}}}
-        split, step = cfg.eval.split, cfg.rl.steps if cfg.algo.stage is Stage.rl else 0
+        split = cfg.eval.split
         self.write(systems[cfg.algo.name], split)
         final = systems[cfg.algo.name].summary()
-        self.tracker.log(step, split, {f"{split}/{name}": value for name, value in final.items()})
-        return report(cfg, self.folder, systems)
+        self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
+        return report(cfg, self.folder, systems) | self.outcome()
+
+    def outcome(self) -> dict[str, Any]:
+        """How training ended, for summary.json."""
+        chosen = self.cfg.eval.select.value if self.watch else "last"
+        ended = {"steps": self.steps, "policy": f"checkpoints/{chosen}/policy", "stopped": None, "collapses": []}
+        if self.watch:
+            ended |= {"stopped": self.watch.stopped, "collapses": self.watch.collapses}
+        if self.watch and self.watch.best is not None:
+            ended["best"] = {"metric": f"val/{self.cfg.metric}", "value": self.watch.best, "step": self.watch.best_step}
+        return ended
 
     def start(self, warm: WarmStart | None) -> Policy:
         """The policy that RL starts from."""
@@ -122,17 +137,29 @@ class Job:
             world=self.world,
         )
         module = RLModule(policy, engine, encoder, self.data.catalog, cfg, self.tracker, loader.at)
-        held_out = self.data["validation"][: cfg.eval.validation_size]
+        held_out = self.data["validation"][: cfg.eval.validation_size] if cfg.eval.every else []
 
-        def validate(step: int) -> None:
+        def validate(step: int) -> float:
             evaluation = self.evaluator.policy(policy, engine, encoder, held_out, "  validation")
             names = {name: value for name, value in evaluation.summary().items() if not name.startswith("rank/")}
             self.tracker.log(step, "validation", {f"val/{name}": value for name, value in names.items()})
+            return names[cfg.metric]
 
-        watch = EvaluateEvery(validate, every=cfg.eval.every, total=cfg.rl.steps)
-        fit(module, loader, cfg.trainer, self.folder.checkpoints, description=cfg.algo.name, callbacks=[watch])
+        marks = Marks()
+        self.watch = Watch(
+            validate,
+            every=cfg.eval.every,
+            total=cfg.rl.steps,
+            marks=marks,
+            patience=cfg.eval.patience,
+            guard=Guard(cfg.guard, cfg.n) if cfg.guard.action is not GuardAction.none else None,
+            stop_on_collapse=cfg.guard.action is GuardAction.stop,
+        )
+        checkpoints = self.folder.checkpoints
+        fit(module, loader, cfg.trainer, checkpoints, description=cfg.algo.name, callbacks=[self.watch], marks=marks)
         module.pipeline.close()
-        return policy
+        self.steps = module.step
+        return load_policy(checkpoints / "best" / "policy", cfg.model) if cfg.eval.select is Select.best else policy
 
     def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
         """What the trained policy has to beat. Evaluations of a shared policy stand beside it, and are shared too."""

@@ -1,0 +1,131 @@
+"""`python -m convrec_r1`: compose the config, check it, run its task in its folder."""
+
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+# Before torch starts its threads: on a busy machine, threads that spin while they wait take the cores from each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from convrec_r1.config.files import conf_folder, expand
+from convrec_r1.config.schema import Config
+from convrec_r1.errors import UserError
+from convrec_r1.run import ledger, progress
+from convrec_r1.run.files import read_json
+from convrec_r1.run.folder import RunFolder, run_dir, run_name
+
+OK, FAULT, USER_ERROR = 0, 1, 2
+"""Exit status: of what went well, of a fault of ours, of what the user can put right."""
+
+ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
+OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
+
+
+def main() -> None:
+    """The command line, of one run or of a sweep. Exit status: see above; of a sweep the worst of its runs."""
+    sys.argv[1:] = expand(sys.argv[1:])
+    launch = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
+    broke_off = False
+    try:
+        launch()
+    except SystemExit as stop:
+        # Hydra prints what is wrong with a config (an unknown key, a bad type) without a trace, and exits with 1.
+        config_error = stop.code == 1 and not _started and not (ledger.opened and ledger.opened.cells())
+        if config_error or not ledger.opened:
+            sys.exit(USER_ERROR if config_error else stop.code)
+        broke_off = True
+    except Exception:
+        if not ledger.opened:
+            raise
+        traceback.print_exc()  # a launcher gave up; what became of the cells so far is in the ledger
+        broke_off = True
+    if ledger.opened:
+        from convrec_r1.sweep import conclude  # draws figures: seconds to import, and one run does not need it
+
+        sys.exit(max(conclude(ledger.opened), FAULT if broke_off else OK))
+
+
+_started = False
+
+
+def job(composed: DictConfig) -> float | None:
+    """One run in its own folder, or one cell of a sweep. Returns its objective, for a sweeper that searches.
+
+    Stands at the top level of a module, so that launchers can hand it to other processes.
+    """
+    global _started
+    _started = True
+    hydra_cfg = HydraConfig.get()
+    folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
+    if hydra_cfg.mode is RunMode.MULTIRUN:
+        return run_cell(hydra_cfg, folder)
+    try:
+        return objective(task(composed, folder))
+    except (UserError, OmegaConfBaseException) as error:
+        print(f"\n{error}", file=sys.stderr)
+        folder.discard_if_empty(Path(composed.outputs))
+        ledger.explain(str(error))
+        sys.exit(USER_ERROR)
+    except Exception as error:
+        traceback.print_exc()
+        ledger.explain(f"{type(error).__name__}: {error}")
+        sys.exit(FAULT)
+
+
+def run_cell(hydra_cfg: DictConfig, folder: RunFolder) -> float | None:
+    """A cell of a sweep, in a process of its own: whatever kills it, the others go on, and nothing of it (GPU memory,
+    engines, process groups of DDP) reaches the next. In the sweep as a whole a cell that fails is a failure."""
+    cell = ledger.Ledger.current().begin(hydra_cfg.job.num, folder.path)
+    side_by_side = "BasicLauncher" not in hydra_cfg.launcher._target_
+    environment = {ledger.CELL: str(cell.file), progress.LABEL: f"[{cell.number}] " if side_by_side else ""}
+    arguments = [*hydra_cfg.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={folder.path}"]
+    done = subprocess.run([sys.executable, "-m", "convrec_r1", *arguments], env=os.environ | environment)
+    cell.end(done.returncode)
+    return objective(read_json(folder.summary)) if done.returncode == OK else None
+
+
+def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
+    """Check the config, then do what it says. Returns what summary.json says."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise UserError(f"These keys need a value: {', '.join(missing)}. Give them on the command line, as KEY=VALUE.")
+    OmegaConf.resolve(composed)
+    cfg: Config = OmegaConf.to_object(composed)
+    from convrec_r1.config.checks import check
+
+    check(cfg)
+    # Seconds to import, and not needed to say what is wrong with a config.
+    from convrec_r1.tasks.run import execute
+
+    return execute(cfg, composed, folder, git_sha())
+
+
+def objective(summary: dict[str, Any]) -> float | None:
+    """What a search maximises: `eval.metric` on the validation split, at its best. None without evaluations."""
+    return summary.get("best", {}).get("value")
+
+
+def git_sha() -> str | None:
+    """The commit of the checkout that this code is run from, with + where it was changed; None outside of one."""
+    here = Path(__file__).parent
+    try:
+        describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

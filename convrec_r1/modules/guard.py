@@ -1,0 +1,78 @@
+"""The collapse guard: has what the policy writes fallen out of the limits it was within?"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convrec_r1.config.schema import GuardConfig
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`low` <= mean of `metric` over the window <= `high`; None: no bound. `key` is what sets it."""
+
+    key: str
+    metric: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high  # NaN is within no limit
+
+    def broken_by(self, value: float) -> str:
+        bound = f"above {self.high:g}" if value > self.high else f"below {self.low:g}"
+        return f"{self.metric} = {value:.4g} is {'no number' if math.isnan(value) else bound} ({self.key})"
+
+
+def limits(cfg: GuardConfig, n: int) -> list[Limit]:
+    """The limits that `cfg` sets for lists of n."""
+    bounds = (
+        ("min_list_length", "list/length", cfg.min_list_length, n, "low"),
+        ("max_list_length", "list/length", cfg.max_list_length, n, "high"),
+        ("min_in_catalog", "catalog/valid", cfg.min_in_catalog, 1, "low"),
+        ("max_kl", "kl", cfg.max_kl, 1, "high"),
+        ("min_entropy", "entropy", cfg.min_entropy, 1, "low"),
+        ("max_entropy", "entropy", cfg.max_entropy, 1, "high"),
+    )
+    return [
+        Limit(f"guard.{key}={bound:g}", metric, **{side: bound * unit})
+        for key, metric, bound, unit, side in bounds
+        if bound is not None
+    ]
+
+
+class Guard:
+    """Watches one run. A limit is armed by the first window in which it holds, and breaks by a later one in which it
+    does not; it is reported once, until it has held again."""
+
+    def __init__(self, cfg: GuardConfig, n: int) -> None:
+        self.limits = limits(cfg, n)
+        self.window = cfg.window
+        self.seen: dict[str, deque[float]] = {}
+        self.armed: set[str] = set()
+
+    def observe(self, values: Mapping[str, float]) -> list[str]:
+        """Take in the training metrics of a step. Returns what broke at it, a sentence a limit."""
+        for metric in {limit.metric for limit in self.limits} & values.keys():
+            self.seen.setdefault(metric, deque(maxlen=self.window)).append(float(values[metric]))
+        broken = []
+        for limit in self.limits:
+            window = self.seen.get(limit.metric, ())
+            if len(window) < self.window:
+                continue
+            mean = sum(window) / len(window)
+            if limit.holds(mean):
+                self.armed.add(limit.key)
+            elif limit.key in self.armed:
+                self.armed.discard(limit.key)
+                broken.append(f"{limit.broken_by(mean)}, mean of {self.window} steps")
+        return broken
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": {name: list(window) for name, window in self.seen.items()}, "armed": sorted(self.armed)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = {name: deque(values, maxlen=self.window) for name, values in state["seen"].items()}
+        self.armed = set(state["armed"])

@@ -1,0 +1,91 @@
+"""What became of each cell of a sweep: a file a cell, so that it is known whichever process, on whichever machine, ran it."""
+
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from convrec_r1.run.files import read_json, write_json
+
+SWEEP = "CONVREC_R1_SWEEP"
+"""Environment variable with the folder of the sweep's ledger, for the processes that its launcher starts."""
+CELL = "CONVREC_R1_CELL"
+"""Environment variable with the file of a cell, for the process that runs it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep. `status`: its exit status, minus the signal that killed it; None: the sweep did not see its end."""
+
+    file: Path
+    number: int
+    folder: Path
+    status: int | None = None
+    why: str = ""
+    seconds: float = 0.0
+
+    def end(self, status: int) -> None:
+        record = read_json(self.file)
+        write_json(self.file, record | {"status": status, "seconds": round(time.time() - record["began"], 1)})
+
+
+def explain(why: str) -> None:
+    """What this process, if it runs a cell, fails for."""
+    if file := os.environ.get(CELL):
+        write_json(Path(file), read_json(Path(file)) | {"why": why})
+
+
+class Ledger:
+    """The cells of one sweep, in a folder that every process of it can reach."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def current(cls) -> "Ledger":
+        """Of the sweep that this process is part of. KeyError in a process that is part of none."""
+        return cls(Path(os.environ[SWEEP]))
+
+    @property
+    def sweep_dir(self) -> Path:
+        return self.folder.parents[1]
+
+    def begin(self, number: int, folder: Path) -> Cell:
+        file = self.folder / f"{number:04d}.json"
+        record = {"number": number, "folder": str(folder.absolute()), "began": time.time()}
+        write_json(file, record | {"status": None, "why": "", "seconds": 0.0})
+        return Cell(file, number, folder)
+
+    def cells(self) -> list[Cell]:
+        found = []
+        for file in sorted(self.folder.glob("[0-9]*.json")):
+            record = read_json(file)
+            record.pop("began")
+            found.append(Cell(file, folder=Path(record.pop("folder")), **record))
+        return found
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another sweep of the study may still be at work
+            self.folder.parent.rmdir()
+
+
+opened: Ledger | None = None
+"""Of the sweep that this process is the head of."""
+
+
+class OpenLedger(Callback):
+    """Hydra tells it that a sweep begins (conf/config.yaml, hydra.callbacks)."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        global opened
+        sweeps = Path(config.hydra.sweep.dir).absolute() / ".sweeps"
+        opened = Ledger(sweeps / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+        opened.folder.mkdir(parents=True)
+        os.environ[SWEEP] = str(opened.folder)
