@@ -34,6 +34,7 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
 OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
+OmegaConf.register_new_resolver("by", lambda key, table, default: table.get(key, default), replace=True)
 
 
 def main() -> None:

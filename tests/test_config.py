@@ -3,14 +3,18 @@
 import itertools
 
 import pytest
+from omegaconf import OmegaConf
 from support import ROOT, compose_config, make_config
 
 from convrec_r1.config.checks import check
 from convrec_r1.config.files import conf_folder, expand
 from convrec_r1.errors import UserError
-from convrec_r1.run.folder import run_name
+from convrec_r1.run.folder import run_dir, run_name
 
-GROUPS = ("task", "model", "data", "algo", "reward", "rollout", "trainer", "logger", "eval", "experiment", "debug")
+GROUPS = (
+    "task", "model", "data", "algo", "algo/shaping", "reward", "rollout", "trainer", "logger", "eval", "scale", "experiment",
+    "debug",
+)  # fmt: skip
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((conf_folder() / group).glob("*.yaml"))]
 
 
@@ -25,8 +29,10 @@ def test_every_file_composes_into_the_schema(group, name):
 
 
 def test_the_groups_offer_what_the_readme_names():
-    assert set(options("algo")) == {"sft", "grpo", "dr_grpo", "gspo", "rank_grpo", "dapo", "rank_grpo_reference"}
-    assert set(options("reward")) == {"exp_inf", "log_decay", "exp"}
+    assert set(options("algo")) == {
+        "sft", "grpo", "dr_grpo", "gspo", "rank_grpo", "rank_grpo_log_decay", "dapo", "rank_grpo_reference",
+    }  # fmt: skip
+    assert set(options("reward")) == {"exp_inf", "log_decay", "exp", "exp_1", "exp_4"}
     assert set(options("model")) >= {"tiny", "smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b", "llama-3.2-3b"}
     assert set(options("trainer")) == {"cpu", "gpu", "ddp", "fsdp"}
     assert set(options("rollout")) == {"hf", "vllm", "vllm_server"}
@@ -64,11 +70,61 @@ def test_the_default_recipe_of_a_large_model_is_the_papers():
     assert (cfg.rollout.temperature, cfg.rollout.top_p, cfg.model.dtype) == (1.0, 1.0, "float32")
 
 
-def test_an_experiment_wins_over_its_groups_and_the_command_line_over_both():
-    cfg = make_config("experiment=movieland_off_policy")
-    assert (cfg.algo.mu, cfg.algo.minibatches, cfg.study) == (2, 2, "off_policy")
-    assert make_config("experiment=movieland_off_policy", "algo.mu=1").algo.mu == 1
-    assert make_config("experiment=paper", "data.path=x").data.name == "reddit_v2"
+def test_an_experiment_wins_over_its_scale_and_the_command_line_over_both():
+    cfg = make_config("experiment=group_size", "algo.group_size=4")
+    assert (cfg.study, cfg.n, cfg.rl.prompts_per_step) == ("group_size", 20, 32)
+    assert make_config("experiment=group_size", "rl.prompts_per_step=7").rl.prompts_per_step == 7
+    assert make_config("experiment=algorithms", "rl.lr=3e-3", "n=5").rl.lr == 3e-3
+    cfg = make_config("experiment=paper", "data.path=x")
+    assert (cfg.data.name, cfg.rl.lr, cfg.rl.steps) == ("reddit_v2", 1e-6, 3000)
+
+
+STUDIES = sorted(set(options("experiment")) - {"paper"})
+
+
+def sweep(name: str) -> dict[str, str]:
+    """What a study sweeps over: key -> choices, as its file says."""
+    return OmegaConf.load(conf_folder() / "experiment" / f"{name}.yaml").hydra.sweeper.params
+
+
+def test_the_named_studies():
+    assert set(STUDIES) == {
+        "algorithms", "rewards", "off_policy", "warm_start", "length_shaping", "group_size", "paper_table1", "reference_code",
+        "search",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [s for s in STUDIES if s != "search"])
+@pytest.mark.parametrize("scale", ["cpu", "full"])
+def test_every_cell_of_every_study_can_work(name, scale, tmp_path):
+    """At both sizes, and no two cells are the same run. Seeds change nothing that composing could find out."""
+    params = {key: values for key, values in sweep(name).items() if key != "seed"}
+    choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
+    where = ["data=movieland"] if scale == "cpu" else [f"data.path={tmp_path}"]
+    names = set()
+    for cell in itertools.product(*choices):
+        composed = compose_config(f"experiment={name}", f"scale={scale}", *where, *cell)
+        names.add(run_name(_root_=composed))
+        OmegaConf.resolve(composed)
+        cfg = OmegaConf.to_object(composed)
+        check(cfg)
+        assert cfg.study == name
+        assert cfg.n == 20
+        assert cfg.rl.steps == (120 if scale == "cpu" else 3000)
+    assert len(names) == len(list(itertools.product(*choices)))
+
+
+def test_log_decay_is_a_choice_of_its_own_and_still_a_reward():
+    cfg = make_config("algo=rank_grpo_log_decay")
+    assert (cfg.algo.name, cfg.reward.name) == ("rank_grpo", "log_decay")
+    assert cfg == make_config("algo=rank_grpo", "reward=log_decay")
+    assert make_config("algo=rank_grpo_log_decay", "reward=exp_4").reward.gamma == 4
+
+
+def test_groups_of_another_size_see_as_many_completions():
+    for size in (2, 4, 8, 16):
+        cfg = make_config("experiment=group_size", f"algo.group_size={size}")
+        assert cfg.rl.prompts_per_step * cfg.algo.group_size == 128
 
 
 @pytest.mark.parametrize(
@@ -126,6 +182,15 @@ def test_a_wrong_key_or_type_is_named(override, message):
         (["rollout.memory_fraction=0"], "rollout.memory_fraction=0"),
         (["rollout.checksum_every=-1"], "rollout.checksum_every=-1"),
         (["rollout.request_timeout=0"], "rollout.request_timeout=0"),
+        (["eval.metric=ndcg@7"], "eval.metric=ndcg@7.*ndcg@5, ndcg@10"),
+        (["eval.select=best", "eval.every=0"], "eval.select=best needs evaluations"),
+        (["eval.patience=2", "eval.every=0"], "eval.patience needs evaluations"),
+        (["eval.patience=0"], "eval.patience=0"),
+        (["guard.window=0"], "guard.window=0"),
+        (["guard.min_list_length=2", "guard.max_list_length=1"], "nothing would be within both"),
+        (["task=compare"], "task=compare needs runs="),
+        (["task=compare", "runs=[]"], "task=compare needs runs="),
+        (["task=compare", "runs=x", "eval.level=1.5"], "eval.level=1.5"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_key(overrides, message):
@@ -178,6 +243,16 @@ def test_a_run_is_named_after_its_config():
     assert served == of("rollout=vllm_server", "rollout.servers=[http://box:1]", "rollout.request_timeout=5")
     assert of("algo=sft").startswith("sft-tiny-movieland")
     assert "/" not in of("model=Qwen/Qwen3-0.6B")
+
+
+def test_a_comparison_stands_beside_what_it_compares(tmp_path):
+    def of(runs: str) -> str:
+        return run_dir(_root_=compose_config("task=compare", f"runs={runs}"))
+
+    assert of(f"{tmp_path}/outputs/study/*") == f"{tmp_path}/outputs/study/comparison"
+    assert of(f"{tmp_path}/outputs/study/grpo-*") == f"{tmp_path}/outputs/study/comparison"
+    assert of(f"{tmp_path}/outputs/*/*") == f"{tmp_path}/outputs/comparison"
+    assert of(f"[{tmp_path}/outputs/a/x,{tmp_path}/outputs/b/y]") == f"{tmp_path}/outputs/comparison"
 
 
 def test_conf_stands_in_the_checkout():
