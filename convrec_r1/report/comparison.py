@@ -1,5 +1,5 @@
 """The numbers of a comparison: means with intervals, and differences from the baseline with tests. Tables of plain
-records; how they were computed is said in `METHODS`, for readers of the report."""
+records; how they were computed is said in the report, under Methods."""
 
 import math
 from collections.abc import Sequence
@@ -80,6 +80,12 @@ class Comparison:
     differences: dict[str, tuple[Difference, ...]] = field(default_factory=dict)
     level: float = 0.95
     resamples: int = 2000
+
+    def mean(self, system: str, metric: str) -> Mean | None:
+        return next((mean for mean in self.means[metric] if mean.system == system), None)
+
+    def difference(self, system: str, metric: str) -> Difference | None:
+        return next((d for d in self.differences[metric] if d.system == system), None)
 
 
 def compare_systems(study: Study, *, level: float = 0.95, resamples: int = 2000) -> Comparison:

@@ -66,7 +66,7 @@ _STEMS = {"ndcg": "NDCG", "recall": "Recall"}
 _SEGMENTS = {f"recall_{part}": f"Recall of {part} items" for part in ("head", "mid", "tail")}
 
 
-def metric(name: str) -> Metric:
+def metric_style(name: str) -> Metric:
     """How the metric of this name is written; a name that is not known stays as it is."""
     stem, _, k = name.partition("@")
     if name in _NAMED:
@@ -80,9 +80,13 @@ def metric(name: str) -> Metric:
     return Metric(name, "Other")
 
 
+def metric_label(name: str) -> str:
+    return metric_style(name).label
+
+
 def metric_order(name: str) -> tuple:
     """Sorts metrics as people read them: by group, as they are listed above, and by k as a number."""
-    group = GROUPS.index(metric(name).group)
+    group = GROUPS.index(metric_style(name).group)
     stem, _, k = name.partition("@")
     if name.startswith("rank/"):
         stem, k = "rank", name.split("/")[1]

@@ -333,7 +333,9 @@ def _metric(wanted: str | None, runs: Sequence[Run], systems: Sequence[System], 
     own = Counter(run.metric for run in runs)
     chosen = wanted or own.most_common(1)[0][0]
     if not wanted and len(own) > 1:
-        notes.append(f"The runs go by different metrics ({', '.join(sorted(own))}); {chosen}, the most frequent, is used.")
+        notes.append(
+            f"The runs go by different metrics ({', '.join(sorted(own))}); {chosen}, the most frequent, is used."
+        )
     shared = set.intersection(*(system.metrics for system in systems if system.runs))
     if chosen not in shared:
         known = ", ".join(sorted(name for name in shared if not name.startswith("rank/")))
@@ -356,7 +358,9 @@ def _baseline(wanted: str | None, systems: Sequence[System]) -> System:
             return found[0]
         if found:
             listed = "; ".join(system.label for system in found)
-            raise UserError(f"compare.baseline={wanted}: there are {len(found)} such systems. Name one of them: {listed}.")
+            raise UserError(
+                f"compare.baseline={wanted}: there are {len(found)} such systems. Name one of them: {listed}."
+            )
     listed = "; ".join(f"{s.label} ({s.kind})" if s.kind != s.label else s.label for s in systems)
     raise UserError(f"compare.baseline={wanted}: no such system. There are: {listed}.")
 

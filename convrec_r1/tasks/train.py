@@ -9,7 +9,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from convrec_r1.config.schema import Config, Stage
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.popularity import Popularity
-from convrec_r1.evaluate.runner import Evaluator
+from convrec_r1.evaluate.runner import Evaluator, write_asked
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.modules.callbacks import EvaluateEvery, point
 from convrec_r1.modules.fit import device_for, fit
@@ -94,6 +94,7 @@ class Job:
             return {"metrics": {cfg.algo.name: {}}}
         split, step = cfg.eval.split, cfg.rl.steps if cfg.algo.stage is Stage.rl else 0
         self.write(systems[cfg.algo.name], split)
+        write_asked(self.data[split], self.folder.eval / f"{split}.conversations.jsonl")
         final = systems[cfg.algo.name].summary()
         self.tracker.log(step, split, {f"{split}/{name}": value for name, value in final.items()})
         return report(cfg, self.folder, systems)
