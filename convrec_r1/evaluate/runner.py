@@ -1,12 +1,15 @@
 """Ask a policy for its lists, greedily, and score them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Conversation
+from convrec_r1.data.adapters.jsonl import dump
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import Evaluation, score
 from convrec_r1.lists import format
@@ -52,6 +55,11 @@ class Evaluator:
             texts, conversations, self.catalog, self.popularity, n=self.cfg.n, ks=self.cfg.ks,
             year_tolerance=reward.year_tolerance, position=reward.position.value, ideal=self.cfg.eval.ideal,
         )  # fmt: skip
+
+
+def write_asked(conversations: Sequence[Conversation], path: Path) -> None:
+    """What was asked, in the form of data=jsonl, beside the answers: a report then needs the data no more."""
+    dump([replace(conversation, demonstration=None) for conversation in conversations], path)
 
 
 def greedy_lists(

@@ -11,11 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.report.curves import smoothed
+from convrec_r1.report.labels import COLORS, LABELS, TRAINED, VALIDATION
 from convrec_r1.run.files import replacing
-
-# Okabe and Ito's palette: told apart with any colour vision. The system that a run trained is always the blue.
-COLORS = {"popularity": "#999999", "zero_shot": "#E69F00", "sft": "#009E73"}
-TRAINED = "#0072B2"
 
 
 def run_figure(
@@ -24,7 +22,6 @@ def run_figure(
     systems: dict[str, Evaluation],
     intervals: dict[str, dict[str, list]],
     metric: str,
-    labels: dict[str, str],
 ) -> Path:
     """Three panels: how training went, how the systems compare, and how far down the list hits reach."""
     with plt.rc_context(
@@ -32,8 +29,8 @@ def run_figure(
     ):
         figure, (learning, comparison, ranks) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
         _learning(learning, records, metric)
-        _comparison(comparison, systems, intervals, metric, labels)
-        _ranks(ranks, systems, labels)
+        _comparison(comparison, systems, intervals, metric)
+        _ranks(ranks, systems)
         with replacing(path) as scratch:
             figure.savefig(scratch, format="png", dpi=150)
         plt.close(figure)
@@ -53,21 +50,21 @@ def _learning(axes, records: list[dict[str, Any]], metric: str) -> None:
         axes.set(title="Warm start", xlabel="SFT step", ylabel="cross-entropy per token")
         return
     axes.plot(steps, reward, color=TRAINED, alpha=0.25, linewidth=1)
-    axes.plot(steps, _smooth(reward), color=TRAINED, label="reward of sampled lists (smoothed)")
+    axes.plot(steps, smoothed(np.array(reward)), color=TRAINED, label="reward of sampled lists (smoothed)")
     axes.set(title="RL", xlabel="RL step", ylabel="reward (DCG)")
     axes.set_ylim(bottom=0)
     held_out, values = _series(records, "validation", f"val/{metric}")
     if held_out:
         other = axes.twinx()
         other.spines["right"].set_visible(True)
-        other.plot(held_out, values, color="#D55E00", marker="o", markersize=4, label=f"validation {metric}, greedy")
+        other.plot(held_out, values, color=VALIDATION, marker="o", markersize=4, label=f"validation {metric}, greedy")
         other.set(ylabel=metric)
         other.set_ylim(bottom=0)
         handles = [*axes.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
         axes.legend(handles, [h.get_label() for h in handles], frameon=False, loc="lower right", fontsize=8)
 
 
-def _comparison(axes, systems: dict[str, Evaluation], intervals, metric: str, labels: dict[str, str]) -> None:
+def _comparison(axes, systems: dict[str, Evaluation], intervals, metric: str) -> None:
     names = list(systems)
     means = np.array([systems[name].summary()[metric] for name in names])
     low = [intervals[name][metric][0] for name in names]
@@ -80,24 +77,18 @@ def _comparison(axes, systems: dict[str, Evaluation], intervals, metric: str, la
     for i, mean in enumerate(means):
         top = mean if high[i] is None else high[i]
         axes.annotate(f"{mean:.3f}", (i, top), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom")
-    axes.set_xticks(range(len(names)), [labels.get(name, name) for name in names])
+    axes.set_xticks(range(len(names)), [LABELS.get(name, name) for name in names])
     axes.set(title=f"{metric} on held-out conversations", ylabel=metric)
 
 
-def _ranks(axes, systems: dict[str, Evaluation], labels: dict[str, str]) -> None:
+def _ranks(axes, systems: dict[str, Evaluation]) -> None:
     for name, evaluation in systems.items():
         if name == "zero_shot":
             continue
         hits = np.array([sample.hits for sample in evaluation.samples]).mean(0)
         axes.plot(
-            range(1, len(hits) + 1), hits, marker=".", color=COLORS.get(name, TRAINED), label=labels.get(name, name)
+            range(1, len(hits) + 1), hits, marker=".", color=COLORS.get(name, TRAINED), label=LABELS.get(name, name)
         )
     axes.set(title="Relevance per rank", xlabel="rank", ylabel="share of lists with a hit")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
-
-
-def _smooth(values: list[float], window: int = 9) -> np.ndarray:
-    """Centred moving mean; the ends take what neighbours there are."""
-    kernel = np.ones(min(window, len(values)))
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")

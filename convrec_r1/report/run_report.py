@@ -9,16 +9,13 @@ from convrec_r1.config.schema import Config
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
 from convrec_r1.report.figures import run_figure
+from convrec_r1.report.labels import LABELS
 from convrec_r1.run.files import read_jsonl, write_text
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.progress import console
 
 Systems = dict[str, Evaluation]
 
-LABELS = {
-    "popularity": "Popularity", "zero_shot": "Zero-shot", "sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr.GRPO", "gspo": "GSPO",
-    "rank_grpo": "Rank-GRPO", "dapo": "DAPO", "rank_grpo_reference": "Rank-GRPO (public code)",
-}  # fmt: skip
 OTHERS = {
     "catalog/valid": "in catalog",
     "list/duplicates": "repeats",
@@ -46,7 +43,7 @@ def report(cfg: Config, folder: RunFolder, systems: Systems) -> dict[str, Any]:
     differences = [_sentence(key, final, p) for p in paired]
     _show(header, rows, {key, "interval", key.replace("ndcg", "recall"), *OTHERS.values()} - {"coverage"})
     console.print(caption, *differences, sep="\n", highlight=False)
-    figure = run_figure(folder.figures / "run.png", read_jsonl(folder.metrics), systems, intervals, key, LABELS)
+    figure = run_figure(folder.figures / "run.png", read_jsonl(folder.metrics), systems, intervals, key)
     write_text(folder.path / "report.md", _markdown(cfg, header, rows, caption, differences, figure.name))
     return {
         "algo": final,

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -44,8 +46,18 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file that may still be growing: a last line without its newline is left out."""
+    """The complete lines of a file that may still be growing: a last line without its newline is left out.
+
+    UserError names the file and the line that is not JSON.
+    """
     if not path.exists():
         return []
-    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in complete.split("\n") if line]
+    complete, _, _ = path.read_bytes().rpartition(b"\n")
+    rows = []
+    for number, line in enumerate(complete.split(b"\n"), start=1):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except ValueError as error:  # of its JSON or of its UTF-8
+            raise UserError(f"{path}, line {number}: not JSON ({error}).") from error
+    return rows

@@ -103,9 +103,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
 
 
 def identity(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values that make a run what it is."""
-    flat = _flatten({key: value for key, value in cfg.items() if key not in NOT_IDENTITY})
-    return {key: value for key, value in flat.items() if key not in NOT_IDENTITY_NESTED}
+    """Dotted keys and values that make a run what it is, of a config as a tree or with dotted keys."""
+    return {
+        key: value
+        for key, value in flatten(cfg).items()
+        if key.split(".")[0] not in NOT_IDENTITY and key not in NOT_IDENTITY_NESTED
+    }
 
 
 def run_name(*, _root_: DictConfig) -> str:
@@ -133,7 +136,8 @@ def run_dir(*, _root_: DictConfig) -> str:
     return f"{_root_.outputs}/{_root_.study}/{run_name(_root_=_root_)}"
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A config with dotted keys."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {key: value for name, sub in tree.items() for key, value in _flatten(sub, f"{prefix}{name}.").items()}
+    return {key: value for name, sub in tree.items() for key, value in flatten(sub, f"{prefix}{name}.").items()}

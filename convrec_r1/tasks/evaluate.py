@@ -9,7 +9,7 @@ from typing import Any
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.popularity import Popularity
-from convrec_r1.evaluate.runner import Evaluator
+from convrec_r1.evaluate.runner import Evaluator, write_asked
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
 from convrec_r1.report.run_report import report
@@ -40,6 +40,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     finally:
         engine.close()
     systems[name].write_jsonl(folder.eval / f"{split}.jsonl")
+    write_asked(data[split], folder.eval / f"{split}.conversations.jsonl")
     log = tracker()
     try:
         log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,8 +18,10 @@ from convrec_r1.run import progress
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.logs import start_logging
 from convrec_r1.run.tracker import Tracker, make_tracker
+from convrec_r1.tasks.compare import compare
 from convrec_r1.tasks.evaluate import evaluate
 from convrec_r1.tasks.train import train
+from convrec_r1.tasks.workspace import workspace
 
 _log = logging.getLogger(__name__)
 
@@ -26,12 +29,20 @@ Task = Callable[[Config, RunFolder, Callable[[], Tracker]], dict[str, Any]]
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate}
 """Those that make a run: a folder that is claimed, resumed, and finished once."""
 
+READERS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {"compare": compare, "workspace": workspace}
+"""Those that look at runs, as often as they are asked to."""
+
 
 def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None) -> dict[str, Any]:
     """Run `cfg.task` in `folder`, unless it holds this very run complete. Returns what its summary.json says."""
     first = rank_zero_only.rank == 0
     progress.set_enabled(first)
     start_logging(None, is_first=first)
+    if cfg.task.name in READERS:
+        try:
+            return READERS[cfg.task.name](cfg, folder.path)
+        finally:
+            folder.discard_if_empty(Path(cfg.outputs))
     if first:
         state = folder.begin(composed)
         if state is State.complete:

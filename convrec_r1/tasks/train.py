@@ -9,7 +9,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from convrec_r1.config.schema import Config, GuardAction, Select, Stage
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.popularity import Popularity
-from convrec_r1.evaluate.runner import Evaluator
+from convrec_r1.evaluate.runner import Evaluator, write_asked
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.modules.callbacks import Marks, Watch, point
 from convrec_r1.modules.fit import device_for, fit
@@ -99,6 +99,7 @@ class Job:
             return {"metrics": {cfg.algo.name: {}}}
         split = cfg.eval.split
         self.write(systems[cfg.algo.name], split)
+        write_asked(self.data[split], self.folder.eval / f"{split}.conversations.jsonl")
         final = systems[cfg.algo.name].summary()
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
         return report(cfg, self.folder, systems) | self.outcome()
