@@ -74,7 +74,7 @@ def job(composed: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     if hydra_cfg.mode is RunMode.MULTIRUN:
-        return run_cell(hydra_cfg, folder)
+        return run_cell(composed, hydra_cfg, folder)
     try:
         return objective(task(composed, folder))
     except (UserError, OmegaConfBaseException) as error:
@@ -88,11 +88,16 @@ def job(composed: DictConfig) -> float | None:
         sys.exit(FAULT)
 
 
-def run_cell(hydra_cfg: DictConfig, folder: RunFolder) -> float | None:
+def run_cell(composed: DictConfig, hydra_cfg: DictConfig, folder: RunFolder) -> float | None:
     """A cell of a sweep, in a process of its own: whatever kills it, the others go on, and nothing of it (GPU memory,
     engines, process groups of DDP) reaches the next. In the sweep as a whole a cell that fails is a failure."""
     cell = ledger.Ledger.current().begin(hydra_cfg.job.num, folder.path)
-    side_by_side = "BasicLauncher" not in hydra_cfg.launcher._target_
+    launcher = hydra_cfg.launcher._target_
+    if "Joblib" in launcher and composed.trainer.accelerator == "gpu":
+        cell.end(USER_ERROR, "hydra/launcher=joblib starts runs side by side, and on a GPU they would share its memory. "
+                 "Leave the launcher out (one after another), or use submitit_slurm (a GPU each).")  # fmt: skip
+        return None
+    side_by_side = "BasicLauncher" not in launcher
     environment = {ledger.CELL: str(cell.file), progress.LABEL: f"[{cell.number}] " if side_by_side else ""}
     arguments = [*hydra_cfg.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={folder.path}"]
     done = subprocess.run([sys.executable, "-m", "convrec_r1", *arguments], env=os.environ | environment)

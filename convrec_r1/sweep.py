@@ -8,9 +8,9 @@ from rich.table import Table
 
 from convrec_r1.config.schema import CompareConfig, EvalConfig
 from convrec_r1.errors import UserError
-from convrec_r1.report.compare import compare_runs
 from convrec_r1.run.ledger import Cell, Ledger
 from convrec_r1.run.progress import console
+from convrec_r1.tasks.compare import compare_runs
 
 FAULT = 1
 WORDS = {0: "complete", 1: "failed", 2: "refused"}

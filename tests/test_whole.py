@@ -1,4 +1,4 @@
-"""What takes a build, a download or several processes: sweeps, two processes, real data, a wheel, a pretrained model."""
+"""What takes a build, a download or several processes: two processes, real data, a wheel, a pretrained model."""
 
 import json
 import shutil
@@ -11,21 +11,6 @@ import pytest
 from support import ROOT, SHARED, SMOKE, run_command
 
 from convrec_r1.run.files import read_jsonl
-
-
-@pytest.mark.slow
-def test_a_sweep_keeps_its_runs_apart_and_outlives_a_failure(tmp_path):
-    done = run_command("-m", *SMOKE, "algo=grpo,rank_grpo", "rl.prompts_per_step=2,0", cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "2 of 4 runs failed" in done.stderr
-    runs = sorted(p.parent.name for p in tmp_path.glob("outputs/smoke/*/summary.json"))
-    assert len(runs) == 2
-    assert runs[0].startswith("grpo-")
-    assert runs[1].startswith("rank_grpo-")
-    assert len(list((tmp_path / "outputs" / "warm_starts").glob("*/warm_start.json"))) == 1, "one warm start for both"
-    for name in runs:
-        rows = [r for r in read_jsonl(tmp_path / "outputs" / "smoke" / name / "metrics.jsonl") if r["split"] == "train"]
-        assert [r["step"] for r in rows] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -30,9 +30,11 @@ class Cell:
     why: str = ""
     seconds: float = 0.0
 
-    def end(self, status: int) -> None:
+    def end(self, status: int, why: str = "") -> None:
+        """why: left out, what the cell's own process said (`explain`)."""
         record = read_json(self.file)
-        write_json(self.file, record | {"status": status, "seconds": round(time.time() - record["began"], 1)})
+        ended = {"status": status, "why": why or record["why"], "seconds": round(time.time() - record["began"], 1)}
+        write_json(self.file, record | ended)
 
 
 def explain(why: str) -> None:

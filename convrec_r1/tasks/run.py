@@ -29,7 +29,7 @@ Task = Callable[[Config, RunFolder, Callable[[], Tracker]], dict[str, Any]]
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate}
 """Those that make a run: a folder that is claimed, resumed, and finished once."""
 
-READERS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {"compare": compare, "workspace": workspace}
+READERS: dict[str, Callable[[Config, Path], object]] = {"compare": compare, "workspace": lambda cfg, _: workspace(cfg)}
 """Those that look at runs, as often as they are asked to."""
 
 
@@ -40,9 +40,10 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
     start_logging(None, is_first=first)
     if cfg.task.name in READERS:
         try:
-            return READERS[cfg.task.name](cfg, folder.path)
+            READERS[cfg.task.name](cfg, folder.path)
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
+        return {}
     if first:
         state = folder.begin(composed)
         if state is State.complete:
