@@ -94,11 +94,12 @@ def test_r1_zero_and_a_policy_by_path(smoke):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_lora_and_the_off_policy_experiment_run(smoke):
+def test_lora_and_off_policy_passes_run(smoke):
     cwd, _ = smoke
     done = run_command(
         *SMOKE,
-        "experiment=movieland_off_policy",
+        "algo.mu=2",
+        "algo.minibatches=2",
         "model.lora.enabled=true",
         "reward=exp",
         "hydra.run.dir=lora",
