@@ -97,7 +97,7 @@ def curve(runs: Sequence[Run], measure: Measure) -> Curve | None:
     return Curve(steps, mean, low, high, whole)
 
 
-def rank_rewards(runs: Sequence[Run], ranks: int, columns: int = 60) -> tuple[np.ndarray, np.ndarray] | None:
+def rank_rewards(runs: Sequence[Run], ranks: int, columns: int = 40) -> tuple[np.ndarray, np.ndarray] | None:
     """Edges of at most `columns` spans of steps [X + 1], and the mean of `rank/<k>/reward` over steps and seeds in
     each, [ranks, X]. None where it was not logged."""
     rows = [

@@ -42,6 +42,7 @@ class Example:
     why: str
     conversation: Conversation | None
     lists: tuple[tuple[System, tuple[ShownList, ...]], ...]
+    """Of what was trained first, a list a seed."""
 
 
 def choose_examples(study: Study, count: int) -> list[Example]:
@@ -62,7 +63,7 @@ def choose_examples(study: Study, count: int) -> list[Example]:
 def _example(study: Study, at: int, why: str) -> Example:
     conversation = study.conversations.get(study.ids[at]) if study.conversations else None
     lists = []
-    for system in study.systems:
+    for system in (*study.trained, *(s for s in study.systems[::-1] if s.is_baseline)):
         shown = []
         for replicate in system.replicates:
             sample = replicate.sample(at)

@@ -53,7 +53,8 @@ def study_html(study: Study, comparison: Comparison, figures: Sequence[Drawn], e
         groups=metric_groups(comparison),
         runs=run_rows(study),
         n_clusters=int(study.clusters.max()) + 1,
-        none=NONE,
+        absent=NONE,
+        data=", ".join(dict.fromkeys(str(run.config.get("data.name", "?")) for run in study.runs)),
     )
 
 

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 SCORING = ("eval.split", "n", "eval.ideal", "reward.position", "reward.year_tolerance")
 # What decides each baseline, by the start of the key. All else may differ between runs that share it.
 _DECIDES = {
-    "popularity": ("data.", "n"),
+    "popularity": ("data.name", "data.adapter", "data.path", "data.catalog", "data.seed", "data.train_size", "n"),
     "zero_shot": ("data.", "n", "model."),
     "sft": ("data.", "n", "model.", "sft.", "warm_start", "rollout.temperature", "trainer.precision"),
 }

@@ -25,14 +25,16 @@ from convrec_r1.report.labels import Style, metric_label, styles
 from convrec_r1.report.study import Study, System
 from convrec_r1.run.files import replacing
 
-SIZE = (6.4, 4.0)  # inches
-SMALL = (4.8, 3.3)
+# Inches. Small, so that text can still be read on a phone.
+SIZE = (5.6, 3.9)
+SMALL = (4.2, 3.1)
 _RC = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold", "axes.titlesize": 11,
     "axes.titlelocation": "left", "axes.edgecolor": "#888888", "axes.labelcolor": "#333333", "xtick.color": "#555555",
     "ytick.color": "#555555", "axes.grid": True, "grid.color": "#e8e8e8", "grid.linewidth": 0.7, "axes.axisbelow": True,
     "legend.frameon": False, "legend.fontsize": 9, "text.parse_math": False, "svg.hashsalt": "convrec_r1",
 }  # fmt: skip
+_MARKED = 30  # points of a curve, at most, that are marked
 _LONGEST = 38  # characters of a name in a legend
 
 
@@ -109,7 +111,7 @@ class _Page:
             axes.set_ylim(bottom=0)
 
         def gaps(axes: Axes) -> None:
-            others = [s for s in self.shown() if s is not study.baseline]
+            others = self.held_against()
             axes.axhline(0, color="#444444", linewidth=1)
             width = (x[-1] - x[0]) * 0.012
             for place, system in enumerate(others):
@@ -132,9 +134,9 @@ class _Page:
             f"{family}_difference",
             "results",
             f"{label}@k minus that of {study.baseline.label}, with {comparison.level:.0%} intervals for other conversations "
-            "(these policies). Where credit per rank helps, the gap grows with k.",
+            "(these policies). A gap that grows with k is one that comes from the tail.",
             gaps,
-            systems=[s for s in self.shown() if s is not study.baseline],
+            systems=self.held_against(),
         )
 
     def ranks(self) -> None:
@@ -148,36 +150,53 @@ class _Page:
                 self.line(axes, system, x[: len(found)], [m.mean for m in found])
             axes.set(title="Relevance per rank", xlabel="rank", ylabel="share of lists with a hit")
             axes.set_ylim(bottom=0)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xticks(_rank_ticks(len(names)))
 
-        def tail(axes: Axes) -> None:
-            axes.axhline(0, color="#444444", linewidth=1)
-            for system in self.shown():
-                found = [d for name in names if (d := comparison.difference(system.label, name))]
-                if not found:
-                    continue
-                look = self.looks[system.label]
-                self.line(axes, system, x[: len(found)], [d.mean for d in found])
-                if not system.is_baseline:
-                    low, high = ([getattr(d, end) for d in found] for end in ("low", "high"))
-                    axes.fill_between(x[: len(found)], low, high, color=look.color, alpha=0.12, linewidth=0)
-            axes.set(
-                title=f"Relevance per rank minus {_short(study.baseline.label)}", xlabel="rank", ylabel="difference"
-            )
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-        others = [s for s in self.shown() if s is not study.baseline]
         self.draw(
             "rank_relevance", "ranks",
             "Share of greedy lists with a hit at each rank: how far down the list relevance reaches.", relevance,
         )  # fmt: skip
-        self.draw(
-            "rank_difference", "ranks",
-            f"The same minus {study.baseline.label}. Bands: {comparison.level:.0%} intervals at each rank for itself, not "
-            "corrected for their number, for other conversations; baselines are drawn without.",
-            tail, systems=others,
-        )  # fmt: skip
+        self.rank_differences(names)
         self.rank_rewards()
+
+    def rank_differences(self, names: Sequence[str]) -> None:
+        """The tail figure: relevance per rank against the baseline, a panel a system."""
+        found = [
+            (system, differences)
+            for system in self.held_against()
+            if (differences := [d for name in names if (d := self.comparison.difference(system.label, name))])
+        ]
+        if not found:
+            return
+        figure, grid = _panels(len(found), 1.9)
+        for axes, (system, differences) in zip(grid.flat, found, strict=False):
+            look, x = self.looks[system.label], np.arange(1, len(differences) + 1)
+            axes.axhline(0, color="#444444", linewidth=1)
+            axes.fill_between(
+                x,
+                [d.low for d in differences],
+                [d.high for d in differences],
+                color=look.color,
+                alpha=0.18,
+                linewidth=0,
+            )
+            self.line(axes, system, x, [d.mean for d in differences])
+            axes.set_title(_short(system.label, 30), fontsize=10)
+            axes.set_xticks(_rank_ticks(len(x)))
+        figure.supxlabel("rank", fontsize=10)
+        figure.supylabel("difference in share of hits", fontsize=10)
+        figure.suptitle(
+            f"Relevance per rank minus {_short(self.study.baseline.label)}",
+            fontsize=11,
+            fontweight="bold",
+            x=0.01,
+            ha="left",
+        )
+        caption = (
+            f"Relevance per rank minus that of {self.study.baseline.label}. Bands: {self.comparison.level:.0%} intervals for "
+            "other conversations (these policies), of each rank for itself, not corrected for their number."
+        )
+        self.save("rank_difference", "ranks", caption, figure)
 
     def rank_rewards(self) -> None:
         """Reward per rank over training: a panel a system, ranks down, steps across."""
@@ -189,30 +208,24 @@ class _Page:
             for s, _ in tables
         }
         top = max(float(np.nanmax(t)) for _, (_, t) in tables)
-        columns = min(2, len(tables))
-        rows = -(-len(tables) // columns)
-        figure, grid = plt.subplots(
-            rows, columns, figsize=(SIZE[0], 0.7 + 2.1 * rows), layout="constrained", squeeze=False, sharey=True
-        )
-        for axes in grid.flat[len(tables) :]:
-            axes.set_axis_off()
+        bottom = min(float(np.nanmin(t)) for _, (_, t) in tables)
+        figure, grid = _panels(len(tables), 2.1)
+        grid.flat[0].invert_yaxis()  # of all panels: they share it
         for axes, (system, (edges, table)) in zip(grid.flat, tables, strict=False):
-            high = top if len(rules) == 1 else float(np.nanmax(table))
+            low, high = (bottom, top) if len(rules) == 1 else (float(np.nanmin(table)), float(np.nanmax(table)))
             mesh = axes.pcolormesh(
-                edges, np.arange(0.5, len(table) + 1), np.ma.masked_invalid(table), cmap="viridis", vmin=0,
-                vmax=high or 1.0, rasterized=True,
+                edges, np.arange(0.5, len(table) + 1), np.ma.masked_invalid(table), cmap="viridis", vmin=low,
+                vmax=high if high > low else low + 1, rasterized=True,
             )  # fmt: skip
-            axes.invert_yaxis()
             axes.grid(False)
             axes.set_title(_short(system.label, 30), fontsize=10)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_yticks(_rank_ticks(len(table)))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
             if len(rules) > 1:
                 figure.colorbar(mesh, ax=axes)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("rank")
-        for place in range(max(0, len(tables) - columns), len(tables)):
-            grid.flat[place].set_xlabel("RL step")
+        figure.supylabel("rank", fontsize=10)
+        figure.supxlabel("RL step", fontsize=10)
+        figure.suptitle("Reward per rank over training", fontsize=11, fontweight="bold", x=0.01, ha="left")
         if len(rules) == 1:
             figure.colorbar(mesh, ax=grid, label="return of the rank", shrink=0.9)
         caption = "What each rank of the sampled lists earned over training, mean over seeds."
@@ -241,7 +254,7 @@ class _Page:
                 look, whole = self.looks[system.label], c.whole
                 axes.plot(
                     c.steps[:whole], c.mean[:whole], color=look.color, linestyle=look.line, linewidth=1.8,
-                    marker=look.marker if len(c.steps) <= 30 else None, markersize=4,
+                    marker=look.marker if len(c.steps) <= _MARKED else None, markersize=4,
                 )  # fmt: skip
                 # From the last step that all seeds have, so that the line has no hole.
                 rest = slice(max(0, whole - 1), None)
@@ -257,9 +270,10 @@ class _Page:
             if values.min() == values.max() == 0:
                 axes.set_ylim(0, 1)
 
-        if cut:
+        if cut and not small:
             caption = f"{caption} Dotted: seeds that went on when others had ended.".strip()
-        self.draw(measure.key, section, caption, body, systems=[s for s, _ in found], small=small)
+        marked = all(len(c.steps) <= _MARKED for _, c in found)
+        self.draw(measure.key, section, caption, body, systems=[s for s, _ in found], small=small, marked=marked)
 
     def shown(self) -> list[System]:
         """All systems but a zero-shot policy that hits nothing: a line along the axis."""
@@ -268,6 +282,11 @@ class _Page:
             for system in self.study.systems
             if system.kind != "zero_shot" or np.nanmax(system.values(self.study.metric), initial=0) > 0
         ]
+
+    def held_against(self) -> list[System]:
+        """Systems of the figures of differences: popularity and zero-shot are so far off that no other could be seen."""
+        others = [s for s in self.study.systems if s is not self.study.baseline]
+        return [s for s in others if s.kind not in ("popularity", "zero_shot")]
 
     def line(self, axes: Axes, system: System, x: Sequence[float], y: Sequence[float]) -> None:
         look = self.looks[system.label]
@@ -282,19 +301,28 @@ class _Page:
         *,
         systems: Sequence[System] | None = None,
         small: bool = False,
+        marked: bool = True,
     ) -> None:
         figure, axes = plt.subplots(figsize=SMALL if small else SIZE, layout="constrained")
         body(axes)
         systems = self.shown() if systems is None else systems
         handles = [
-            Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker, markersize=4.5, linewidth=1.8)
+            Line2D(
+                [],
+                [],
+                color=s.color,
+                linestyle=s.line,
+                marker=s.marker if marked else None,
+                markersize=4.5,
+                linewidth=1.8,
+            )
             for s in (self.looks[system.label] for system in systems)
         ]
         # A space before the name: Matplotlib leaves out of a legend what begins with an underscore.
         names = [" " + _short(system.label) for system in systems]
         widest = max(map(len, names), default=1)
         figure.legend(
-            handles, names, loc="outside lower center", ncols=max(1, min(4, len(names), (58 if small else 76) // (widest + 7)))
+            handles, names, loc="outside lower center", ncols=max(1, min(4, len(names), (52 if small else 68) // (widest + 7)))
         )  # fmt: skip
         self.save(name, section, caption, figure, small=small)
 
@@ -302,9 +330,29 @@ class _Page:
         with _closing(figure):
             with replacing(self.folder / f"{name}.png") as scratch:
                 figure.savefig(scratch, format="png", dpi=150)
+            figure.set_layout_engine("none")  # all is in its place: once is enough
             svg = io.BytesIO()
             figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None})
         self.drawn.append(Drawn(name, section, caption, svg.getvalue(), small))
+
+
+def _panels(count: int, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure of `count` panels with shared axes, `height` inches each; places that are left over are empty."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(SIZE[0], 0.9 + height * max(rows, 1.4)), layout="constrained", squeeze=False,
+        sharex=True, sharey=True,
+    )  # fmt: skip
+    for axes in grid.flat[count:]:
+        axes.set_axis_off()
+    for axes in grid.flat[max(0, count - columns) : count]:
+        axes.xaxis.set_tick_params(labelbottom=True)
+    return figure, grid
+
+
+def _rank_ticks(n: int) -> list[int]:
+    return list(range(1, n + 1)) if n < 10 else [1, *range(5, n + 1, 5)]
 
 
 def _bars(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -1,0 +1,501 @@
+"""Runs side by side: what is one system, whether its numbers are right, and a page that is safe to open."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fake_runs import ITEMS, N, conversation, lifelike, list_with_hits, write_run
+from rich.console import Console
+
+from convrec_r1.config.schema import CompareConfig
+from convrec_r1.errors import UserError
+from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.evaluate.statistics import crossed_difference, holm, paired_cluster_bootstrap
+from convrec_r1.lists import Item, format
+from convrec_r1.report import study_figures
+from convrec_r1.report.comparison import compare_systems
+from convrec_r1.report.curves import Measure, curve, logged
+from convrec_r1.report.examples import RANDOM, SPREAD, choose_examples, mark_lines
+from convrec_r1.report.html import MINUS, number, p_value, signed, verdict
+from convrec_r1.report.html import NONE as ABSENT
+from convrec_r1.report.labels import styles
+from convrec_r1.report.naming import name_systems, telling_keys
+from convrec_r1.report.run_files import Reader, find_runs
+from convrec_r1.report.study import read_study
+from convrec_r1.run.files import read_jsonl, write_text
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.tasks import compare as task
+
+ASKED = [conversation(i, [ITEMS[i]], cluster=f"user{i // 2}") for i in range(6)]
+TOP, NONE = (1, 0, 0, 0, 0), (0, 0, 0, 0, 0)
+# With one ground truth NDCG@5 is 1 / log2(1 + its rank): 1 at rank 1, 0.5 at rank 3, 0 without.
+THIRD = (0, 0, 1, 0, 0)
+
+
+def lists(*hits):
+    return [list_with_hits(asked, h) for asked, h in zip(ASKED, hits, strict=True)]
+
+
+GOOD, FAIR, POOR = lists(*[TOP] * 6), lists(*[TOP, THIRD] * 3), lists(*[NONE] * 6)
+
+
+def write_pair(tmp_path, **options):
+    """GRPO and Rank-GRPO, seeds 1 and 2."""
+    return [
+        write_run(tmp_path / "g1", ASKED, POOR, "algo=grpo", "seed=1", **options),
+        write_run(tmp_path / "g2", ASKED, FAIR, "algo=grpo", "seed=2", **options),
+        write_run(tmp_path / "r1", ASKED, FAIR, "algo=rank_grpo", "seed=1", **options),
+        write_run(tmp_path / "r2", ASKED, GOOD, "algo=rank_grpo", "seed=2", **options),
+    ]
+
+
+def test_runs_that_differ_in_their_seed_are_one_system(tmp_path):
+    study = read_study(write_pair(tmp_path))
+    assert [(s.label, s.seeds) for s in study.systems] == [("GRPO", (1, 2)), ("Rank-GRPO", (1, 2))]
+    assert study.baseline.label == "GRPO"
+    assert study.metric == "ndcg@5"
+    assert study.systems[0].values("ndcg@5").tolist() == [[0] * 6, [1, 0.5] * 3]
+    keys = [key for key, _ in study.config_differences]
+    assert keys == ["algo.advantage", "algo.aggregation", "algo.name", "algo.ratio"]
+    assert study.config_differences[2] == ("algo.name", ["grpo", "rank_grpo"])
+
+
+def test_numbers_by_hand(tmp_path):
+    comparison = compare_systems(read_study(write_pair(tmp_path)), resamples=200)
+    grpo, rank = comparison.means["ndcg@5"]
+    assert grpo.per_seed == (0, 0.75)
+    assert grpo.mean == 0.375
+    assert grpo.seed_std == pytest.approx(0.75 / 2**0.5)
+    assert rank.per_seed == (0.75, 1)
+    assert rank.mean == 0.875
+    (difference,) = comparison.differences["ndcg@5"]
+    assert difference.mean == 0.5
+    assert difference.per_seed == (0.75, 0.25)
+    assert (difference.seeds, difference.paired_seeds, difference.conversations) == ((1, 2), True, 6)
+    # Averaged over seeds every cluster of two has values 0.5 and 0.25 (GRPO), 1 and 0.75: a difference of 0.5 throughout.
+    assert (difference.low, difference.high) == (0.5, 0.5)
+    # V1 = 0. V2 = Var(0.75, 0.25) / 2 = 0.0625, so t = 0.5 / 0.25 = 2 with one degree of freedom: p = 1 - 2 atan(2) / pi
+    assert difference.conversation_variance == 0
+    assert difference.seed_variance == pytest.approx(0.0625)
+    assert difference.crossed_p == pytest.approx(1 - 2 * np.arctan(2) / np.pi)
+    assert comparison.mean("GRPO", "rank/3/hit").per_seed == (0, 0.5)
+    assert comparison.mean("Rank-GRPO", "rank/1/hit").mean == 0.75
+
+
+def test_tests_are_those_of_the_statistics(tmp_path):
+    """With values that vary, against direct calls; samples of one run stand in another order in its file."""
+    generator = np.random.default_rng(3)
+    table = {
+        name: [generator.choice(3, 6) for _ in range(2)] for name in ("grpo", "gspo", "rank_grpo")
+    }  # fmt: skip
+    shapes = (NONE, THIRD, TOP)
+    paths = [
+        write_run(tmp_path / f"{name}{s}", ASKED, lists(*(shapes[i] for i in row)), f"algo={name}", f"seed={s}")
+        for name, rows in table.items()
+        for s, row in enumerate(rows, start=1)
+    ]
+    turned = RunFolder(paths[-1]).eval / "test.jsonl"
+    evaluation = Evaluation.read_jsonl(turned)
+    Evaluation(evaluation.samples[::-1], evaluation.catalog_size).write_jsonl(turned)
+    comparison = compare_systems(read_study(paths), resamples=300)
+    values = {name: np.array([0, 0.5, 1])[np.array(rows)] for name, rows in table.items()}
+    clusters = [c.cluster for c in ASKED]
+    plain = [
+        paired_cluster_bootstrap(values[name].mean(0), values["grpo"].mean(0), clusters, n_resamples=300)
+        for name in ("gspo", "rank_grpo")
+    ]
+    crossed = [
+        crossed_difference(values[name], values["grpo"], clusters, paired_seeds=True, n_resamples=300)
+        for name in ("gspo", "rank_grpo")
+    ]
+    found = comparison.differences["ndcg@5"]
+    assert [d.system for d in found] == ["GSPO", "Rank-GRPO"]
+    for d, expected, with_seeds in zip(found, plain, crossed, strict=True):
+        assert (d.mean, d.low, d.high, d.p) == pytest.approx(expected[:4])
+        assert (d.crossed_low, d.crossed_high, d.crossed_p) == pytest.approx(with_seeds[1:4])
+    assert [d.p_holm for d in found] == pytest.approx(holm([e.p_value for e in plain]))
+    assert [d.crossed_p_holm for d in found] == pytest.approx(holm([e.p_value for e in crossed]))
+    assert found[0].p_holm != found[0].p or found[1].p_holm != found[1].p
+
+
+def test_what_one_seed_and_other_seeds_allow(tmp_path):
+    paths = write_pair(tmp_path)
+    single = read_study([paths[0], paths[3]])
+    (d,) = compare_systems(single, resamples=50).differences["ndcg@5"]
+    assert (d.mean, d.per_seed, d.paired_seeds) == (1, (), False)
+    assert np.isnan([d.crossed_p, d.crossed_p_holm, d.crossed_low]).all()
+    assert not np.isnan(d.p_holm)
+    assert any("one seed only: GRPO, Rank-GRPO" in note for note in single.notes)
+    third = write_run(tmp_path / "r3", ASKED, GOOD, "algo=rank_grpo", "seed=3")
+    unequal = read_study([*paths, third])
+    (d,) = compare_systems(unequal, resamples=50).differences["ndcg@5"]
+    assert (d.paired_seeds, d.per_seed) == (False, ())
+    assert not np.isnan(d.crossed_p)
+    assert any("independent groups" in note for note in unequal.notes)
+
+
+def test_baselines_that_runs_brought_are_systems(tmp_path):
+    paths = [
+        write_run(
+            tmp_path / f"{algo}{seed}", ASKED, GOOD, f"algo={algo}", f"seed={seed}",
+            baselines={"popularity": POOR, "sft": FAIR if seed == 1 else POOR, "zero_shot": POOR},
+        )
+        for algo in ("grpo", "rank_grpo")
+        for seed in (1, 2)
+    ]  # fmt: skip
+    study = read_study(paths, baseline="sft")
+    assert [(s.label, s.seeds) for s in study.systems] == [
+        ("Popularity", ()), ("Zero-shot", (1, 2)), ("SFT", (1, 2)), ("GRPO", (1, 2)), ("Rank-GRPO", (1, 2)),
+    ]  # fmt: skip
+    differences = {d.system: d for d in compare_systems(study, resamples=50).differences["ndcg@5"]}
+    # What was not trained stands beside each seed of the other: GRPO's 1, 1 and SFT's 0.75, 0 against the one 0.
+    assert differences["Popularity"].per_seed == (-0.75, 0)
+    assert differences["Popularity"].paired_seeds
+    assert not np.isnan(differences["Popularity"].crossed_p)
+    # An SFT run of its own is the same system, and adds its seed.
+    own = write_run(tmp_path / "sft3", ASKED, GOOD, "algo=sft", "seed=3")
+    sft = next(s for s in read_study([*paths, own]).systems if s.kind == "sft")
+    assert sft.seeds == (1, 2, 3)
+    assert sft.values("ndcg@5").mean(1).tolist() == [0.75, 0, 1]
+    assert [run.name for run in sft.runs] == ["sft3"]
+
+
+def test_an_evaluated_checkpoint_is_a_system(tmp_path):
+    paths = write_pair(tmp_path)
+    of_run = write_run(tmp_path / "e1", ASKED, GOOD, "task=eval", f"checkpoint={paths[2]}")
+    hub = write_run(tmp_path / "e2", ASKED, POOR, "task=eval", "checkpoint=someone/some-model")
+    study = read_study([paths[0], paths[1], of_run, hub])
+    assert [(s.label, s.seeds) for s in study.systems] == [
+        ("GRPO", (1, 2)), ("Rank-GRPO", (1,)), ("some-model", ())
+    ]  # fmt: skip
+
+
+def test_names_say_what_tells_systems_apart():
+    grpo = {"algo.name": "grpo", "reward.name": "exp_inf", "algo.mu": 1, "rl.lr": 1e-4, "sft.lr": 1e-3}
+    assert name_systems(["grpo", "rank_grpo"], [grpo, grpo | {"algo.mu": 2}]) == ["GRPO", "Rank-GRPO"]
+    decay = grpo | {"reward.name": "log_decay"}
+    assert name_systems(["grpo", "grpo"], [grpo, decay]) == ["GRPO (exp_inf)", "GRPO (log_decay)"]
+    two = [grpo, grpo | {"algo.mu": 2}, decay]
+    assert name_systems(["grpo"] * 3, two) == ["GRPO (exp_inf), mu=1", "GRPO (exp_inf), mu=2", "GRPO (log_decay)"]
+    rates = [grpo, grpo | {"rl.lr": 2e-4}, grpo | {"sft.lr": 2e-3}]
+    assert name_systems(["grpo"] * 3, rates) == [
+        "GRPO, rl.lr=0.0001, sft.lr=0.001", "GRPO, rl.lr=0.0002, sft.lr=0.001", "GRPO, rl.lr=0.0001, sft.lr=0.002"
+    ]  # fmt: skip
+    # As few keys as do; a key that older configs lack counts; texts that are cut to the same get numbers.
+    assert telling_keys([grpo, grpo | {"algo.mu": 2, "rl.lr": 1.0}]) == ["algo.mu"]
+    assert name_systems(["grpo"] * 2, [grpo, grpo | {"guard.action": "stop"}])[0] == "GRPO, action=absent"
+    long = name_systems(["x"] * 2, [{"data.instruction": "a" * 50 + end} for end in "xy"])
+    assert long[0] != long[1]
+
+
+def test_folders_that_cannot_be_compared_are_listed(tmp_path):
+    paths = write_pair(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name, lacking in (("a", "summary.json"), ("b", "eval/test.jsonl")):
+        (write_run(tmp_path / name, ASKED, GOOD, "algo=gspo") / lacking).unlink()
+    write_text(tmp_path / "comparison" / "config.yaml", "task: {name: compare}\nseed: 1\n")
+    write_run(tmp_path / "copy", ASKED, GOOD, "algo=rank_grpo", "seed=2")
+    study = read_study(find_runs(str(tmp_path / "*")))
+    assert {entry.path.name: entry.reason for entry in study.left_out} == {
+        "a": "not finished: it has no summary.json",
+        "b": "its evaluation, eval/test.jsonl, is gone",
+        "comparison": "a run of task=compare, which leaves no policy or evaluation to compare",
+        "empty": "not the folder of a run: it has no config.yaml",
+        "r2": "the same config and seed as copy",
+    }
+    assert len(study.runs) == len(paths)
+    with pytest.raises(UserError, match=r"no finished run .*\n.*empty: not the folder"):
+        read_study([tmp_path / "empty"])
+    with pytest.raises(UserError, match="One system is no comparison"):
+        read_study(paths[:2])
+
+
+def test_patterns_name_runs_or_the_folder_that_holds_them(tmp_path):
+    write_text(tmp_path / "study" / "one" / "config.yaml", "")
+    write_text(tmp_path / "study" / "two" / "config.yaml", "")
+    write_text(tmp_path / "study" / "multirun.yaml", "")
+    both = [tmp_path / "study" / "one", tmp_path / "study" / "two"]
+    assert find_runs(str(tmp_path / "study" / "*")) == both
+    assert find_runs(str(tmp_path / "study")) == both
+    assert find_runs([str(both[1]), str(tmp_path / "study" / "*")]) == both[::-1]
+    with pytest.raises(UserError, match=r"runs=.*nowhere.*no such folder"):
+        find_runs(str(tmp_path / "nowhere*"))
+    with pytest.raises(UserError, match="needs runs=PATTERN"):
+        find_runs(None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 4, "ks": (4,)}, "n: 5 in g1; 4 in odd"),
+        ({"overrides": ["eval.ideal=paper"]}, "eval.ideal: standard in g1; paper in odd"),
+        ({"asked": 5}, "6 conversations in g1, 5 in odd, 5 the same in both"),
+        ({"other": True}, "same ids and other contents"),
+        ({"overrides": ["data.seed=7"], "keep_conversations": False}, "data.seed: 0 in g1; 7 in odd"),
+    ],
+)
+def test_runs_that_were_evaluated_otherwise_are_refused(tmp_path, change, message):
+    paths = write_pair(tmp_path)
+    overrides, size = change.pop("overrides", []), change.pop("asked", 6)
+    asked = [conversation(i, [ITEMS[i]], cluster=f"user{i // 2}", seen=["Film T"]) for i in range(6)]
+    asked = (asked if change.pop("other", False) else ASKED)[:size]
+    n = change.get("n", N)
+    texts = [list_with_hits(c, TOP[:n]) for c in asked]
+    odd = write_run(tmp_path / "odd", asked, texts, "algo=gspo", *overrides, **change)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_study([*paths, odd])
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(tmp_path):
+    paths = write_pair(tmp_path)
+    assert read_study(paths, baseline="Rank-GRPO").baseline.kind == "rank_grpo"
+    assert read_study(paths, baseline="rank_grpo").baseline.kind == "rank_grpo"
+    with pytest.raises(UserError, match=r"baseline=dapo: no such system\. There are: GRPO \(grpo\); Rank-GRPO"):
+        read_study(paths, baseline="dapo")
+    with pytest.raises(UserError, match=r"metric=ndcg@7: not measured in every run\. Choose one of .*ndcg@5"):
+        read_study(paths, metric="ndcg@7")
+    paths.append(write_run(tmp_path / "mu", ASKED, FAIR, "algo=grpo", "algo.mu=2"))
+    with pytest.raises(UserError, match=r"2 such systems\. Name one of them: GRPO, mu=1; GRPO, mu=2"):
+        read_study(paths, baseline="grpo")
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "text"),
+    [
+        ("metrics.jsonl", 2, '{"step": 1, "split": "train", "values": {}}\n{"step": 2,\n'),
+        ("metrics.jsonl", 1, '{"step": 1, "split": "train"}\n'),
+        ("metrics.jsonl", 1, '{"step": 1, "split": "train", "values": {"kl": "high"}}\n'),
+        ("eval/test.jsonl", 1, '{"id": "c000"}\n'),
+        ("summary.json", 2, '{"a": 1,\n "b": }\n'),
+        ("config.yaml", 2, "seed: 1\nalgo: [\n"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_line(tmp_path, file, line, text):
+    path = write_run(tmp_path / "run", ASKED, GOOD)
+    (path / file).write_text(text)
+    with pytest.raises(UserError, match=rf"{re.escape(str(path / file))}, line [{line}{line + 1}]:"):
+        Reader().read(path)
+
+
+def test_curves_average_seeds_and_go_on_after_the_first_to_end(tmp_path):
+    kl = Measure("kl", "", "", "train", logged("kl"), smooth=False)
+    runs = [
+        Reader().read(write_run(tmp_path / "a", ASKED, GOOD, steps=[1, 2, 3, 4], curves={"kl": lambda s: s})),
+        Reader().read(write_run(tmp_path / "b", ASKED, GOOD, "seed=2", steps=[1, 2], curves={"kl": lambda s: 3 * s})),
+    ]
+    found = curve(runs, kl)
+    assert found.steps.tolist() == [1, 2, 3, 4]
+    assert found.mean.tolist() == [2, 4, 3, 4]
+    assert (found.low[:2].tolist(), found.high[:2].tolist()) == ([1, 2], [3, 6])
+    assert found.whole == 2
+    assert curve(runs, kl._replace(value=logged("nothing"))) is None
+
+
+def test_a_step_that_was_computed_again_counts_once(tmp_path):
+    path = write_run(tmp_path / "a", ASKED, GOOD, steps=[1, 2, 2], curves={"kl": lambda s: s})
+    rows = read_jsonl(path / "metrics.jsonl")
+    rows[-1]["values"]["kl"] = 7.0
+    write_text(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    steps, values = Reader().read(path).series("train", "kl")
+    assert (steps.tolist(), values.tolist()) == ([1, 2], [1, 7])
+
+
+def test_lines_of_a_list_are_marked():
+    asked = conversation(1, [ITEMS[0]], seen=["Film C"])
+    text = "Sure:\n1. Film A (1990)\nFilm B (1991)\n\nFilm B (1991)\nFilm C (1992)\nFilm D (1993)"
+    marked, more = mark_lines(text, (0, 1, 0, 0, 0), asked, "line")
+    assert [(line.text, line.hit, line.note) for line in marked] == [
+        ("Sure:", False, "not an item"),
+        ("1. Film A (1990)", True, ""),
+        ("Film B (1991)", False, ""),
+        ("Film B (1991)", False, "repeat"),
+        ("Film C (1992)", False, "seen"),
+        ("Film D (1993)", False, "past the end"),
+    ]
+    assert more == 0
+    # Where lines that do not parse hold no rank, the first item is at rank 1.
+    marked, _ = mark_lines(text, (1, 0, 0, 0, 0), asked, "parsed")
+    assert [line.hit for line in marked] == [False, True, False, False, False, False]
+
+
+def test_examples_are_half_where_systems_differ_most(tmp_path):
+    asked = [conversation(i, [ITEMS[i]]) for i in range(10)]
+    texts = [list_with_hits(c, NONE) for c in asked]
+    better = list(texts)
+    better[7], better[3] = list_with_hits(asked[7], TOP), list_with_hits(asked[3], THIRD)
+    paths = [
+        write_run(tmp_path / "g", asked, texts, "algo=grpo"),
+        write_run(tmp_path / "r", asked, better, "algo=rank_grpo"),
+    ]
+    study = read_study(paths)
+    chosen = choose_examples(study, 5)
+    assert [e.id for e in chosen[:2]] == ["c007", "c003"]
+    assert [e.why for e in chosen] == [SPREAD] * 2 + [RANDOM] * 3  # a third that differs there is not
+    assert len({e.id for e in chosen}) == 5
+    assert chosen == choose_examples(study, 5)
+    assert len(choose_examples(study, 50)) == 10
+    (_, ((shown),)) = chosen[0].lists[1]
+    assert (shown.value, shown.hits, shown.lines[0].hit) == (1, 1, True)
+    assert chosen[0].conversation.ground_truth == (ITEMS[7],)
+
+
+def test_conversations_that_are_gone_cost_no_numbers(tmp_path):
+    study = read_study(write_pair(tmp_path, keep_conversations=False))  # movieland has other ids than these
+    assert study.conversations is None
+    assert choose_examples(study, 2)[0].conversation is None
+
+
+EVIL = '<script>alert("x")</script>'
+
+
+class Page(HTMLParser):
+    """Tags and visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attribute) for attribute in attributes]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A whole comparison in which everything that can be hostile is."""
+    root = tmp_path_factory.mktemp("compare")
+    item = Item(f"{EVIL} $\\frac{{", 1990)
+    asked = [conversation(i, [item if i == 0 else ITEMS[i]], seen=[f"{EVIL} seen"]) for i in range(6)]
+    texts = [format([ITEMS[i]]) + f"\n{EVIL} in a list\n" + "filler\n" * 20 for i in range(6)]
+    better = [list_with_hits(c, TOP) for c in asked]
+    for seed in (1, 2):
+        # A resumed run's log; metrics as RL logs them.
+        for name, algo, lists_, last in (("g", "grpo", texts, 30), ("r", "rank_grpo", better, 30 if seed == 1 else 14)):
+            run = write_run(
+                root / "runs" / f"{name}{seed} {EVIL.replace('/', '')}", asked, lists_, f"algo={algo}", f"seed={seed}", "rl.steps=30",
+                f"data.instruction='{EVIL} {algo}, {{n}}'", "data.name='_$evil$'",
+                baselines={"popularity": texts, "sft": texts}, validation=[(0, 0.1), (10, 0.2 + seed / 10)],
+                steps=range(1, last + 1), curves={name: (lambda s, name=name, seed=seed: lifelike(s, seed, 0.2)[name])
+                                                  for name in lifelike(1, 1, 0.2)},
+                stopped=None if last == 30 else {"step": 14, "why": f"collapse {EVIL}"},
+            )  # fmt: skip
+    write_text(run / "run.log", "2026-01-01 INFO convrec_r1.tasks.run: Resuming outputs/x\n")
+    (root / "runs" / f"unfinished {EVIL.replace('/', '')}").mkdir()
+    console = Console(file=io.StringIO(), width=80)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "console", console)
+        path = task.compare_runs(find_runs(str(root / "runs" / "*")), root / "out", CompareConfig(), resamples=50)
+    return path, console.file.getvalue()
+
+
+def test_the_report_is_one_safe_file(report):
+    path, _ = report
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert EVIL not in text
+    shown = "".join(page.text)
+    for hostile in (
+        f"{EVIL} in a list",
+        f"{EVIL} $\\frac{{ (1990)",
+        f"{EVIL} seen",
+        f"{EVIL} rank_grpo",
+        f"collapse {EVIL}",
+    ):
+        assert hostile in shown, hostile
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    links = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert links
+    assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in links)
+    assert "@import" not in text
+    assert "url(" not in text
+    ids = {value for _, name, value in page.attributes if name == "id"}
+    assert {link[1:] for link in links if link.startswith("#")} <= ids
+
+
+def test_the_report_says_what_it_should(report):
+    path, terminal = report
+    shown = " ".join("".join(Page(path.read_text(encoding="utf-8")).text).split())
+    for part in (
+        "2 trained systems on _$evil$", f"Rank-GRPO {MINUS} GRPO, NDCG@5", "These policies, other conversations",
+        "Another training, other conversations", "stopped at step 14: collapse", ", resumed", "14 of 30",
+        "Left out", "not the folder of a run", "systems differ most", "drawn at random", "✓", "abc123def456",
+        "algo.advantage", "Holm", "50 resamples of 6 clusters", "6 independent conversations (clusters) are few",
+    ):  # fmt: skip
+        assert part in shown, part
+    assert all(len(line) <= 80 for line in terminal.splitlines() if not line.startswith("Report: "))
+    assert "Left out:" in terminal
+    assert "report.html" in terminal.replace("\n", "")
+
+
+def test_tables_hold_all_numbers(report):
+    path, _ = report
+    tables = {
+        name: list(csv.DictReader((path.parent / f"{name}.csv").open())) for name in ("metrics", "differences", "runs")
+    }
+    rows = {(row["system"], row["metric"]): row for row in tables["metrics"]}
+    # Film A to F at rank 1; conversation c000 wants something that is not in the catalog.
+    assert float(rows["GRPO", "ndcg@5"]["mean"]) == pytest.approx(5 / 6)
+    assert rows["Popularity", "ndcg@5"]["seed_1"] == ""
+    assert float(rows["Popularity", "ndcg@5"]["untrained"]) == pytest.approx(5 / 6)
+    assert rows["GRPO", "catalog/coverage"]["low"] == ""
+    difference = next(row for row in tables["differences"] if (row["system"], row["metric"]) == ("Rank-GRPO", "ndcg@5"))
+    assert (difference["baseline"], difference["paired_seeds"]) == ("GRPO", "true")
+    assert {"p", "p_holm", "crossed_p", "crossed_p_holm", "effect_size", "seed_1", "seed_2"} <= difference.keys()
+    run = next(row for row in tables["runs"] if row["run"].startswith("r2"))
+    assert (run["system"], run["seed"], run["steps"], run["stopped_at"], run["resumed"]) == (
+        "Rank-GRPO", "2", "14", "14", "true",
+    )  # fmt: skip
+    assert run["algo.name"] == "rank_grpo"
+    assert "algo.group_size" not in run  # the same in all runs
+    assert float(run["ndcg@5"]) == pytest.approx(5 / 6)
+
+
+def test_a_figure_for_what_was_logged_and_no_other(report, tmp_path):
+    path, _ = report
+    drawn = {file.stem for file in (path.parent / "figures").glob("*.png")}
+    assert {
+        "validation", "reward", "rank_relevance", "rank_difference", "rank_reward", "kl", "entropy", "clip", "length",
+        "repeats", "catalog", "seconds", "tokens",
+    } <= drawn  # fmt: skip
+    assert "ndcg_at_k" not in drawn  # one cut-off is no curve
+    study = read_study(write_pair(tmp_path))
+    figures = study_figures.study_figures(study, compare_systems(study, resamples=20), tmp_path / "figures")
+    assert [figure.name for figure in figures] == ["rank_relevance", "rank_difference"]
+    assert all(figure.svg.startswith(b"<?xml") for figure in figures)
+
+
+def test_systems_keep_their_colours():
+    found = styles(["popularity", "", "sft", *[""] * 6, "sft"])
+    assert (found[0].color, found[2].color) == ("#999999", "#009E73")
+    assert len(set(found)) == len(found), "a second SFT, and more systems than colours, look different still"
+
+
+def test_numbers_for_people():
+    assert number(0.12345, "ndcg@10") == "0.1235"
+    assert number(0.987, "catalog/valid") == "98.7 %"
+    assert number(float("nan")) == ABSENT
+    assert signed(0.02, "ndcg@10") == "+0.0200"
+    assert signed(-0.00001, "ndcg@10") == "0.0000"
+    assert signed(-0.013, "catalog/valid") == f"{MINUS}1.3"
+    assert (p_value(0.0004), p_value(0.0123)) == ("< 0.001", "0.012")
+
+
+def test_the_verdict_answers_both_questions(tmp_path):
+    (d,) = compare_systems(read_study(write_pair(tmp_path)), resamples=200).differences["ndcg@5"]
+    for p, crossed, words in (
+        (0.2, 0.01, "not told apart"),
+        (0.01, 0.2, "within what another training could change"),
+        (0.01, float("nan"), "with one seed nothing can be said"),
+        (0.05, 0.05, "for another training"),
+    ):
+        d.p_holm, d.crossed_p_holm = p, crossed
+        assert words in verdict(d, 0.95)
