@@ -380,7 +380,8 @@ def report(tmp_path_factory):
         # A resumed run's log; metrics as RL logs them.
         for name, algo, lists_, last in (("g", "grpo", texts, 30), ("r", "rank_grpo", better, 30 if seed == 1 else 14)):
             run = write_run(
-                root / "runs" / f"{name}{seed} {EVIL.replace('/', '')}", asked, lists_, f"algo={algo}", f"seed={seed}", "rl.steps=30",
+                root / "runs" / f"{name}{seed} {EVIL.replace('/', '')}", asked, lists_, f"algo={algo}", f"seed={seed}",
+                "rl.steps=30",
                 f"data.instruction='{EVIL} {algo}, {{n}}'", "data.name='_$evil$'",
                 baselines={"popularity": texts, "sft": texts}, validation=[(0, 0.1), (10, 0.2 + seed / 10)],
                 steps=range(1, last + 1), curves={name: (lambda s, name=name, seed=seed: lifelike(s, seed, 0.2)[name])
@@ -492,7 +493,7 @@ def test_numbers_for_people():
 def test_the_verdict_answers_both_questions(tmp_path):
     (d,) = compare_systems(read_study(write_pair(tmp_path)), resamples=200).differences["ndcg@5"]
     for p, crossed, words in (
-        (0.2, 0.01, "not told apart"),
+        (0.2, 0.01, "no difference is shown"),
         (0.01, 0.2, "within what another training could change"),
         (0.01, float("nan"), "with one seed nothing can be said"),
         (0.05, 0.05, "for another training"),

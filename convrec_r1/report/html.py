@@ -79,7 +79,7 @@ def verdict(d: Difference, level: float) -> str:
     if math.isnan(d.p_holm):
         return "no test was possible"
     if d.p_holm > limit:
-        return "these policies are not told apart on other conversations"
+        return "no difference is shown, not even between these policies"
     if math.isnan(d.crossed_p_holm):
         return "holds for these policies on other conversations; with one seed nothing can be said of another training"
     if d.crossed_p_holm > limit:

@@ -320,9 +320,10 @@ class _Page:
         ]
         # A space before the name: Matplotlib leaves out of a legend what begins with an underscore.
         names = [" " + _short(system.label) for system in systems]
-        widest = max(map(len, names), default=1)
+        fitting = (58 if small else 68) // (max(map(len, names), default=1) + 6)
         figure.legend(
-            handles, names, loc="outside lower center", ncols=max(1, min(4, len(names), (52 if small else 68) // (widest + 7)))
+            handles, names, loc="outside lower center", ncols=max(1, min(4, len(names), fitting)), handlelength=1.5,
+            columnspacing=1.2, fontsize=8 if small else 9,
         )  # fmt: skip
         self.save(name, section, caption, figure, small=small)
 
