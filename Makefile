@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 1,2,3
+STUDY ?= algorithms
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm run smoke test test-fast lint fmt sweep bench wheel clean
+.PHONY: help setup setup-vllm run smoke test test-fast lint fmt sweep study bench wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +52,9 @@ fmt: setup ## Put style and format right
 
 sweep: setup ## The main job for several seeds (SEEDS=1,2,3)
 	$(BIN)/python -m convrec_r1 -m seed=$(SEEDS) $(ARGS)
+
+study: setup ## A named study on two cores, and its report (STUDY=algorithms)
+	$(BIN)/python -m convrec_r1 experiment=$(STUDY) hydra/launcher=joblib hydra.launcher.n_jobs=2 $(ARGS)
 
 bench: setup-vllm ## Where a step's time goes, and what the objective costs, as ratios
 	$(BIN)/python experiments/bench.py

@@ -26,8 +26,8 @@ from convrec_r1.run import ledger, progress
 from convrec_r1.run.files import read_json
 from convrec_r1.run.folder import RunFolder, run_dir, run_name
 
-OK, FAULT, USER_ERROR = 0, 1, 2
-"""Exit status: of what went well, of a fault of ours, of what the user can put right."""
+OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+"""Exit status: of what went well, of a fault of ours, of what the user can put right, after Ctrl-C."""
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
@@ -50,6 +50,9 @@ def main() -> None:
         if config_error or not ledger.opened:
             sys.exit(USER_ERROR if config_error else stop.code)
         broke_off = True
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception:
         if not ledger.opened:
             raise
