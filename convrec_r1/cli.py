@@ -47,6 +47,8 @@ def main() -> None:
     except SystemExit as stop:
         # Hydra prints what is wrong with a config (an unknown key, a bad type) without a trace, and exits with 1.
         config_error = stop.code == 1 and not _started and not (ledger.opened and ledger.opened.cells())
+        if config_error and ledger.opened:
+            ledger.opened.close()
         if config_error or not ledger.opened:
             sys.exit(USER_ERROR if config_error else stop.code)
         broke_off = True
