@@ -1,6 +1,6 @@
 """How often tests of two ways of training reject a true null: the table in convrec_r1/evaluate/statistics.py.
 
-    python experiments/simulate_seeds.py [--sets 1000]
+python experiments/simulate_seeds.py [--sets 1000]
 """
 
 import argparse
