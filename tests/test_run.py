@@ -1,9 +1,9 @@
 """A run's folder, its metrics files, its W&B record: written whole, found again, never mixed up."""
 
 import json
-import struct
 
 import pytest
+import wandb_offline
 from omegaconf import OmegaConf
 from support import compose_config, make_config
 
@@ -106,26 +106,6 @@ def test_rewind_forgets_what_will_be_computed_again(tmp_path):
     assert read_jsonl(sink.path) == []
 
 
-def wandb_records(folder):
-    """What `wandb sync` would upload: the records of an offline run, in LevelDB's log format after a 7-byte header."""
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data, at, block, parts = file.read_bytes(), 7, 32 * 1024, b""
-    while at + 7 <= len(data):
-        if block - at % block < 7:  # a block's tail too short for a header is padding
-            at += block - at % block
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
 @pytest.mark.slow
 def test_wandb_keeps_runs_apart_offline(tmp_path):
     """Two runs in one process, as in a sweep: each has its own offline folder, config, group and metrics."""
@@ -140,22 +120,13 @@ def test_wandb_keeps_runs_apart_offline(tmp_path):
         tracker.log(seed, "train", {"reward": seed / 10})
         tracker.table("rollouts", seed, [{"list": "Heat (1995)", "relevance": [1]}])
         tracker.close({"ndcg@10": 0.5})
-        seen[seed] = list(wandb_records(folder.path))
-    for seed, found in seen.items():
-        (run,) = [r.run for r in found if r.HasField("run")][:1]
-        assert (run.run_group, run.job_type, run.display_name) == ("pair", "train", f"run{seed}")
-        assert set(run.tags) == {"rank_grpo", "tiny", "movieland"}
-        config = {u.key: json.loads(u.value_json) for u in run.config.update}
-        assert (config["seed"], config["git_sha"]) == (seed, "abc123")
-        history = [
-            {i.key or "/".join(i.nested_key): i.value_json for i in r.history.item}
-            for r in found
-            if r.HasField("history")
-        ]
-        rewards = [json.loads(h["reward"]) for h in history if "reward" in h]
-        assert rewards == [seed / 10]
-        assert any("sft/step" in h for h in history)
-        axes = {r.metric.name or r.metric.glob_name: r.metric.step_metric for r in found if r.HasField("metric")}
-        assert axes.get("sft/*") == "sft/step"
-        assert axes.get("*") == "step"
-    assert len({r.run.run_id for found in seen.values() for r in found if r.HasField("run")}) == 2
+        seen[seed] = wandb_offline.read(folder.path)
+    for seed, run in seen.items():
+        assert (run.group, run.job_type, run.name) == ("pair", "train", f"run{seed}")
+        assert run.tags == {"rank_grpo", "tiny", "movieland"}
+        assert (run.config["seed"], run.config["git_sha"]) == (seed, "abc123")
+        assert run.history[:2] == [{"sft/step": 1, "sft/loss": 1.5}, {"step": seed, "reward": seed / 10}]
+        assert {"sft/loss": "sft/step", "reward": "step"}.items() <= run.axes.items()
+        assert run.table("tables/rollouts") == [[{"list": "Heat (1995)", "relevance": "[1]"}]]
+        assert run.summary["ndcg@10"] == 0.5
+    assert seen[1].id != seen[2].id

@@ -149,6 +149,17 @@ def test_holm_by_hand():
     assert holm([]).tolist() == []
 
 
+def test_holm_is_the_closed_test_over_bonferroni():
+    """What Holm's procedure is a shortcut for: a hypothesis is rejected if Bonferroni rejects every set it belongs to,
+    so its adjusted p-value is the largest of |set| * smallest p over those sets (Marcus, Peritz and Gabriel, 1976)."""
+    generator = np.random.default_rng(13)
+    for size in (1, 2, 3, 6):
+        p = np.round(generator.random(size) ** 3, 2)  # small ones, large ones and ties
+        sets = [[i for i in range(size) if code >> i & 1] for code in range(1, 2**size)]
+        expected = [max(min(1.0, len(s) * p[s].min()) for s in sets if i in s) for i in range(size)]
+        assert holm(p) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("p_values", [[0.1, 1.5], [-0.1], [math.nan]])
 def test_holm_refuses_what_is_no_p_value(p_values):
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -114,14 +114,18 @@ class WandbSink:
         )
         write_text(id_file, self._run.id)
         self._table = wandb.Table
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        for axis in SPLIT_STEPS.values():
+        self._defined = {"step", *SPLIT_STEPS.values()}
+        for axis in self._defined:
             self._run.define_metric(axis)
-            self._run.define_metric(f"{axis.split('/')[0]}/*", step_metric=axis)
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        self._run.log({SPLIT_STEPS.get(split, "step"): step, **values})
+        axis = SPLIT_STEPS.get(split, "step")
+        # Each name by itself: of two patterns that match, "*" and "sft/*", W&B takes one at random.
+        for name in values:
+            if name not in self._defined:
+                self._run.define_metric(name, step_metric=axis)
+                self._defined.add(name)
+        self._run.log({axis: step, **values})
 
     def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
