@@ -44,20 +44,21 @@ def limits(cfg: GuardConfig, n: int) -> list[Limit]:
 
 
 class Guard:
-    """Watches one run. A limit is armed by the first window in which it holds, and breaks by a later one in which it
-    does not; it is reported once, until it has held again."""
+    """Watches one run. A limit is armed by the first window in which it holds, and breaks by the first later one in
+    which it does not: once a run, for a mean that hovers around a limit would otherwise break it again and again."""
 
     def __init__(self, cfg: GuardConfig, n: int) -> None:
         self.limits = limits(cfg, n)
         self.window = cfg.window
         self.seen: dict[str, deque[float]] = {}
         self.armed: set[str] = set()
+        self.broken: set[str] = set()
 
     def observe(self, values: Mapping[str, float]) -> list[str]:
         """Take in the training metrics of a step. Returns what broke at it, a sentence a limit."""
         for metric in {limit.metric for limit in self.limits} & values.keys():
             self.seen.setdefault(metric, deque(maxlen=self.window)).append(float(values[metric]))
-        broken = []
+        told = []
         for limit in self.limits:
             window = self.seen.get(limit.metric, ())
             if len(window) < self.window:
@@ -65,14 +66,15 @@ class Guard:
             mean = sum(window) / len(window)
             if limit.holds(mean):
                 self.armed.add(limit.key)
-            elif limit.key in self.armed:
-                self.armed.discard(limit.key)
-                broken.append(f"{limit.broken_by(mean)}, mean of {self.window} steps")
-        return broken
+            elif limit.key in self.armed - self.broken:
+                self.broken.add(limit.key)
+                told.append(f"{limit.broken_by(mean)}, mean of {self.window} steps")
+        return told
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": {name: list(window) for name, window in self.seen.items()}, "armed": sorted(self.armed)}
+        seen = {name: list(window) for name, window in self.seen.items()}
+        return {"seen": seen, "armed": sorted(self.armed), "broken": sorted(self.broken)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seen = {name: deque(values, maxlen=self.window) for name, values in state["seen"].items()}
-        self.armed = set(state["armed"])
+        self.armed, self.broken = set(state["armed"]), set(state["broken"])
