@@ -25,7 +25,7 @@ those at hand:
 The interval is t's, with the standard error sqrt(V1 + V2) and the degrees of freedom (V1 + V2)^2 / (V1^2 / (C - 1) +
 V2^2 / (S - 1)) (Satterthwaite, Biometrics Bulletin 2, 1946). The sum counts the interaction e twice and is a little too
 wide where e is large (resampling both factors at once would count it three times: Owen, The pigeonhole bootstrap, Annals
-of Applied Statistics 1(2), 2007). It is left in: without it, intervals were narrower by a tenth at most in simulations,
+of Applied Statistics 1(2), 2007). It is left in: without it, simulated intervals were narrower by about a tenth at most,
 and tests with three seeds, which reject a little too often, did so by another half point.
 
 How often a test at 5 % rejected a true null, in % (`python experiments/simulate_seeds.py`: 200 clusters of 1 to 7
