@@ -133,7 +133,7 @@ def test_what_one_seed_and_other_seeds_allow(tmp_path):
     third = write_run(tmp_path / "r3", ASKED, GOOD, "algo=rank_grpo", "seed=3")
     unequal = read_study([*paths, third])
     (d,) = compare_systems(unequal, resamples=50).differences["ndcg@5"]
-    assert (d.paired_seeds, d.per_seed) == (False, ())
+    assert (d.paired_seeds, d.seeds, d.per_seed) == (False, (1, 2), (0.75, 0.25))
     assert not np.isnan(d.crossed_p)
     assert any("independent groups" in note for note in unequal.notes)
 
