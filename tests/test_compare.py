@@ -133,7 +133,7 @@ def test_what_one_seed_and_other_seeds_allow(tmp_path):
     third = write_run(tmp_path / "r3", ASKED, GOOD, "algo=rank_grpo", "seed=3")
     unequal = read_study([*paths, third])
     (d,) = compare_systems(unequal, resamples=50).differences["ndcg@5"]
-    assert (d.paired_seeds, d.per_seed) == (False, ())
+    assert (d.paired_seeds, d.seeds, d.per_seed) == (False, (1, 2), (0.75, 0.25))
     assert not np.isnan(d.crossed_p)
     assert any("independent groups" in note for note in unequal.notes)
 
@@ -374,7 +374,7 @@ def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("compare")
     item = Item(f"{EVIL} $\\frac{{", 1990)
     asked = [conversation(i, [item if i == 0 else ITEMS[i]], seen=[f"{EVIL} seen"]) for i in range(6)]
-    texts = [format([ITEMS[i]]) + f"\n{EVIL} in a list\n" + "filler\n" * 20 for i in range(6)]
+    texts = [format([ITEMS[i if i < 5 else 6]]) + f"\n{EVIL} in a list\n" + "filler\n" * 20 for i in range(6)]
     better = [list_with_hits(c, TOP) for c in asked]
     for seed in (1, 2):
         # A resumed run's log; metrics as RL logs them.
@@ -443,10 +443,10 @@ def test_tables_hold_all_numbers(report):
         name: list(csv.DictReader((path.parent / f"{name}.csv").open())) for name in ("metrics", "differences", "runs")
     }
     rows = {(row["system"], row["metric"]): row for row in tables["metrics"]}
-    # Film A to F at rank 1; conversation c000 wants something that is not in the catalog.
-    assert float(rows["GRPO", "ndcg@5"]["mean"]) == pytest.approx(5 / 6)
+    # Film A to E at rank 1; conversation c000 wants something that is not in the catalog.
+    assert float(rows["GRPO", "ndcg@5"]["mean"]) == pytest.approx(4 / 6)
     assert rows["Popularity", "ndcg@5"]["seed_1"] == ""
-    assert float(rows["Popularity", "ndcg@5"]["untrained"]) == pytest.approx(5 / 6)
+    assert float(rows["Popularity", "ndcg@5"]["untrained"]) == pytest.approx(4 / 6)
     assert rows["GRPO", "catalog/coverage"]["low"] == ""
     difference = next(row for row in tables["differences"] if (row["system"], row["metric"]) == ("Rank-GRPO", "ndcg@5"))
     assert (difference["baseline"], difference["paired_seeds"]) == ("GRPO", "true")

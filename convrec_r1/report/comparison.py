@@ -62,9 +62,9 @@ class Difference:
     seed_variance: float
     paired_seeds: bool
     per_seed: tuple[float, ...]
-    """Each seed's own difference where the seeds are in pairs (or the baseline has none); empty otherwise."""
+    """Each seed's own difference, of those that both have (all, where one of the two was not trained)."""
     seeds: tuple[int, ...]
-    """To `per_seed`."""
+    """To `per_seed`; none where neither was trained."""
     conversations: int
     p_holm: float = math.nan
     crossed_p_holm: float = math.nan
@@ -147,7 +147,8 @@ def _difference(
     if not both.any():
         return None
     found = paired_cluster_bootstrap(first[both], second[both], clusters[both], **options)
-    a, b, paired, seeds = in_pairs(system, baseline, a, b)
+    seeds, each = _per_seed(system, baseline, a, b)
+    a, b, paired = in_pairs(system, baseline, a, b)
     everywhere = ~(np.isnan(a).any(0) | np.isnan(b).any(0))
     low = high = p = df = conversations = between = math.nan
     if everywhere.any() and not (system.fixed and baseline.fixed):
@@ -171,27 +172,33 @@ def _difference(
         conversation_variance=conversations,
         seed_variance=between,
         paired_seeds=paired,
-        per_seed=tuple(_nanmean(row) for row in a - b) if paired else (),
+        per_seed=each,
         seeds=seeds,
         conversations=int(both.sum()),
     )
 
 
-def in_pairs(
-    system: System, baseline: System, a: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, bool, tuple[int, ...]]:
-    """Values [S, M] of both, whether row s of one belongs to row s of the other, and the rows' seeds.
+def in_pairs(system: System, baseline: System, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Values [S, M] of both, and whether row s of one belongs to row s of the other.
 
     Rows are pairs where both were trained with the same seeds. A system that was not trained at all stands beside each
     seed of the other, for it would be the same whatever that seed.
     """
-    if system.fixed and baseline.fixed:
-        return a[:1], b[:1], True, ()
     if system.fixed or baseline.fixed:
         shape = np.broadcast_shapes(a.shape, b.shape)
-        return np.broadcast_to(a, shape), np.broadcast_to(b, shape), True, system.seeds or baseline.seeds
-    paired = system.seeds == baseline.seeds
-    return a, b, paired, system.seeds if paired else ()
+        return np.broadcast_to(a, shape), np.broadcast_to(b, shape), True
+    return a, b, system.seeds == baseline.seeds
+
+
+def _per_seed(
+    system: System, baseline: System, a: np.ndarray, b: np.ndarray
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The seeds that both have, and the mean difference of each."""
+    if system.fixed or baseline.fixed:
+        return system.seeds or baseline.seeds, tuple(_nanmean(row) for row in a - b)
+    shared = tuple(seed for seed in system.seeds if seed in baseline.seeds)
+    rows = [a[system.seeds.index(seed)] - b[baseline.seeds.index(seed)] for seed in shared]
+    return shared, tuple(_nanmean(row) for row in rows)
 
 
 def _correct(differences: Sequence[Difference]) -> None:
