@@ -1,6 +1,7 @@
 """outputs/<study>/<run>/: what a run leaves behind, and what it finds there when it is started again."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -131,8 +132,8 @@ def run_dir(*, _root_: DictConfig) -> str:
     if _root_.task.name == "compare" and _root_.runs:
         patterns = [_root_.runs] if isinstance(_root_.runs, str) else list(_root_.runs)
         beside = os.path.commonpath([os.path.dirname(os.path.abspath(str(pattern))) for pattern in patterns])
-        fixed = Path(re.split(r"[*?\[]", beside, maxsplit=1)[0])
-        return str((fixed if str(fixed) == beside else fixed.parent) / "comparison")
+        fixed = itertools.takewhile(lambda part: not re.search(r"[*?[]", part), Path(beside).parts)
+        return str(Path(*fixed) / "comparison")
     return f"{_root_.outputs}/{_root_.study}/{run_name(_root_=_root_)}"
 
 
