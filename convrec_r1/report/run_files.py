@@ -88,6 +88,17 @@ class Run:
             return None
         return (entry.get("step"), str(entry.get("why", ""))) if isinstance(entry, dict) else (None, str(entry))
 
+    @property
+    def collapses(self) -> list[str]:
+        """What the collapse guard said of a run that went on (guard.action=warn), a text a limit and step."""
+        stopped_for = (self.stopped or (None, ""))[1]
+        told = [
+            c
+            for c in self.summary.get("collapses") or []
+            if isinstance(c, dict) and str(c.get("why")) not in stopped_for
+        ]
+        return [f"step {c.get('step')}: {c.get('why')}" for c in told]
+
     def series(self, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one metric, where it was logged and is a number."""
         points = [(step, values[name]) for step, values in self.history.get(split, []) if name in values]

@@ -393,6 +393,9 @@ def _notes(systems: Iterable[System], baseline: System, n_clusters: int) -> list
                 step, why = run.stopped
                 where = "early" if step is None else f"at step {step}"
                 notes.append(f"{system.label}, seed {run.seed}: training ended {where} ({why}).")
+    collapsed = [f"{s.label}, seed {run.seed}" for s in systems for run in s.runs if run.collapses]
+    if collapsed:
+        notes.append(f"The collapse guard spoke up, and training went on: {'; '.join(collapsed)} (see Runs).")
     commits = {str(run.summary.get("git_sha") or "unknown") for system in systems for run in system.runs}
     if len(commits) > 1:
         notes.append(f"The runs were made by {len(commits)} commits of the code.")

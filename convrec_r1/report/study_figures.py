@@ -61,6 +61,7 @@ def study_figures(study: Study, comparison: Comparison, folder: Path) -> list[Dr
         page.learning()
         page.ranks()
         page.training()
+        page.overview(("validation", "ndcg_difference", "rank_relevance"))
     return page.drawn
 
 
@@ -74,6 +75,8 @@ class _Page:
     def __init__(self, study: Study, comparison: Comparison, looks: dict[str, Style], folder: Path) -> None:
         self.study, self.comparison, self.looks, self.folder = study, comparison, looks, folder
         self.drawn: list[Drawn] = []
+        self.bodies: dict[str, Callable[[Axes], None]] = {}
+        """What draws each figure of one panel, by its name."""
 
     def learning(self) -> None:
         label = metric_label(self.study.metric)
@@ -303,9 +306,31 @@ class _Page:
         small: bool = False,
         marked: bool = True,
     ) -> None:
+        self.bodies[name] = body
         figure, axes = plt.subplots(figsize=SMALL if small else SIZE, layout="constrained")
         body(axes)
-        systems = self.shown() if systems is None else systems
+        self.legend(figure, self.shown() if systems is None else systems, small=small, marked=marked)
+        self.save(name, section, caption, figure, small=small)
+
+    def overview(self, names: Sequence[str]) -> None:
+        """figures/overview.png: a study in one row, for a README or a slide; the report has the panels one by one."""
+        bodies = [self.bodies[name] for name in names if name in self.bodies]
+        if not bodies:
+            return
+        figure, grid = plt.subplots(
+            1, len(bodies), figsize=(4.6 * len(bodies), 4.0), layout="constrained", squeeze=False
+        )
+        for axes, body in zip(grid.flat, bodies, strict=True):
+            body(axes)
+        self.legend(figure, self.shown(), widest=len(bodies))
+        with replacing(self.folder / "overview.png") as scratch:
+            figure.savefig(scratch, format="png", dpi=150)
+        plt.close(figure)
+
+    def legend(
+        self, figure: Figure, systems: Sequence[System], *, small: bool = False, marked: bool = True, widest: int = 1
+    ) -> None:
+        """Below the panels, a line a system. widest: panels beside each other."""
         handles = [
             Line2D(
                 [],
@@ -320,12 +345,11 @@ class _Page:
         ]
         # A space before the name: Matplotlib leaves out of a legend what begins with an underscore.
         names = [" " + _short(system.label) for system in systems]
-        fitting = (58 if small else 68) // (max(map(len, names), default=1) + 6)
+        fitting = (58 if small else 68) * widest // (max(map(len, names), default=1) + 6)
         figure.legend(
-            handles, names, loc="outside lower center", ncols=max(1, min(4, len(names), fitting)), handlelength=1.5,
+            handles, names, loc="outside lower center", ncols=max(1, min(4 * widest, len(names), fitting)), handlelength=1.5,
             columnspacing=1.2, fontsize=8 if small else 9,
         )  # fmt: skip
-        self.save(name, section, caption, figure, small=small)
 
     def save(self, name: str, section: str, caption: str, figure: Figure, *, small: bool = False) -> None:
         with _closing(figure):
