@@ -41,7 +41,7 @@ def _show(cells: list[Cell]) -> None:
     for cell in cells:
         if cell.status != 0:
             why = cell.why or f"it ended without a word (signal {-(cell.status or 0)}); run.log tells how far it came."
-            console.print(f"{cell.folder.name}: {why}", markup=False, highlight=False)
+            console.print(f"{cell.folder.name}: {why}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _compare(runs: list[Path], folder: Path) -> None:
@@ -52,4 +52,4 @@ def _compare(runs: list[Path], folder: Path) -> None:
     try:
         compare_runs(runs, folder, options, level=evaluation.level, resamples=evaluation.resamples)
     except UserError as error:
-        console.print(f"No comparison: {error}", markup=False, highlight=False)
+        console.print(f"No comparison: {error}", markup=False, highlight=False, soft_wrap=True)
