@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class OfflineRun:
 def read(run_folder: Path) -> OfflineRun:
     """The one offline run of a run's folder."""
     (file,) = run_folder.glob("wandb/offline-run-*/*.wandb")
-    found = list(records(file))
+    found = whole(file)
     run = next(r.run for r in found if r.HasField("run"))
     history = [r.history.item for r in found if r.HasField("history")]
     return OfflineRun(
@@ -53,6 +54,17 @@ def read(run_folder: Path) -> OfflineRun:
     )
 
 
+def whole(file: Path, timeout: float = 30.0) -> list[Any]:
+    """The records of a run that has ended. W&B's own process writes them, and may still be at it when `finish` returns."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = list(records(file))
+        if any(record.HasField("exit") for record in found):
+            return found
+        assert time.monotonic() < deadline, f"{file} has no exit record"
+        time.sleep(0.1)
+
+
 def items(entries: Any) -> Iterator[tuple[str, Any]]:
     for entry in entries:
         yield entry.key or "/".join(entry.nested_key), json.loads(entry.value_json)
@@ -68,6 +80,8 @@ def records(file: Path) -> Iterator[Any]:
             at += block - at % block
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):  # still being written
+            return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
