@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convrec_r1.config.schema import DataConfig, Demonstrations, PromptStyle
+from convrec_r1.config.schema import DataConfig, PromptStyle
 from convrec_r1.data import movieland
 from convrec_r1.data.adapters import jsonl, reddit_v2, redial
 from convrec_r1.data.demonstrations import add_demonstrations
@@ -41,7 +41,7 @@ def load_data(cfg: DataConfig, n: int, *, need: Sequence[Split] = SPLITS) -> Dat
     if cfg.prompt is PromptStyle.ours:
         splits = {split: [_plain(c) for c in data[split]] for split in SPLITS}
         data = Dataset(data.catalog, splits)
-    if cfg.demonstrations is Demonstrations.neighbours:
+    if cfg.demonstrations == "neighbours":
         data = add_demonstrations(data, n)
     _log.info(
         "Data %s: %d items; conversations: %s", cfg.name, len(data.catalog),

@@ -1,0 +1,1 @@
+"""Stage 1, Remap-Reflect-Adjust: from what a black-box teacher answers to demonstrations of catalog items."""

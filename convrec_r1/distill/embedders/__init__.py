@@ -1,0 +1,1 @@
+"""Texts -> vectors of length 1: a module an embedder."""
