@@ -171,6 +171,8 @@ class DataConfig:
     prompt: PromptStyle = PromptStyle.ours
     instruction: str = MISSING
     """With {n}: what a prompt asks for (prompt: ours)."""
+    domain: str = "items"
+    """What the items are, in the plural: questions to a teacher speak of them."""
     demonstrations: str = "published"
     """What the warm start imitates. published: the dataset's own; conversations without one are left out. neighbours: where
     there are none, the ground truths, then what other training conversations name beside them. distilled: what Stage 1 makes

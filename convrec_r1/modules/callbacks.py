@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.step import StepModule
 from convrec_r1.rollout.weights import whole_weights
+from convrec_r1.run.files import point
 from convrec_r1.run.progress import bar
 
 _log = logging.getLogger(__name__)
@@ -180,11 +181,3 @@ class ProgressBar(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: StepModule, exception: BaseException) -> None:
         self._stack.close()
-
-
-def point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target`, replacing what it was in one step."""
-    scratch = link.with_name(f".{link.name}.new")
-    scratch.unlink(missing_ok=True)
-    scratch.symlink_to(target)
-    os.replace(scratch, link)

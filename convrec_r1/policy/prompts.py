@@ -32,15 +32,10 @@ class PromptEncoder:
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
 
-    def messages(self, conversation: Conversation) -> list[dict[str, str]]:
-        if conversation.has_instruction:
-            return [{"role": m.role, "content": m.content} for m in conversation.messages]
-        return [{"role": "user", "content": f"{self.instruction}\n{dialogue(conversation)}"}]
-
     def prompt(self, conversation: Conversation) -> list[int]:
         """Token ids up to where the reply begins, at most `max_length`."""
         encoded = self.tokenizer.apply_chat_template(
-            self.messages(conversation), add_generation_prompt=True, tokenize=True, return_dict=True
+            chat(conversation, self.instruction), add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return shorten(list(encoded["input_ids"]), self.max_length)
 
@@ -48,6 +43,13 @@ class PromptEncoder:
         """Token ids of a list as the policy should write it, EOS last."""
         ids = self.tokenizer(lists.format(items), add_special_tokens=False)["input_ids"]
         return [*ids, self.tokenizer.eos_token_id]
+
+
+def chat(conversation: Conversation, instruction: str) -> list[dict[str, str]]:
+    """A prompt as messages of {role, content}; `instruction` says what is asked for, its {n} filled in."""
+    if conversation.has_instruction:
+        return [{"role": m.role, "content": m.content} for m in conversation.messages]
+    return [{"role": "user", "content": f"{instruction}\n{dialogue(conversation)}"}]
 
 
 def dialogue(conversation: Conversation) -> str:

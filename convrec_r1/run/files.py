@@ -61,3 +61,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:  # of its JSON or of its UTF-8
             raise UserError(f"{path}, line {number}: not JSON ({error}).") from error
     return rows
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target`, replacing what it was in one step."""
+    scratch = link.with_name(f".{link.name}.new")
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(target)
+    os.replace(scratch, link)

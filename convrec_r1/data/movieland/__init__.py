@@ -39,10 +39,24 @@ def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[Split, int] | None 
     return Dataset(catalog, splits)
 
 
+def load_samples(*, seed: int = 0, sizes: Mapping[Split, int] | None = None) -> dict[str, Sample]:
+    """Conversation id -> what `load` with the same arguments made it from: for a teacher that knows what was said."""
+    wanted = {**SIZES, **(sizes or {})}
+    return {
+        _id(split, number): sample
+        for split in SPLITS
+        for number, sample in enumerate(simulate(split, wanted[split], seed=seed))
+    }
+
+
+def _id(split: Split, number: int) -> str:
+    return f"movieland-{split}-{number:05d}"
+
+
 def _conversation(number: int, sample: Sample, split: Split, catalog: Catalog, n_items: int, seed: int) -> Conversation:
     rng = np.random.default_rng((seed, SPLITS.index(split), number, _TEACHER))
     return Conversation(
-        id=f"movieland-{split}-{number:05d}",
+        id=_id(split, number),
         cluster=f"movieland-{split}-user-{sample.user:05d}",
         messages=sample.messages,
         ground_truth=sample.truth,
