@@ -45,6 +45,10 @@ class TeacherFault(Exception):
         self.cause, self.retry_after = cause, retry_after
 
 
+class TeacherRefusal(Exception):
+    """The teacher will not take this very question (too long for it, against its rules); others it may."""
+
+
 class Teacher(Protocol):
     """A black box that answers questions."""
 
@@ -52,7 +56,10 @@ class Teacher(Protocol):
     """All that decides an answer beside the question: which model, where, sampled how. Part of the cache's key."""
 
     async def answer(self, question: Question) -> Answer:
-        """Raises TeacherFault where another try may help, UserError where it cannot (no such model, a wrong key)."""
+        """Raises TeacherFault where another try may help, TeacherRefusal where another question may, UserError where neither
+        can (no such model, a wrong key). Called for several questions at a time, within one event loop."""
         ...
 
-    def close(self) -> None: ...
+    async def close(self) -> None:
+        """End what was opened and started for it, within the same event loop; it may be asked again."""
+        ...

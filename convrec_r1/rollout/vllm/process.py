@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 from convrec_r1.rollout.vllm import guard
@@ -24,6 +25,9 @@ FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", 
            "VLLM_ENABLE_V1_MULTIPROCESSING")  # fmt: skip
 """What the environment says of the trainer's processes, not of the server's."""
 
+TAKES_WEIGHTS = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"}
+"""Variables by which a server has the routes that bring it weights; it needs none from anywhere else."""
+
 
 def server_flags(backend: str) -> list[str]:
     """What makes a server take weights and give tokens, beside how its engine is set up."""
@@ -33,10 +37,18 @@ def server_flags(backend: str) -> list[str]:
 class LocalProcess:
     """A server on a port of the loopback interface, with all that it starts itself. Ends when this process ends."""
 
-    def __init__(self, flags: list[str], log: Path, scratch: Path, gpus: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        flags: list[str],
+        log: Path,
+        scratch: Path,
+        gpus: list[str] | None = None,
+        settings: Mapping[str, str] = TAKES_WEIGHTS,
+    ) -> None:
         """log: takes its output, behind what it holds.  scratch: removed if this process is killed.
 
         gpus: that it sees, by the names of CUDA_VISIBLE_DEVICES; None: those that this process sees.
+        settings: variables of its environment, beside those of this process.
         """
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
@@ -45,7 +57,7 @@ class LocalProcess:
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", guard.__file__, str(os.getpid()), str(scratch), *command],
-                env=_environment(gpus),
+                env=_environment(gpus, settings),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -72,10 +84,10 @@ class LocalProcess:
         self._end()
 
 
-def _environment(gpus: list[str] | None) -> dict[str, str]:
+def _environment(gpus: list[str] | None, settings: Mapping[str, str]) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     seen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    return inherited | seen | {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return inherited | seen | {"PYTHONUNBUFFERED": "1"} | settings
 
 
 def free_port() -> int:
