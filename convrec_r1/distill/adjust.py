@@ -1,0 +1,212 @@
+"""Adjust: what users want more, or less, than the scores say, item by item (design section 8).
+
+    s_final = w * s + b,   w, b in R^C shared by all conversations
+
+minimise  - sum over (conversation x, ground truth t) of log softmax(w * s_x + b)_t  +  strength (|w - 1|^2 + |b|^2)
+
+A sum over all pairs, not their mean: the regulariser is a normal prior with variance 1 / (2 strength) around leaving the
+scores as they are, and has the less to say the more is known. An item that is never wanted is pushed down by all conversations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from convrec_r1.distill.scores import ScoreStore
+from convrec_r1.errors import UserError
+from convrec_r1.run.progress import bar
+
+_AT_A_TIME = 2**22
+"""Scores whose softmax is computed at a time. Fixed, so that sums are made in one order whatever the machine."""
+_MOST_ITERATIONS = 500
+
+Read = Callable[[np.ndarray], np.ndarray]
+"""Rows -> their scores, [B, C] float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adjustment:
+    w: np.ndarray
+    """[C] float64."""
+    b: np.ndarray
+    """[C] float64."""
+    strength: float
+    nll: float
+    """Mean nats a ground truth, of those it was fitted on, without the regulariser; nan where there were none."""
+    iterations: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Validated:
+    """How well a strength predicts ground truths of conversations that were left out."""
+
+    strength: float
+    nll: float
+    """Mean nats a ground truth."""
+    se: float
+    """Its standard error, users (clusters) being what varies."""
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    best: float
+    """The strength with the lowest nll; of equals the strongest."""
+    table: list[Validated]
+    """In the order of the strengths as given."""
+
+
+def fit_adjust(store: ScoreStore, rows: range, truths: Sequence[np.ndarray], strength: float) -> Adjustment:
+    """Fit w and b to the ground truths of the conversations `rows`, by L-BFGS from w = 1, b = 0.
+
+    truths: for each of `rows` the places of its ground truths in the catalog; may be empty. Without any, w = 1 and b = 0.
+    Softmaxes are computed in float32, sums over conversations in float64: an evaluation takes one pass over the scores.
+    """
+    pairs = _Pairs.of(np.arange(rows.start, rows.stop), truths)
+    return _fit(store.read, pairs, store.columns, strength)
+
+
+def cross_validate(
+    store: ScoreStore,
+    rows: range,
+    truths: Sequence[np.ndarray],
+    strengths: Sequence[float],
+    *,
+    folds: int,
+    clusters: Sequence[str],
+    cv_size: int,
+    seed: int,
+) -> CrossValidation:
+    """The strengths compared on `folds` parts of at most about `cv_size` of the conversations, whose scores are held in memory.
+
+    clusters: whose each conversation is; a cluster is never split, so that nobody is predicted from what the same user wanted
+    elsewhere. Raises UserError where fewer than `folds` clusters want anything in the catalog.
+    """
+    useful = np.flatnonzero([len(wanted) > 0 for wanted in truths])
+    names, cluster = np.unique(np.asarray(clusters)[useful], return_inverse=True)
+    if len(names) < folds:
+        raise UserError(
+            f"distill.adjust.folds={folds} needs as many users with ground truths in the catalog, and the training "
+            f"conversations have {len(names)}. Give distill.adjust.strength=0.01 (the paper's), or more conversations."
+        )
+    place = np.random.default_rng(seed).permutation(len(names))  # of a cluster in the draw
+    size = np.bincount(cluster)[np.argsort(place)]  # in the order of the draw
+    drawn = max(folds, int(np.searchsorted(np.cumsum(size), cv_size, side="right")))
+    kept = place[cluster] < drawn
+    chosen, cluster = useful[kept], cluster[kept]
+    fold = place[cluster] % folds
+    scores = store.read(rows.start + chosen)  # [M, C]
+    pairs = _Pairs.of(np.arange(len(chosen)), [truths[at] for at in chosen])
+    nll = {strength: np.zeros(len(chosen)) for strength in strengths}
+    with bar("Adjust, strengths", folds * len(nll)) as progress:
+        for number in range(folds):
+            start = None
+            for strength in sorted(nll, reverse=True):  # the weaker ones begin where the stronger ended, which is near
+                fitted = _fit(scores.__getitem__, pairs.only(fold != number), store.columns, strength, start)
+                start = fitted
+                left_out = pairs.only(fold == number)
+                nll[strength][fold == number] = _nll(scores.__getitem__, left_out, fitted.w, fitted.b)
+                progress.advance()
+    table = [Validated(strength, *_mean(nll[strength], pairs.counts, cluster)) for strength in strengths]
+    best = min(table, key=lambda row: (row.nll, -row.strength))
+    return CrossValidation(best.strength, table)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Conversations with ground truths: rows [M], and for each the places it wants."""
+
+    rows: np.ndarray
+    wanted: list[np.ndarray]
+
+    @classmethod
+    def of(cls, rows: np.ndarray, truths: Sequence[np.ndarray]) -> "_Pairs":
+        kept = [at for at, wanted in enumerate(truths) if len(wanted)]
+        return cls(rows[kept], [truths[at] for at in kept])
+
+    def only(self, which: np.ndarray) -> "_Pairs":
+        return _Pairs(self.rows[which], [self.wanted[at] for at in np.flatnonzero(which)])
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.array([len(wanted) for wanted in self.wanted], dtype=np.int64)
+
+    def blocks(self, columns: int):
+        """(rows, row within them of each pair, its place), as many rows at a time as fit."""
+        size = max(1, _AT_A_TIME // max(1, columns))
+        for start in range(0, len(self.rows), size):
+            wanted = self.wanted[start : start + size]
+            row = np.repeat(np.arange(len(wanted)), [len(places) for places in wanted])
+            yield self.rows[start : start + size], row, np.concatenate(wanted)
+
+
+def _fit(read: Read, pairs: _Pairs, columns: int, strength: float, start: Adjustment | None = None) -> Adjustment:
+    total = int(pairs.counts.sum())
+    unchanged = np.concatenate([np.ones(columns), np.zeros(columns)])
+    if not total:
+        return Adjustment(unchanged[:columns], unchanged[columns:], strength, float("nan"), 0, True)
+
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Both divided by the number of pairs: the optimizer's tolerances then mean the same for any dataset."""
+        nll, gradient = _nll_and_gradient(read, pairs, x[:columns], x[columns:])
+        away = x - unchanged
+        return (nll + strength * away @ away) / total, (gradient + 2 * strength * away) / total
+
+    first = unchanged if start is None else np.concatenate([start.w, start.b])
+    found = minimize(
+        objective, first, jac=True, method="L-BFGS-B",
+        options={"maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": 1e-9, "gtol": 1e-6, "maxcor": 20},
+    )  # fmt: skip
+    w, b = found.x[:columns], found.x[columns:]
+    nll = float(_nll(read, pairs, w, b).sum()) / total
+    return Adjustment(w, b, strength, nll, int(found.nit), bool(found.success))
+
+
+def _nll_and_gradient(read: Read, pairs: _Pairs, w: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
+    """sum over pairs of -log softmax(w * s + b)_t, and its gradient by [w, b]: with m_x ground truths of conversation x,
+
+    d/dz = m_x softmax(z) - (1 at each of them),  d/dw = sum_x s_x d/dz,  d/db = sum_x d/dz
+    """
+    w32, b32 = torch.from_numpy(w).float(), torch.from_numpy(b).float()
+    by_w, by_b = (torch.zeros(len(w), dtype=torch.float64) for _ in range(2))
+    nll = 0.0
+    for rows, row, place in pairs.blocks(len(w)):
+        scores = torch.from_numpy(read(rows))  # [B, C]
+        row, place = torch.from_numpy(row), torch.from_numpy(place)
+        z = torch.addcmul(b32, scores, w32)
+        log_sum = z.logsumexp(dim=1, keepdim=True)  # [B, 1]
+        nll += float((log_sum[row, 0].double() - z[row, place].double()).sum())
+        slope = (
+            z.sub_(log_sum).exp_().mul_(torch.bincount(row, minlength=len(rows))[:, None])
+        )  # d/dz, but for the truths
+        slope.index_put_((row, place), torch.tensor(-1.0), accumulate=True)
+        by_b += slope.sum(dim=0, dtype=torch.float64)
+        by_w += slope.mul_(scores).sum(dim=0, dtype=torch.float64)
+    return nll, torch.cat([by_w, by_b]).numpy()
+
+
+def _nll(read: Read, pairs: _Pairs, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each conversation, summed over its ground truths, [M] float64."""
+    w32, b32 = torch.from_numpy(w).float(), torch.from_numpy(b).float()
+    found = [np.empty(0)]
+    for rows, row, place in pairs.blocks(len(w)):
+        z = torch.addcmul(b32, torch.from_numpy(read(rows)), w32)
+        row, place = torch.from_numpy(row), torch.from_numpy(place)
+        lost = z.logsumexp(dim=1)[row].double() - z[row, place].double()
+        found.append(torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, lost).numpy())
+    return np.concatenate(found)
+
+
+def _mean(nll: np.ndarray, counts: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
+    """The mean a pair and its standard error: a ratio of sums over G clusters, linearised,
+
+    se = sqrt(G / (G - 1) sum_g (nll_g - mean count_g)^2) / sum_g count_g
+    """
+    _, cluster = np.unique(cluster, return_inverse=True)
+    lost, number = np.bincount(cluster, weights=nll), np.bincount(cluster, weights=counts)
+    mean = lost.sum() / number.sum()
+    size = len(number)
+    return float(mean), float(np.sqrt(size / (size - 1) * ((lost - mean * number) ** 2).sum()) / number.sum())

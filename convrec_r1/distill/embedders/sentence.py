@@ -1,0 +1,76 @@
+"""Texts as a pretrained model sees them, by the library sentence-transformers (extra `embed`)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from convrec_r1.config.schema import EmbedderConfig
+from convrec_r1.errors import UserError
+from convrec_r1.run.progress import bar
+
+_CHUNK = 64
+"""Batches between two looks at the progress."""
+
+
+class SentenceEmbedder:
+    """`cfg.model`, a Hub id or a folder. A text that is too long for it keeps its beginning where it describes an item, its end
+    where it is a conversation: what was said last is what is wanted now."""
+
+    def __init__(self, cfg: EmbedderConfig) -> None:
+        self.cfg = cfg
+        self._model = _load(cfg)
+
+    def fit(self, items: Sequence[str]) -> None:
+        pass
+
+    def items(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encode(texts, self.cfg.item_prompt, "Embedding items")
+
+    def conversations(self, texts: Sequence[str]) -> np.ndarray:
+        prompt = self.cfg.conversation_prompt
+        return self._encode([self._end_of(text, prompt) for text in texts], prompt, "Embedding conversations")
+
+    def _encode(self, texts: Sequence[str], prompt: str, title: str) -> np.ndarray:
+        """[M, D] float32 of length 1. Equal texts are embedded once, longest first, so that a batch is padded little."""
+        unique = sorted(set(texts), key=lambda text: (-len(text), text))
+        place = {text: at for at, text in enumerate(unique)}
+        width = self._model.get_embedding_dimension()
+        vectors = np.zeros((len(unique), width), dtype=np.float32)
+        step = _CHUNK * self.cfg.batch_size
+        with bar(title, len(unique)) as progress:
+            for start in range(0, len(unique), step):
+                part = unique[start : start + step]
+                vectors[start : start + step] = self._model.encode(
+                    part,
+                    prompt=prompt or None,
+                    batch_size=self.cfg.batch_size,
+                    normalize_embeddings=True,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                )
+                progress.advance(len(part))
+        return vectors[[place[text] for text in texts]] if len(texts) else vectors
+
+    def _end_of(self, text: str, prompt: str) -> str:
+        """The text without its beginning, if model and prompt leave no room for it, cut between two tokens."""
+        limit = self._model.max_seq_length
+        tokenizer = self._model.tokenizer
+        if limit is None or len(text) < limit:  # a token has a character at least
+            return text
+        room = limit - tokenizer.num_special_tokens_to_add() - len(tokenizer.tokenize(prompt))
+        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        return text[spans[-max(1, room)][0] :] if len(spans) > room else text
+
+
+def _load(cfg: EmbedderConfig) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(str(cfg.model), revision=cfg.revision, device=cfg.device, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"embedder.model={cfg.model} cannot be loaded: {said[:300]}. Give the id of a sentence-transformers model on "
+            "the Hub, or the folder of one; embedder=tfidf needs none."
+        ) from error
