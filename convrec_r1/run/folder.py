@@ -18,10 +18,16 @@ from convrec_r1.run.files import write_json, write_text
 
 # Keys that say where a run works and how it is recorded, not what it computes: runs that differ in these alone are the same.
 NOT_IDENTITY = ("outputs", "study", "fresh", "logger", "hydra", "runs", "compare")
-NOT_IDENTITY_NESTED = tuple(
-    f"rollout.{key}"
-    for key in ("servers", "start", "transfer_folder", "start_timeout", "request_timeout", "retries", "checksum_every")
-)
+_NESTED = {
+    "rollout": ("servers", "start", "transfer_folder", "start_timeout", "request_timeout", "retries", "checksum_every"),
+    "teacher": ("api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "price_in",
+                "price_out", "cache", "memory_fraction", "tensor_parallel_size", "start_timeout"),
+    "embedder": ("device", "batch_size"),
+    "distill": ("block", "dry_run"),
+}  # fmt: skip
+STAGE_1 = ("teacher", "embedder", "distill")
+"""Sections that say something about those runs only that ask a teacher."""
+NOT_IDENTITY_NESTED = tuple(f"{section}.{key}" for section, keys in _NESTED.items() for key in keys)
 
 
 class State(Enum):
@@ -82,7 +88,7 @@ class RunFolder:
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.eval, self.rollouts, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
-        for extra in ("report.md", "metrics.csv"):
+        for extra in ("report.md", "metrics.csv", "dataset", "arrow"):  # the last two are links
             (self.path / extra).unlink(missing_ok=True)
 
     def discard_if_empty(self, outputs: Path) -> None:
@@ -105,16 +111,20 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
 
 def identity(cfg: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys and values that make a run what it is, of a config as a tree or with dotted keys."""
+    flat = flatten(cfg)
+    asks = flat.get("task.name") == "distill" or flat.get("data.demonstrations") == "distilled"
+    left_out = NOT_IDENTITY if asks else (*NOT_IDENTITY, *STAGE_1)
     return {
         key: value
-        for key, value in flatten(cfg).items()
-        if key.split(".")[0] not in NOT_IDENTITY and key not in NOT_IDENTITY_NESTED
+        for key, value in flat.items()
+        if key.split(".")[0] not in left_out and key not in NOT_IDENTITY_NESTED
     }
 
 
 def run_name(*, _root_: DictConfig) -> str:
     """`${run_name:}`: readable parts first, then a digest of all that makes the run what it is."""
-    plain = OmegaConf.masked_copy(_root_, [key for key in _root_ if key not in NOT_IDENTITY])
+    # `outputs` is no part of a name, but others refer to it.
+    plain = OmegaConf.masked_copy(_root_, [key for key in _root_ if key not in NOT_IDENTITY or key == "outputs"])
     values = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False, enum_to_str=True)
     digest = blake2b(json.dumps(identity(values), sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
     stage = values["algo"].get("name", "?")
@@ -123,7 +133,15 @@ def run_name(*, _root_: DictConfig) -> str:
     )
     if values["task"]["name"] != "train":
         parts = [values["task"]["name"], Path(str(values.get("checkpoint"))).name]
+    if values["task"]["name"] == "distill":
+        parts = ["distill", values["distill"].get("name", "?"), values["teacher"].get("model") or "?"]
+        parts += [values["embedder"].get("name", "?"), values["data"].get("name", "?"), digest]
+        return _joined(parts)
     parts += [values["model"].get("name", "?"), values["data"].get("name", "?"), f"s{values['seed']}", digest]
+    return _joined(parts)
+
+
+def _joined(parts: list[str]) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(part).rsplit("/", 1)[-1]) for part in parts)
 
 

@@ -19,6 +19,7 @@ from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.logs import start_logging
 from convrec_r1.run.tracker import Tracker, make_tracker
 from convrec_r1.tasks.compare import compare
+from convrec_r1.tasks.distill import distill, dry_run
 from convrec_r1.tasks.evaluate import evaluate
 from convrec_r1.tasks.train import train
 from convrec_r1.tasks.workspace import workspace
@@ -26,11 +27,15 @@ from convrec_r1.tasks.workspace import workspace
 _log = logging.getLogger(__name__)
 
 Task = Callable[[Config, RunFolder, Callable[[], Tracker]], dict[str, Any]]
-TASKS: dict[str, Task] = {"train": train, "eval": evaluate}
+TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "distill": distill}
 """Those that make a run: a folder that is claimed, resumed, and finished once."""
 
-READERS: dict[str, Callable[[Config, Path], object]] = {"compare": compare, "workspace": lambda cfg, _: workspace(cfg)}
-"""Those that look at runs, as often as they are asked to."""
+READERS: dict[str, Callable[[Config, Path], object]] = {
+    "compare": compare,
+    "workspace": lambda cfg, _: workspace(cfg),
+    "dry_run": lambda cfg, _: dry_run(cfg),
+}
+"""Those that make no run: they look, as often as they are asked to."""
 
 
 def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None) -> dict[str, Any]:
@@ -38,9 +43,10 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
     first = rank_zero_only.rank == 0
     progress.set_enabled(first)
     start_logging(None, is_first=first)
-    if cfg.task.name in READERS:
+    task = "dry_run" if cfg.distill.dry_run else cfg.task.name
+    if task in READERS:
         try:
-            READERS[cfg.task.name](cfg, folder.path)
+            READERS[task](cfg, folder.path)
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
@@ -57,7 +63,7 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
     plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     started = time.monotonic()
     try:
-        summary = TASKS[cfg.task.name](cfg, folder, lambda: make_tracker(cfg, plain, folder, sha))
+        summary = TASKS[task](cfg, folder, lambda: make_tracker(cfg, plain, folder, sha))
         if first:
             folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
             _log.info("Done in %.0f s: %s", time.monotonic() - started, folder.path)

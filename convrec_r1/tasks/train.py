@@ -7,11 +7,10 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_only
 
 from convrec_r1.config.schema import Config, GuardAction, Select, Stage
-from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator, write_asked
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.modules.callbacks import Marks, Watch, point
+from convrec_r1.modules.callbacks import Marks, Watch
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.rl import RLModule
@@ -21,8 +20,10 @@ from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.report.run_report import report
 from convrec_r1.rollout.base import RolloutEngine
 from convrec_r1.rollout.registry import make_engine
+from convrec_r1.run.files import point
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
+from convrec_r1.tasks.distill import training_data
 from convrec_r1.tasks.warm_start import WarmStart, base_policy, encoder_for, evaluation_key, warm_start
 
 
@@ -45,9 +46,8 @@ class Job:
 
     def __init__(self, cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> None:
         self.cfg, self.folder = cfg, folder
-        self.data = load_data(
-            cfg.data, cfg.n, need=["train", cfg.eval.split, *(["validation"] if cfg.eval.every else [])]
-        )
+        need = ["train", cfg.eval.split, *(["validation"] if cfg.eval.every else [])]
+        self.data = training_data(cfg, need)
         popularity = Popularity.from_conversations(self.data["train"], self.data.catalog)
         self.evaluator = Evaluator(cfg, self.data.catalog, popularity)
         self.device = device_for(cfg.trainer)
