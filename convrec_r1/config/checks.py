@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from convrec_r1.config.schema import (
     Advantage,
@@ -329,6 +330,8 @@ def _stage1(cfg: Config) -> list[str]:
         wrong.append(f"teacher={teacher.name} needs teacher.model=NAME, {what}.")
     if teacher.base_url and not teacher.base_url.startswith(("http://", "https://")):
         wrong.append(f"teacher.base_url={teacher.base_url}: give it as http://HOST:PORT/v1.")
+    elif teacher.base_url and urlsplit(teacher.base_url).password:
+        wrong.append("teacher.base_url holds a password, which configs and logs would show: use teacher.api_key_env.")
     if teacher.kind is TeacherKind.vllm and vllm_version() is None:
         wrong.append(
             "teacher=vllm needs vLLM, which is not installed: pip install 'convrec-r1[vllm]' on GPUs, "

@@ -177,7 +177,7 @@ class _Normal(NamedTuple):
 
 _LETTERS = str.maketrans({"ø": "o", "ł": "l", "æ": "ae", "œ": "oe", "đ": "d", "ð": "d", "þ": "th", "\u0131": "i"})
 _APOSTROPHES = re.compile("['\u2019\u2018\u02bb\u02bc`\u00b4]")
-_LEADING = re.compile(r"(?:the|an?)\s+(?=\S)")
+_LEADING = re.compile(r"^(?:the|an?)\s+(?=\S)")
 _TRAILING = re.compile(r"(.*\S)\s*,\s*(?:the|an?)")
 _WORDS = {"pt": "part", "vol": "volume", "versus": "vs", "ep": "episode"}
 _ROMAN = {

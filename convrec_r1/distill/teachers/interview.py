@@ -165,7 +165,7 @@ class _Session:
         self.interview, self.known, self.progress = interview, known, progress
         self.waiting = deque(questions)
         self.answers: dict[Question, Answer] = {}
-        self.refused: list[Question] = []
+        self.refusals: list[TeacherRefusal] = []
         self.faults: list[TeacherFault] = []
         """Of questions that found no answer, the last one of each."""
         self.lost_in_a_row = 0
@@ -183,8 +183,8 @@ class _Session:
                     group.create_task(self._work())
         except BaseExceptionGroup as several:  # all are of one kind: what the first met, the others are about to meet
             raise several.exceptions[0] from None
-        if self.refused and not self.answers and not self.known and not self.faults:
-            raise self._all_refused
+        if self.refusals and self._refuses_all() and not self.faults:
+            raise _all_refused(self.refusals)
 
     async def _work(self) -> None:
         while self.waiting and not self.given_up:
@@ -222,17 +222,17 @@ class _Session:
         self.progress.advance(1, interview.counts.paid())
 
     def _refuse(self, question: Question, refusal: TeacherRefusal) -> None:
-        self.refused.append(question)
-        self._all_refused = UserError(
-            f"The teacher refuses every question ({len(self.refused)} of {len(self.refused)}): {refusal}. Check teacher.* "
-            "and, if questions are too long for the model, distill.reflect.per_question and distill.describe_batch."
-        )
-        if len(self.refused) >= _REFUSED and not self.answers and not self.known:
-            raise self._all_refused
-        _log.warning("The teacher refuses a question, which counts as answered with nothing: %s", refusal)
-        self.interview.counts.of(question).refused += 1
+        if not self.refusals:
+            _log.warning("A question is refused and counts as answered with nothing, as others would: %s", refusal)
+        self.refusals.append(refusal)
         self.answers[question] = Answer("", 0, 0)
+        if len(self.refusals) >= _REFUSED and self._refuses_all():
+            raise _all_refused(self.refusals)
+        self.interview.counts.of(question).refused += 1
         self.progress.advance(1)
+
+    def _refuses_all(self) -> bool:
+        return not self.known and len(self.answers) == len(self.refusals)
 
 
 @contextlib.contextmanager
@@ -246,6 +246,13 @@ def _held(lock: FileLock, title: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _all_refused(refusals: list[TeacherRefusal]) -> UserError:
+    return UserError(
+        f"The teacher refuses every question ({len(refusals)} so far): {refusals[-1]}. Check teacher.*; if questions are too "
+        "long for the model, lower distill.reflect.per_question and distill.describe_batch."
+    )
 
 
 def _unanswered(session: _Session, interview: Interview) -> str:

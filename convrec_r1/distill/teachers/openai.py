@@ -126,6 +126,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _read(completion: Any, question: Question) -> Answer:
     """Raises TeacherFault unless it is an answer as the API has it: the client does not look."""
+    if isinstance(completion, str):  # a page of another kind, such as a proxy's
+        raise TeacherFault("broken answer", f"an answer that is no JSON came back: {completion[:100]!r}")
     try:
         choice = completion.choices[0]
         text, cut_off = choice.message.content, choice.finish_reason == "length"

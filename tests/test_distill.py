@@ -1,0 +1,322 @@
+"""task=distill as people run it: one command, killed and run again, over HTTP, in part; and SFT on what it makes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_openai import FakeOpenAI
+from support import ROOT, SMOKE, assert_user_error, make_config, run_command
+
+from convrec_r1.data import movieland
+from convrec_r1.data.load import load_data
+from convrec_r1.distill.export import read_demonstrations, write_dataset
+from convrec_r1.distill.pipeline import run
+from convrec_r1.distill.teachers.cache import AnswerCache
+from convrec_r1.distill.teachers.interview import Interview
+from convrec_r1.distill.teachers.registry import make_teacher
+from convrec_r1.lists import Item
+from convrec_r1.run.files import read_json, read_jsonl
+
+SMALL = ("data.train_size=24", "data.validation_size=10", "data.test_size=4", "n=5", "distill.reflect.candidates=10",
+         "distill.adjust.folds=2", "logger=none")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A dataset in files, with nothing known of its items."""
+    folder = tmp_path_factory.mktemp("files")
+    write_dataset(movieland.load(n_items=5, sizes={"train": 24, "validation": 10, "test": 4}), folder)
+    return folder
+
+
+def over_http(files: Path, server: FakeOpenAI, *overrides: str) -> tuple[str, ...]:
+    return (
+        "task=distill", "data=jsonl", f"data.path={files}", "data.domain=movies", "data.instruction='Name {n} movies.'",
+        "teacher=openai", "teacher.model=any", f"teacher.base_url={server.url}", *SMALL, *overrides,
+    )  # fmt: skip
+
+
+def the_card(cwd: Path) -> dict:
+    (file,) = cwd.glob("outputs/distilled/*/card.json")
+    return read_json(file)
+
+
+def asked(card: dict, name: str = "asked") -> int:
+    return sum(kind[name] for kind in card["asked"]["kinds"].values())
+
+
+def staged(tmp_path, *overrides: str):
+    """The pipeline itself, on movieland."""
+    cfg = make_config(*SMALL, *overrides)
+    data = load_data(cfg.data, cfg.n, need=["train"])
+    with AnswerCache(tmp_path / "cache") as cache, Interview(make_teacher(cfg), cache, cfg.teacher) as interview:
+        return cfg, data, run(cfg, data, interview, tmp_path)
+
+
+def test_the_default_pipeline_makes_demonstrations_and_their_card(tmp_path):
+    done = run_command("task=distill", *SMALL, "distill.scores=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for said in ("Teacher, as it said", "+ Adjust", "What users wanted", "Judgements: 340 wanted"):
+        assert said in done.stdout
+    (made,) = tmp_path.glob("outputs/distilled/*[!k]")
+    card = read_json(made / "card.json")
+    assert list(card["held_out"]) == ["as_said", "matched", "remap", "reflect", "adjust"]
+    assert card["conversations"] == {"train": 24, "held_out": 10}
+    data = movieland.load(n_items=5, sizes={"train": 24, "validation": 10, "test": 4})
+    said = {conversation.messages for split in ("train", "validation") for conversation in data[split]}
+    assert card["asked"]["kinds"]["recommend"]["asked"] == len(said), "who says the same is asked about once"
+    assert all(
+        card["held_out"][stage]["metrics"]["catalog/valid"] == 1 for stage in ("matched", "remap", "reflect", "adjust")
+    )
+    assert sum(card["matches"].values()) == pytest.approx(1)
+    assert not (made / "scratch").exists()
+    assert (made / "card.png").stat().st_size > 10_000
+    # Its lists are of the catalog, none that was seen, in train and validation; the test split has none.
+    catalog = data.catalog
+    found = read_demonstrations(made / "dataset")
+    assert len(found) == 34
+    for conversation in found.values():
+        assert len(conversation.demonstration) == 5
+        assert all(item in catalog for item in conversation.demonstration)
+        assert not {item.title for item in conversation.demonstration} & set(conversation.seen)
+    assert not any(row.get("demonstration") for row in read_jsonl(made / "dataset" / "test.jsonl"))
+    # What the scores are made of adds up.
+    for row in read_jsonl(made / "scores.jsonl"):
+        assert [Item(*i) for i in found[row["id"]].demonstration] == [
+            Item(e["item"].rpartition(" (")[0], int(e["item"][-5:-1])) for e in row["list"]
+        ]
+        for e in row["list"]:
+            parts = e["similarity"] + e["exact"] + e["context"] + 0.5 * e["rating"]
+            assert e["score"] == pytest.approx(parts, abs=1e-4)
+        finals = [e["final"] for e in row["list"]]
+        assert finals == sorted(finals, reverse=True)
+    # The run's folder leads to all of it; the same command finds it again.
+    (folder,) = tmp_path.glob("outputs/main/distill-*")
+    assert (folder / "dataset" / "train.jsonl").exists()
+    assert "figures/card.png" in (folder / "report.md").read_text()
+    again = run_command("task=distill", *SMALL, "distill.scores=true", cwd=tmp_path)
+    assert "This run is complete" in again.stdout
+    fresh = run_command("task=distill", *SMALL, "distill.scores=true", "fresh=true", cwd=tmp_path)
+    assert "Demonstrations: using" in fresh.stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("choice", "stages"),
+    [
+        ("as_said", ["matched"]),
+        ("matched", ["matched"]),
+        ("remap", ["matched", "remap"]),
+        ("without_adjust", ["matched", "remap", "reflect"]),
+        ("without_reflect", ["matched", "remap", "adjust"]),
+        ("without_remap", ["matched", "reflect", "adjust"]),
+    ],
+)
+def test_parts_can_be_left_out(tmp_path, choice, stages):
+    _, _, found = staged(tmp_path, f"distill={choice}")
+    assert list(found.stages) == stages
+    named = [set(found.matches.index[ids].tolist()) for ids in found.raw.lists]
+    for stage, lists in found.stages.items():
+        for row, chosen in zip(named, lists, strict=True):
+            if stage == "matched" or choice == "without_remap":
+                assert set(chosen.tolist()) <= row | {-1}, "without Remap an item that was not named is not listed"
+    if "reflect" not in stages:
+        assert found.judged is None
+
+
+def test_each_stage_is_what_its_formula_says(tmp_path):
+    """From the pipeline's own inputs, the long way round: dense, one conversation at a time."""
+    cfg, data, found = staged(tmp_path, "distill.scores=true", "distill.adjust.strength=0.5")
+    items = list(data.catalog)
+    gamma = cfg.distill.reflect.gamma
+    assert found.candidates is not None
+    for row, conversation in enumerate(found.conversations):
+        judged = dict(zip(found.candidates[row].tolist(), found.ratings[row].tolist(), strict=True))
+        places = found.matches.index[found.raw.lists[row]].tolist()
+        for column, place in enumerate(found.stages["adjust"][row].tolist()):
+            part = {name: values[row, column] for name, values in found.parts.items()}
+            exact = sum(1 / np.sqrt(k) for k, named in enumerate(places, start=1) if named == place)
+            assert part["exact"] == pytest.approx(exact, abs=1e-5)
+            assert part["rating"] == judged.get(place, 0)
+            whole = part["similarity"] + part["exact"] + part["context"] + gamma * part["rating"]
+            assert part["score"] == pytest.approx(whole, abs=1e-5)
+            final = found.adjustment.w[place] * whole + found.adjustment.b[place]
+            assert part["final"] == pytest.approx(final, abs=1e-5)
+            assert items[place].title not in conversation.seen
+
+
+def test_blocks_decide_nothing(tmp_path):
+    _, _, whole = staged(tmp_path / "a")
+    _, _, parts = staged(tmp_path / "b", "distill.block=3")
+    for stage in whole.stages:
+        np.testing.assert_array_equal(parts.stages[stage], whole.stages[stage])
+
+
+def test_over_http_everything_is_asked_once_and_no_key_stays(tmp_path, files):
+    """Metadata comes from the teacher here; a tenth of the requests fail once."""
+
+    def plan(text: str, times: int) -> str | None:
+        return ["429", "500", "truncated", "reset"][len(text) % 4] if times == 0 and len(text) % 10 == 0 else None
+
+    with FakeOpenAI(plan) as server:
+        command = over_http(files, server, "teacher.price_in=1", "teacher.price_out=2")
+        first = run_command(*command, "distill.dry_run=true", cwd=tmp_path)
+        assert first.returncode == 0, first.stderr
+        assert not server.asked, "a dry run asks nothing"
+        assert "recommend" in first.stdout
+        assert "$0." in first.stdout
+        done = run_command(*command, cwd=tmp_path, OPENAI_API_KEY="sk-not-to-be-seen")
+        assert done.returncode == 0, done.stderr
+        assert server.keys == {"Bearer sk-not-to-be-seen"}
+        assert set(server.delivered.values()) == {1}
+        card = the_card(tmp_path)
+        assert asked(card) == len(server.delivered)
+        assert sum(card["asked"]["retries"].values()) == sum(server.faults.values()) > 0
+        assert card["metadata"]["teacher"] > 200
+        assert card["metadata"]["file"] == 0
+        sums = {name: asked(card, name) for name in ("prompt_tokens", "completion_tokens", "cost")}
+        assert sums["cost"] == pytest.approx((sums["prompt_tokens"] + 2 * sums["completion_tokens"]) / 1e6)
+        assert card["reflect"]["unread"] == 0
+        for file in tmp_path.rglob("*"):
+            if file.is_file():
+                assert b"sk-not-to-be-seen" not in file.read_bytes(), file
+        # Another ablation asks nothing that was answered, though it judges other candidates.
+        before = server.delivered.copy()
+        done = run_command(*command, "distill=without_reflect", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert server.delivered == before
+
+
+@pytest.mark.slow
+def test_killed_at_any_point_and_run_again_nothing_is_paid_for_twice(tmp_path, files):
+    """Killed with -9 after so many answers, again and again, until it ends by itself."""
+    with FakeOpenAI(pace=0.02) as server:
+        command = over_http(files, server, "teacher.concurrency=2", "distill.describe_batch=10")
+        kills = 0
+        for stop_at in (3, 20, 45, 70, 90):
+            with subprocess.Popen(
+                [sys.executable, "-m", "convrec_r1", *command],
+                cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ),
+            ) as process:  # fmt: skip
+                while process.poll() is None and sum(server.delivered.values()) < stop_at:
+                    time.sleep(0.002)
+                kills += process.poll() is None
+                process.send_signal(signal.SIGKILL)
+        assert kills >= 4
+        done = run_command(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        repeated = sum(times - 1 for times in server.delivered.values())
+        assert repeated <= 2 * kills, "asked again: only what was under way when it was killed"
+        card = the_card(tmp_path)
+        assert asked(card) + asked(card, "from_cache") == len(server.delivered)
+        assert asked(card, "from_cache") >= 80
+
+    # The result is that of a run that nobody killed.
+    quiet = tmp_path / "quiet"
+    quiet.mkdir()
+    with FakeOpenAI() as server:
+        other = over_http(files, server, "distill.describe_batch=10")
+        assert run_command(*other, cwd=quiet).returncode == 0
+    (made,) = tmp_path.glob("outputs/distilled/*/dataset")
+    (wanted,) = quiet.glob("outputs/distilled/*/dataset")
+    assert (made / "train.jsonl").read_bytes() == (wanted / "train.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_make_it_once(tmp_path, files):
+    with FakeOpenAI(pace=0.02) as server:
+        command = over_http(files, server)
+        runs = [
+            subprocess.Popen(
+                [sys.executable, "-m", "convrec_r1", *command, f"study=s{number}"],
+                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for number in range(2)
+        ]  # fmt: skip
+        for each in runs:
+            _, said = each.communicate(timeout=300)
+            assert each.returncode == 0, said
+        assert set(server.delivered.values()) == {1}
+    assert len(list(tmp_path.glob("outputs/s?/distill-*/summary.json"))) == 2
+
+
+@pytest.mark.slow
+def test_sft_learns_from_what_was_distilled_in_one_command_and_from_its_folder(tmp_path):
+    common = (*SMOKE, "algo=sft", "n=5", "data.train_size=24", "data.validation_size=10", "data.test_size=4",
+              "distill.reflect.candidates=10", "distill.adjust.folds=2")  # fmt: skip
+    done = run_command(*common, "data.demonstrations=distilled", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (made,) = tmp_path.glob("outputs/distilled/*[!k]")
+    assert "Demonstrations: 34 of 34" in done.stdout.replace("\n", " ").replace("  ", " ")
+    again = run_command(*common, f"data.demonstrations={made}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    losses = []
+    for folder in tmp_path.glob("outputs/main/*"):
+        rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "train/loss" in json.dumps(row)]
+        losses.append(json.dumps(rows, sort_keys=True) if rows else folder.name)
+    assert len(losses) == 2
+    # The published demonstrations are others, and another warm start.
+    other = run_command(*common, cwd=tmp_path)
+    assert other.returncode == 0, other.stderr
+    assert len(list(tmp_path.glob("outputs/warm_starts/*/config.json"))) == 2, "distilled ones share theirs"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["task=distill", "teacher=openai"], ["teacher=openai needs teacher.model"]),
+        (["task=distill", "data=redial", "data.path=."], ["teacher=simulated knows the people of movieland only"]),
+        (["task=distill", "teacher.base_url=ftp://x"], ["teacher.base_url=ftp://x: give it as http"]),
+        (["task=distill", "distill.reflect.candidates=0", "teacher.concurrency=0"],
+         ["distill.reflect.candidates=0: must be at least 1", "teacher.concurrency=0: must be at least 1"]),
+        (["task=distill", "distill.metadata=nowhere.csv"], ["distill.metadata=nowhere.csv: there is no such file"]),
+        (["distill.dry_run=true"], ["it goes with task=distill"]),
+        (["data.demonstrations=nowhere"], ["data.demonstrations=nowhere: choose published, neighbours, distilled"]),
+        (["task=distill", "distill.adjust.strengths=[]"], ["distill.adjust.strengths=[]"]),
+        (["task=distill", "teacher=openai", "teacher.model=m", "teacher.base_url=http://u:pw@h/v1"], ["password"]),
+    ],
+)  # fmt: skip
+def test_misuse(tmp_path, overrides, says):
+    assert_user_error(run_command(*overrides, cwd=tmp_path), *says)
+    assert not list(tmp_path.glob("outputs/distilled/*"))
+
+
+def test_demonstrations_of_other_data_are_refused(tmp_path):
+    assert run_command("task=distill", *SMALL, "distill=matched", cwd=tmp_path).returncode == 0
+    (made,) = tmp_path.glob("outputs/distilled/*[!k]")
+    done = run_command(*SMOKE, "algo=sft", f"data.demonstrations={made}", "data.seed=7", cwd=tmp_path)
+    assert_user_error(done, "was made for another conversation")
+
+
+@pytest.mark.slow
+def test_a_teacher_that_vllm_serves_here(tmp_path, files):
+    """A real server with a small model that knows nothing: asked, counted, judged unreadable, and gone in the end."""
+    from support import tiny_policy
+
+    from convrec_r1.rollout.registry import vllm_version
+
+    if vllm_version() is None:
+        pytest.skip("vLLM is not installed (make setup-vllm)")
+    policy = tiny_policy(max_position_embeddings=2048)
+    policy.causal_lm.save_pretrained(tmp_path / "model")
+    policy.tokenizer.save_pretrained(tmp_path / "model")
+    done = run_command(
+        "task=distill", "data=jsonl", f"data.path={files}", "teacher=vllm", f"teacher.model={tmp_path / 'model'}",
+        "teacher.dtype=float32", *SMALL, "data.train_size=6", "data.validation_size=2", "distill.describe=false",
+        "data.domain=movies", "data.instruction='Name {n} movies.'", "distill.adjust.strength=1",
+        cwd=tmp_path, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    card = the_card(tmp_path)
+    assert card["asked"]["kinds"]["recommend"]["asked"] == 8
+    assert card["asked"]["kinds"]["judge"]["asked"] >= 8
+    assert card["asked"]["kinds"]["recommend"]["completion_tokens"] > 8
+    assert card["asked"]["retries"] == {}
+    ours = subprocess.run(["pgrep", "-f", str(tmp_path / "model")], capture_output=True, text=True).stdout.split()
+    assert not [pid for pid in ours if int(pid) != os.getpid()], "the server outlived the run"
+    assert ROOT.exists()

@@ -1,0 +1,357 @@
+"""Asking a teacher over HTTP that fails in every way: nothing is lost, nothing is paid for twice, all of it is counted."""
+
+import itertools
+import sqlite3
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from fake_openai import FakeOpenAI, completion
+from support import make_config
+
+from convrec_r1.distill.teachers import pace
+from convrec_r1.distill.teachers.base import Answer, Chat, Question
+from convrec_r1.distill.teachers.cache import AnswerCache
+from convrec_r1.distill.teachers.cost import Estimate, estimate, price, worded
+from convrec_r1.distill.teachers.interview import Interview
+from convrec_r1.distill.teachers.openai import OpenAITeacher, retry_after
+from convrec_r1.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Waits between tries a tenth as long: the tests are about what is asked, and one about how the waits grow."""
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.1)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def question(text: str, kind="recommend", limit: int = 50) -> Question:
+    return Question(kind, (Chat("user", text),), limit, 10)
+
+
+def config(server: FakeOpenAI, *overrides: str):
+    base = ("teacher=openai", "teacher.model=any", f"teacher.base_url={server.url}", "teacher.timeout=1")
+    return make_config(*base, *overrides).teacher
+
+
+class Asked:
+    """Interviews with a server, their answers kept in one folder."""
+
+    def __init__(self, server, folder, *overrides: str) -> None:
+        self.cfg, self.folder = config(server, *overrides), folder
+
+    def __call__(self, questions) -> tuple[list[Answer], dict]:
+        with AnswerCache(self.folder) as cache, Interview(OpenAITeacher(self.cfg), cache, self.cfg) as interview:
+            self.counts = interview.counts
+            return interview.ask(questions, "Questions"), interview.counts.as_dict()
+
+
+def texts(count: int) -> list[Question]:
+    return [question(f"question {number}") for number in range(count)]
+
+
+FAULTS = {
+    "429": "rate limit",
+    "500": "status 500",
+    "503": "status 503",
+    "slow": "time-out",
+    "truncated": "broken answer",
+    "hung up": "broken connection",
+    "reset": "broken connection",
+    "no choices": "empty answer",
+    "page": "broken answer",
+}
+
+
+def test_after_every_kind_of_fault_nothing_is_lost_and_nothing_is_asked_twice(tmp_path):
+    """Every question meets one of the nine faults, a third of them another one after it."""
+    names = list(FAULTS)
+
+    def plan(text: str, times: int) -> str | None:
+        number = int(text.split()[-1])
+        if times == 0:
+            return names[number % 9]
+        return names[(number + 4) % 9] if times == 1 and number % 3 == 0 else None
+
+    questions = texts(54)
+    with FakeOpenAI(plan) as server:
+        ask = Asked(server, tmp_path, "teacher.concurrency=8")
+        answers, counts = ask(questions)
+        for asked, answer in zip(questions, answers, strict=True):
+            wanted = completion(asked.messages[0].content)
+            assert answer.text == wanted["choices"][0]["message"]["content"]
+            assert answer.prompt_tokens == wanted["usage"]["prompt_tokens"]
+        assert set(server.delivered.values()) == {1}, "an answer that arrived was asked for again"
+        expected = Counter()
+        for fault, times in server.faults.items():
+            expected[FAULTS[fault]] += times
+        assert sum(expected.values()) == 54 + 18
+        assert counts["retries"] == dict(expected)
+        assert counts["kinds"]["recommend"]["asked"] == 54
+        requests = sum(server.asked.values())
+        again, counts = ask(questions)
+        assert again == answers
+        assert sum(server.asked.values()) == requests, "what was answered was asked again"
+        assert (counts["kinds"]["recommend"]["asked"], counts["kinds"]["recommend"]["from_cache"]) == (0, 54)
+
+
+def test_answers_keep_the_order_of_the_questions_and_a_question_twice_is_asked_once(tmp_path):
+    questions = [*texts(9), *texts(9)[::-1], question("question 3", limit=51)]
+    with FakeOpenAI() as server:
+        answers, counts = Asked(server, tmp_path)(questions)
+        assert answers[:9] == answers[9:18][::-1]
+        assert len(answers) == 19
+        assert sum(server.asked.values()) == 10, "another limit is another question"
+        assert counts["kinds"]["recommend"]["asked"] == 10
+
+
+def test_a_question_without_an_answer_is_named_and_asked_again_by_the_same_command(tmp_path):
+    def plan(text: str, times: int) -> str | None:
+        return "500" if text == "question 5" and server.broken else None
+
+    with FakeOpenAI(plan) as server:
+        server.broken = True
+        ask = Asked(server, tmp_path, "teacher.retries=2")
+        with pytest.raises(UserError, match=r"1 of 20 questions found no answer.*3 times.*status 500.*the rest only"):
+            ask(texts(20))
+        assert server.asked["question 5"] == 3
+        assert len(server.delivered) == 19, "the others were asked all the same"
+        server.broken = False
+        before = sum(server.asked.values())
+        assert len(ask(texts(20))[0]) == 20
+        assert sum(server.asked.values()) == before + 1
+
+
+def test_a_teacher_that_answers_nobody_is_left_alone(tmp_path):
+    with FakeOpenAI(lambda text, times: "503") as server:
+        ask = Asked(server, tmp_path, "teacher.retries=1", "teacher.concurrency=4")
+        with pytest.raises(UserError, match=r"100 of 100 questions found no answer.*the rest was left"):
+            ask(texts(100))
+        assert sum(server.asked.values()) <= 4 * 2 * 2
+
+
+def test_a_server_that_is_not_there(tmp_path):
+    with FakeOpenAI() as server:
+        ask = Asked(server, tmp_path, "teacher.retries=1", "teacher.concurrency=2")
+    with pytest.raises(UserError, match="broken connection"):
+        ask(texts(4))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("401", r"OPENAI_API_KEY is refused by .*\*\*\*"),
+        ("403", "OPENAI_API_KEY is refused"),
+        ("404", r"teacher\.model=any cannot be asked"),
+        ("quota", "out of quota"),
+    ],
+)
+def test_what_cannot_get_better_stops_at_once(tmp_path, monkeypatch, fault, says):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with FakeOpenAI(lambda text, times: fault) as server:
+        with pytest.raises(UserError, match=says) as raised:
+            Asked(server, tmp_path, "teacher.concurrency=2")(texts(50))
+        assert "sk-very-secret" not in str(raised.value)
+        assert sum(server.asked.values()) <= 2
+        assert server.keys == {"Bearer sk-very-secret"}
+
+
+def test_one_refused_question_among_others_counts_as_answered_with_nothing(tmp_path):
+    with FakeOpenAI(lambda text, times: "400" if text == "question 7" else None) as server:
+        ask = Asked(server, tmp_path)
+        answers, counts = ask(texts(20))
+        assert [at for at, answer in enumerate(answers) if not answer.text] == [7]
+        assert counts["kinds"]["recommend"] | {"cost_now": 0, "cost": 0} == {
+            "asked": 19, "from_cache": 0, "refused": 1, "cost_now": 0, "cost": 0,
+            "prompt_tokens": sum(len(f"question {n}") // 4 for n in range(20) if n != 7),
+            "completion_tokens": sum(a.completion_tokens for a in answers),
+        }  # fmt: skip
+        # It was not kept, so a teacher that changed its mind would be heard; alone, it is still no fault of all.
+        assert ask(texts(20))[0][7].text == ""
+        assert server.asked["question 7"] == 2
+
+
+def test_a_teacher_that_refuses_everything_is_not_asked_everything(tmp_path):
+    with FakeOpenAI(lambda text, times: "400") as server:
+        with pytest.raises(UserError, match=r"refuses every question.*status 400 it is.*per_question"):
+            Asked(server, tmp_path, "teacher.concurrency=2")(texts(50))
+        assert sum(server.asked.values()) <= 4
+        with pytest.raises(UserError, match="refuses every question"):
+            Asked(server, tmp_path)(texts(1))
+
+
+def test_no_more_questions_are_under_way_than_allowed(tmp_path):
+    with FakeOpenAI(pace=0.05) as server:
+        Asked(server, tmp_path, "teacher.concurrency=5")(texts(40))
+        assert server.most_under_way == 5
+
+
+def test_requests_a_minute_are_kept_to(tmp_path):
+    with FakeOpenAI() as server:
+        Asked(server, tmp_path, "teacher.requests_per_minute=1200")(texts(30))
+        times = sorted(server.times)
+        assert times[-1] - times[0] >= 29 * 0.05 - 0.15  # the first waited for its connection
+        # In no stretch of half a second more than its share and the one at its start.
+        assert max(sum(start <= t < start + 0.5 for t in times) for start in times) <= 11 + 1
+
+
+def test_tokens_a_minute_are_those_of_the_answers(tmp_path):
+    """Each takes 3 tokens to ask and expects 10, and is answered with about 20: the limit is corrected as answers come."""
+    with FakeOpenAI() as server:
+        ask = Asked(server, tmp_path, "teacher.tokens_per_minute=12000", "teacher.concurrency=1")
+        answers, _ = ask(texts(20))
+        took = max(server.times) - min(server.times)
+        used = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers[:-1])
+        assert took >= used / 200 * 0.9
+
+
+def test_when_one_is_told_to_wait_all_wait(tmp_path):
+    def plan(text: str, times: int) -> str | None:
+        return "429" if times == 0 and text == "question 3" else None
+
+    with FakeOpenAI(plan, retry_after="1", pace=0.01) as server:
+        Asked(server, tmp_path, "teacher.concurrency=4")(texts(40))
+        times = sorted(server.times)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert max(gaps) > 0.8
+
+
+def test_waits_grow_and_differ(monkeypatch):
+    monkeypatch.setattr(pace, "FIRST_WAIT", 1.0)
+    waits = {faults: [pace.backoff(faults) for _ in range(400)] for faults in (1, 3, 20)}
+    assert 0.9 < max(waits[1]) <= 1
+    assert 3.6 < max(waits[3]) <= 4
+    assert 54 < max(waits[20]) <= 60
+    assert min(waits[20]) < 6, "they are drawn from the whole range"
+
+
+def test_retry_after_in_every_form():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert retry_after({"retry-after": "20"}) == 20
+    assert retry_after({"retry-after-ms": "1500", "retry-after": "20"}) == 1.5
+    assert 25 < retry_after({"retry-after": soon}) <= 30
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
+
+
+def test_what_is_sent(tmp_path):
+    with FakeOpenAI() as server:
+        Asked(server, tmp_path)(texts(1))
+        sent = server.bodies[-1]
+        assert sent == {
+            "model": "any", "messages": [{"role": "user", "content": "question 0"}], "max_tokens": 50, "temperature": 0.0,
+        }  # fmt: skip
+        thinking = ("teacher.temperature=null", "teacher.limit_field=max_completion_tokens", "teacher.extra_tokens=1000",
+                    "+teacher.extra.reasoning_effort=low")  # fmt: skip
+        Asked(server, tmp_path, *thinking)(texts(1))
+        sent = server.bodies[-1]
+        assert "temperature" not in sent
+        assert (sent["max_completion_tokens"], sent["reasoning_effort"]) == (1050, "low")
+        assert "max_tokens" not in sent
+
+
+@pytest.mark.parametrize(
+    "change", ["teacher.model=other", "teacher.temperature=1", "teacher.extra_tokens=5", "+teacher.extra.top_p=0.5"]
+)
+def test_another_teacher_is_asked_itself(tmp_path, change):
+    with FakeOpenAI() as server:
+        Asked(server, tmp_path)(texts(3))
+        Asked(server, tmp_path, "teacher.concurrency=1", "teacher.timeout=9")(texts(3))
+        assert sum(server.asked.values()) == 3, "how it is asked does not make it another"
+        Asked(server, tmp_path, change)(texts(3))
+        assert sum(server.asked.values()) == 6
+
+
+def test_an_endpoint_elsewhere_needs_a_key(tmp_path):
+    cfg = make_config("teacher=openai", "teacher.model=any", "teacher.base_url=http://192.0.2.1/v1").teacher
+    with (
+        AnswerCache(tmp_path) as cache,
+        Interview(OpenAITeacher(cfg), cache, cfg) as interview,
+        pytest.raises(UserError, match=r"OPENAI_API_KEY \(teacher\.api_key_env\), which is not set"),
+    ):
+        interview.ask(texts(1), "Questions")
+
+
+def test_several_askers_share_what_they_find_out(tmp_path):
+    """Two interviews at once, in threads, with the same questions: as two runs of a sweep are."""
+    found = {}
+    with FakeOpenAI(pace=0.02) as server:
+        asks = [Asked(server, tmp_path, "teacher.concurrency=2") for _ in range(2)]
+        threads = [
+            threading.Thread(target=lambda at=at, ask=ask: found.update({at: ask(texts(30))}))
+            for at, ask in enumerate(asks)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(server.delivered.values()) == {1}
+    assert found[0][0] == found[1][0]
+    assert sorted(counts["kinds"]["recommend"]["asked"] for _, counts in found.values()) == [0, 30]
+
+
+def test_a_cache_finds_what_it_was_given(tmp_path):
+    answers = [Answer(f"answer {n} \u00e9\U0001f3ac", n, n + 1, cut_off=n % 2 == 0) for n in range(1200)]
+    questions = texts(1200)
+    with AnswerCache(tmp_path) as cache:
+        for asked, answer in zip(questions, answers, strict=True):
+            cache.add("me", asked, answer)
+        cache.add("me", questions[0], Answer("another", 0, 0))
+    with AnswerCache(tmp_path) as cache:
+        assert cache.find("me", questions) == answers, "the first answer stays"
+        assert cache.find("you", questions[:2]) == [None, None]
+        assert cache.find("me", []) == []
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b""])
+def test_a_file_that_is_no_cache(tmp_path, content):
+    (tmp_path / "answers.sqlite").write_bytes(content)
+    if not content:  # what a run leaves that was killed as it began
+        with AnswerCache(tmp_path) as cache:
+            assert cache.find("me", texts(1)) == [None]
+        return
+    with pytest.raises(UserError, match=r"answers\.sqlite: .*teacher\.cache=FOLDER"), AnswerCache(tmp_path):
+        pass
+
+
+def test_a_cache_of_another_format_is_refused(tmp_path):
+    with AnswerCache(tmp_path):
+        pass
+    db = sqlite3.connect(tmp_path / "answers.sqlite")
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(UserError, match="format 99"), AnswerCache(tmp_path):
+        pass
+
+
+def test_estimates_by_hand(tmp_path):
+    """40 characters are 10 tokens until the teacher has given 20 answers; then its own rates."""
+    asked = [question("x" * 40 + str(n).zfill(2)) for n in range(20)]
+    coming = [question("y" * 84), question("z" * 42, kind="judge")]
+    with AnswerCache(tmp_path) as cache:
+        assert estimate(coming, cache, "me") == Estimate(2, round((84 + 42) / 4), 20)
+        for each in asked:
+            cache.add("me", each, Answer("", 21, 30))  # half a token a character; three times what was expected
+        assert estimate(coming, cache, "me") == Estimate(2, round(84 / 2 + 42 / 4), 30 + 10)
+        assert estimate(coming, cache, "you") == Estimate(2, round((84 + 42) / 4), 20)
+    cfg = make_config("teacher.price_in=0.5", "teacher.price_out=2").teacher
+    assert price(3_000_000, 500_000, cfg) == pytest.approx(2.5)
+    assert worded(1_234_567, 340, cfg) == "1.23M tokens in, 340 out, $0.62"
+    assert price(1, 1, make_config("teacher.price_in=0.5").teacher) is None
+
+
+def test_the_limit_starts_with_one_at_once():
+    import asyncio
+
+    async def take(limit: pace.Limit, times: int) -> float:
+        start = time.monotonic()
+        for _ in range(times):
+            await limit.take()
+        return time.monotonic() - start
+
+    assert asyncio.run(take(pace.Limit(600), 1)) < 0.05
+    assert asyncio.run(take(pace.Limit(600), 3)) == pytest.approx(0.2, abs=0.08)
+    assert asyncio.run(take(pace.Limit(None), 1000)) < 0.5
