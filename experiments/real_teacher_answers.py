@@ -1,8 +1,9 @@
-"""Parser and matcher on what GPT-4 and GPT-3.5 really answered: which share is read, which is found in two catalogs, what is not.
+"""Parser and matcher on what GPT-4 and GPT-3.5 really answered: how much is read, how much is in two catalogs, what is not.
 
     python experiments/real_teacher_answers.py            # reads ../shared/data, writes experiments/real_answers/
 
-The 456 answers are to the contexts of INSPIRED, from "Large Language Models as Zero-Shot Conversational Recommenders" (CIKM 2023).
+The 456 answers, to contexts of INSPIRED, are those of "Large Language Models as Zero-Shot Conversational Recommenders"
+(CIKM 2023).
 """
 
 import csv
