@@ -159,6 +159,18 @@ def test_what_cannot_get_better_stops_at_once(tmp_path, monkeypatch, fault, says
         assert server.keys == {"Bearer sk-very-secret"}
 
 
+def test_what_is_under_way_when_the_teacher_stops_is_kept(tmp_path):
+    """The money runs out while seven others are being answered."""
+    with FakeOpenAI(lambda text, times: "quota" if text == "question 0" else None, pace=0.2) as server:
+        with pytest.raises(UserError, match="out of quota"):
+            Asked(server, tmp_path, "teacher.concurrency=8")(texts(50))
+        assert 7 <= len(server.delivered) <= 15
+        with AnswerCache(tmp_path) as cache:
+            identity = OpenAITeacher(config(server)).identity
+            kept = [answer for answer in cache.find(identity, texts(50)) if answer is not None]
+        assert len(kept) == len(server.delivered)
+
+
 def test_one_refused_question_among_others_counts_as_answered_with_nothing(tmp_path):
     with FakeOpenAI(lambda text, times: "400" if text == "question 7" else None) as server:
         ask = Asked(server, tmp_path)
@@ -340,7 +352,7 @@ def test_estimates_by_hand(tmp_path):
     cfg = make_config("teacher.price_in=0.5", "teacher.price_out=2").teacher
     assert price(3_000_000, 500_000, cfg) == pytest.approx(2.5)
     assert worded(1_234_567, 340, cfg) == "1.23M tokens in, 340 out, $0.62"
-    assert price(1, 1, make_config("teacher.price_in=0.5").teacher) is None
+    assert price(1, 1, make_config("teacher=openai", "teacher.price_in=0.5").teacher) is None
 
 
 def test_the_limit_starts_with_one_at_once():

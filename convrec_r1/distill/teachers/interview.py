@@ -100,13 +100,6 @@ class Interview:
     def __enter__(self) -> "Interview":
         return self
 
-    async def _turn(self, tokens: float) -> None:
-        """Wait until a question of so many tokens, answer included, may be asked."""
-        await self._gate.passed()
-        await self._requests.take()
-        await self._tokens.take(tokens)
-        await self._gate.passed()
-
     def __exit__(self, *_: object) -> None:
         try:
             self._runner.run(self.teacher.close())
@@ -151,6 +144,13 @@ class Interview:
             raise UserError(_unanswered(session, self))
         known |= session.answers
 
+    async def _turn(self, tokens: float) -> None:
+        """Wait until a question of so many tokens, answer included, may be asked."""
+        await self._gate.passed()
+        await self._requests.take()
+        await self._tokens.take(tokens)
+        await self._gate.passed()
+
     def _count_known(self, known: dict[Question, Answer | None]) -> None:
         for question, answer in known.items():
             if answer is not None:
@@ -169,11 +169,13 @@ class _Session:
         self.faults: list[TeacherFault] = []
         """Of questions that found no answer, the last one of each."""
         self.lost_in_a_row = 0
+        self.hopeless: UserError | None = None
+        """Why nobody can be asked any more. What is under way then still arrives: it may be paid for."""
 
     @property
     def given_up(self) -> bool:
         """Whether the teacher answers nobody any more: every one that asked in vain asked all its times."""
-        return self.lost_in_a_row >= max(3, self.interview.cfg.concurrency)
+        return self.hopeless is not None or self.lost_in_a_row >= max(3, self.interview.cfg.concurrency)
 
     async def run(self) -> None:
         workers = min(self.interview.cfg.concurrency, len(self.waiting))
@@ -181,14 +183,19 @@ class _Session:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
                     group.create_task(self._work())
-        except BaseExceptionGroup as several:  # all are of one kind: what the first met, the others are about to meet
+        except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
         if self.refusals and self._refuses_all() and not self.faults:
-            raise _all_refused(self.refusals)
+            self.hopeless = self.hopeless or _all_refused(self.refusals)
+        if self.hopeless:
+            raise self.hopeless
 
     async def _work(self) -> None:
         while self.waiting and not self.given_up:
-            await self._settle(self.waiting.popleft())
+            try:
+                await self._settle(self.waiting.popleft())
+            except UserError as error:
+                self.hopeless = self.hopeless or error
 
     async def _settle(self, question: Question) -> None:
         """Ask until there is an answer, a refusal, or no try left."""
