@@ -25,6 +25,7 @@ from convrec_r1.errors import UserError
 from convrec_r1.run import ledger, progress
 from convrec_r1.run.files import read_json
 from convrec_r1.run.folder import RunFolder, run_dir, run_name
+from convrec_r1.run.signals import Interrupted, run_to_its_end, stop
 
 OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit status: of what went well, of a fault of ours, of what the user can put right, after Ctrl-C."""
@@ -80,6 +81,7 @@ def job(composed: DictConfig) -> float | None:
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     if hydra_cfg.mode is RunMode.MULTIRUN:
         return run_cell(composed, hydra_cfg, folder)
+    stop.listen()
     try:
         return objective(task(composed, folder))
     except (UserError, OmegaConfBaseException) as error:
@@ -87,6 +89,11 @@ def job(composed: DictConfig) -> float | None:
         folder.discard_if_empty(Path(composed.outputs))
         ledger.explain(str(error))
         sys.exit(USER_ERROR)
+    except Interrupted as interrupted:
+        print(f"\n{interrupted}", file=sys.stderr)
+        folder.discard_if_empty(Path(composed.outputs))
+        ledger.explain(str(interrupted))
+        sys.exit(interrupted.status)
     except Exception as error:
         traceback.print_exc()
         ledger.explain(f"{type(error).__name__}: {error}")
@@ -105,9 +112,9 @@ def run_cell(composed: DictConfig, hydra_cfg: DictConfig, folder: RunFolder) -> 
     side_by_side = "BasicLauncher" not in launcher
     environment = {ledger.CELL: str(cell.file), progress.LABEL: f"[{cell.number}] " if side_by_side else ""}
     arguments = [*hydra_cfg.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={folder.path}"]
-    done = subprocess.run([sys.executable, "-m", "convrec_r1", *arguments], env=os.environ | environment)
-    cell.end(done.returncode)
-    return objective(read_json(folder.summary)) if done.returncode == OK else None
+    status = run_to_its_end([sys.executable, "-m", "convrec_r1", *arguments], os.environ | environment)
+    cell.end(status)
+    return objective(read_json(folder.summary)) if status == OK else None
 
 
 def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def test_tfidf_knows_accents_and_runs_of_words_and_keeps_to_its_size():
     small = tfidf("embedder.max_features=2")
     small.fit(ITEMS)
     assert small.items(ITEMS).shape == (3, 2)
+    assert small.items([]).shape == (0, 2)
 
 
 def test_items_without_a_word_are_near_to_nothing():

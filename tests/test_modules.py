@@ -56,13 +56,13 @@ def warm():
     return warm_policy()
 
 
-def reinforce(policy, cfg, folder: Path, callbacks=()) -> tuple[dict, list[dict]]:
+def reinforce(policy, cfg, folder: Path, callbacks=(), rank: int = 0, world: int = 1) -> tuple[dict, list[dict]]:
     policy = copy.deepcopy(policy)
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     engine = make_engine(cfg.rollout, policy, max_length=256)
-    tracker = Tracker([JsonlSink(folder / "metrics.jsonl", folder / "rollouts")])
+    tracker = Tracker([] if rank else [JsonlSink(folder / "metrics.jsonl", folder / "rollouts")])
     module = RLModule(policy, engine, encoder, DATA.catalog, cfg, tracker)
-    loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
+    loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed, rank=rank, world=world)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=callbacks)
     return policy.state_dict(), read_jsonl(folder / "metrics.jsonl")
 

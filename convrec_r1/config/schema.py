@@ -325,7 +325,10 @@ class TrainerConfig:
     """Sequences in one forward and backward; memory only, never the result."""
     threads: int | None = None
     checkpoint_every: int = 50
-    keep_checkpoints: int = 1
+    keep_checkpoints: int = 2
+    """To go on from; the newest may turn out to be damaged. Those that names point to (best, collapsed) stay beside them."""
+    exit_within: float = 120
+    """Seconds that a step may go on for after SIGTERM, Ctrl-C or SIGUSR1, before the run leaves without saving it."""
 
 
 @dataclass

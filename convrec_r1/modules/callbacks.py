@@ -1,6 +1,7 @@
-"""What happens beside training: checkpoints, evaluation and what follows from it, the progress bar."""
+"""What happens beside training: checkpoints, leaving when told to, evaluation and what follows from it, the progress bar."""
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from convrec_r1.errors import UserError
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.step import StepModule
 from convrec_r1.rollout.weights import whole_weights
+from convrec_r1.run.checkpoints import STATE, newest_step, seal
 from convrec_r1.run.files import point
 from convrec_r1.run.progress import bar
+from convrec_r1.run.signals import stop
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +41,8 @@ class Checkpoints(pl.Callback):
     """checkpoints/<step>/{trainer.ckpt, policy/} every so many of our steps and where training ends; `last` points to the
     newest. Steps that were marked get a policy/, and the mark points to it. Comes after the callbacks that mark.
 
-    A checkpoint is written under another name and renamed when it is whole.
+    A checkpoint is written under another name, sealed (run/checkpoints.py), and renamed when it is whole. Raises UserError
+    where the disk has no room for it: the one before stays.
     """
 
     def __init__(self, folder: Path, *, every: int, total: int, keep: int, marks: Marks) -> None:
@@ -61,11 +66,19 @@ class Checkpoints(pl.Callback):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
         trainer.strategy.barrier()
-        if whole:
-            trainer.save_checkpoint(scratch / "trainer.ckpt")
-        with whole_weights(module.policy):
+        try:
+            if whole:
+                trainer.save_checkpoint(scratch / STATE)
+            with whole_weights(module.policy):
+                if trainer.is_global_zero:
+                    module.policy.save(scratch / "policy")
             if trainer.is_global_zero:
-                module.policy.save(scratch / "policy")
+                seal(scratch)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not _no_room(error):
+                raise
+            raise UserError(self._full(module.step)) from error
         if trainer.is_global_zero:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(scratch, target)
@@ -74,14 +87,49 @@ class Checkpoints(pl.Callback):
             self._prune()
         trainer.strategy.barrier()
 
+    def _full(self, step: int) -> str:
+        before = newest_step(self.folder)
+        stays = "there is none before it" if before is None else f"the one of step {before} is whole and stays"
+        free = shutil.disk_usage(self.folder).free / 2**20
+        return (
+            f"The checkpoint of step {step} could not be written: {self.folder} has no room ({free:,.0f} MiB free); {stays}. "
+            "Make room, or lower trainer.keep_checkpoints, and give the same command: it goes on from there."
+        )
+
     def _prune(self) -> None:
         """Leave the newest checkpoints to go on from, and what names point to."""
         steps = sorted(self.folder.glob("[0-9]*"))
-        kept = {path.name for path in [s for s in steps if (s / "trainer.ckpt").exists()][-self.keep :]}
+        kept = {path.name for path in [s for s in steps if (s / STATE).exists()][-self.keep :]}
         kept |= {os.readlink(path) for path in self.folder.iterdir() if path.is_symlink()}
         for step in steps:
             if step.name not in kept:
                 shutil.rmtree(step, ignore_errors=True)
+
+
+class Leave(pl.Callback):
+    """Ends training after a step in which the run was told to stop, on every process after the same one. Comes before
+    `Checkpoints`, which then saves where training ends."""
+
+    def __init__(self, within: float) -> None:
+        """within: seconds that a step may go on for after the signal."""
+        self.within = within
+        self.told: int | None = None
+        """The signal that training ended for."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: StepModule) -> None:
+        stop.wait_for_step(self.within)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_) -> None:
+        told = int(module.max_over_devices(float(stop.number or 0)))
+        if told:
+            self.told = told
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, module: StepModule) -> None:
+        stop.go_on()
+
+    def on_exception(self, trainer: pl.Trainer, module: StepModule, exception: BaseException) -> None:
+        stop.go_on()
 
 
 class Watch(pl.Callback):
@@ -181,3 +229,10 @@ class ProgressBar(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: StepModule, exception: BaseException) -> None:
         self._stack.close()
+
+
+def _no_room(error: BaseException) -> bool:
+    """Whether a file could not be written for want of room: torch says so in words only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return "PytorchStreamWriter failed" in str(error) or "No space left on device" in str(error)

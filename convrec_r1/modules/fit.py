@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 from pytorch_lightning.strategies import FSDPStrategy
 
 from convrec_r1.config.schema import TrainerConfig
-from convrec_r1.modules.callbacks import Checkpoints, Marks, ProgressBar
+from convrec_r1.modules.callbacks import Checkpoints, Leave, Marks, ProgressBar
 from convrec_r1.modules.step import StepLoader, StepModule
+from convrec_r1.run.checkpoints import STATE, newest
+from convrec_r1.run.signals import REQUEUE, Interrupted, requeue
 
 _log = logging.getLogger(__name__)
 
@@ -43,20 +46,35 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     marks: Marks | None = None,
 ) -> None:
-    """Train `module` for the loader's steps, going on from checkpoints/last if there is one."""
+    """Train `module` for the loader's steps, going on from the newest whole checkpoint if there is one.
+
+    Raises Interrupted where the run was told to stop, with everything saved.
+    """
     total = len(loader)
+    leave = Leave(cfg.exit_within)
     watchers = [
         *callbacks,
+        leave,
         Checkpoints(
             checkpoints, every=cfg.checkpoint_every, total=total, keep=cfg.keep_checkpoints, marks=marks or Marks()
         ),
         ProgressBar(description, total),
     ]
-    last = checkpoints / "last" / "trainer.ckpt"
     trainer = make_trainer(cfg, watchers)
-    if last.exists():
-        _log.info("Going on from %s", last.parent.resolve())
-    trainer.fit(module, train_dataloaders=loader, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    start = newest(checkpoints)
+    if start:
+        _log.info("Going on from %s", start)
+    state = str(start / STATE) if start else None
+    trainer.fit(module, train_dataloaders=loader, ckpt_path=state, weights_only=True)
+    if leave.told is not None and module.step < total:
+        raise _interrupted(leave.told, module.step, trainer.is_global_zero)
+
+
+def _interrupted(number: int, step: int, first: bool) -> Interrupted:
+    if number == REQUEUE and first:
+        requeue()
+    name = signal.Signals(number).name
+    return Interrupted(number, f"{name}: saved at step {step}. The same command goes on from there.")
 
 
 def device_for(cfg: TrainerConfig) -> torch.device:

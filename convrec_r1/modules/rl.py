@@ -81,6 +81,7 @@ class RLModule(StepModule):
 
     def training_step(self, slots: Slots, _: int) -> None:
         clock = Clock(self.device)
+        self.slots = [slot for slot, _ in slots]
         rollouts = self.sample(slots)
         clock.lap("rollout")
         if (following := self.upcoming(self.step + 1)) is not None:
@@ -192,16 +193,25 @@ class RLModule(StepModule):
         )  # fmt: skip
 
     def minibatches(self, rollouts: RolloutBatch, index: int) -> list[Tensor]:
-        """Rows of each optimizer step of pass `index`: shuffled where there are several, then by length."""
-        size = len(rollouts.lengths)
-        rows = torch.arange(size)
+        """Rows of each optimizer step of pass `index`, by length.
+
+        Where there are several steps, each takes its share of every group, drawn by a seed of that group's own: which lists
+        share a step does not hang on how groups are dealt out to processes.
+        """
+        rows = torch.arange(len(rollouts.lengths))
         if self.cfg.algo.minibatches > 1:
-            seed = prompt_seed(self.cfg.seed, self.step, 1_000_000 + index)
-            rows = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+            orders = [self.shuffled(slot, index) for slot in self.slots]
+            groups = rows.view(len(self.slots), -1)  # [P, G]
+            rows = torch.stack([group[order] for group, order in zip(groups, orders, strict=True)]).T.flatten()
         length = (rollouts.tokens.prompt_mask.sum(-1) + rollouts.mask.sum(-1)).cpu()
         return [
             part[length[part].argsort(stable=True)].to(self.device) for part in rows.chunk(self.cfg.algo.minibatches)
         ]
+
+    def shuffled(self, slot: int, index: int) -> Tensor:
+        """An order of a group's completions, [G]."""
+        seed = prompt_seed(self.cfg.seed, self.step, 1_000_000 * (index + 1) + slot)
+        return torch.randperm(self.sampling.n, generator=torch.Generator().manual_seed(seed))
 
     def logps(self, rollouts: RolloutBatch) -> Tensor:
         """Log-probs under the weights as they are, [B, T], without gradients."""

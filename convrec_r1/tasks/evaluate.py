@@ -14,6 +14,7 @@ from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
 from convrec_r1.report.run_report import report
 from convrec_r1.rollout.registry import make_engine
+from convrec_r1.run.checkpoints import require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker
 from convrec_r1.tasks.warm_start import encoder_for
@@ -28,6 +29,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     evaluator = Evaluator(cfg, data.catalog, popularity)
     path = policy_path(cfg.checkpoint)
     _log.info("Policy: %s", path)
+    require_whole(Path(path).parent)
     policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
     engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     split = cfg.eval.split

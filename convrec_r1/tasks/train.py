@@ -20,6 +20,7 @@ from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.report.run_report import report
 from convrec_r1.rollout.base import RolloutEngine
 from convrec_r1.rollout.registry import make_engine
+from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.files import point
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
@@ -54,11 +55,11 @@ class Job:
         self.world = cfg.trainer.devices * cfg.trainer.nodes
         self.first = rank_zero_only.rank == 0
         if self.first:  # what was logged after the checkpoint will be logged again
-            last = folder.checkpoints / "last"
-            if last.exists():
-                rewind(folder.metrics, int(last.resolve().name), keep=SPLIT_STEPS)
-            else:
+            step = newest_step(folder.checkpoints)
+            if step is None:
                 rewind(folder.metrics, -1)
+            else:
+                rewind(folder.metrics, step, keep=SPLIT_STEPS)
         self.tracker = tracker() if self.first else Tracker()
         self._engine: RolloutEngine | None = None
         self.watch: Watch | None = None
@@ -82,7 +83,7 @@ class Job:
         warm = None
         if cfg.warm_start == "sft" or cfg.algo.stage is Stage.sft:
             warm = warm_start(cfg, self.data)
-            if not (self.folder.checkpoints / "last").exists():
+            if newest(self.folder.checkpoints) is None:
                 for record in warm.metrics:
                     self.tracker.log(record["step"], record["split"], record["values"])
         systems = self.baselines(warm)
@@ -93,6 +94,7 @@ class Job:
             policy = self.reinforce(policy)
         elif self.first:
             policy.save(self.folder.checkpoints / "000000" / "policy")
+            seal(self.folder.checkpoints / "000000")
             point(self.folder.checkpoints / "last", "000000")
         systems[cfg.algo.name] = self.evaluate(lambda: policy, cfg.algo.name, None)
         if not self.first:
@@ -160,7 +162,10 @@ class Job:
         fit(module, loader, cfg.trainer, checkpoints, description=cfg.algo.name, callbacks=[self.watch], marks=marks)
         module.pipeline.close()
         self.steps = module.step
-        return load_policy(checkpoints / "best" / "policy", cfg.model) if cfg.eval.select is Select.best else policy
+        if cfg.eval.select is not Select.best:
+            return policy
+        require_whole(checkpoints / "best")
+        return load_policy(checkpoints / "best" / "policy", cfg.model)
 
     def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
         """What the trained policy has to beat. Evaluations of a shared policy stand beside it, and are shared too."""

@@ -24,6 +24,7 @@ from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy, PromptEncoder, build_policy
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.policy.prompts import dialogue
+from convrec_r1.run.checkpoints import newest_step
 from convrec_r1.run.files import read_jsonl, write_json
 from convrec_r1.run.tracker import JsonlSink, Tracker, rewind
 
@@ -133,8 +134,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     metrics = folder / "metrics.jsonl"
     checkpoints = folder / "checkpoints"
     if first:
-        resumed = (checkpoints / "last").exists()
-        rewind(metrics, int((checkpoints / "last").resolve().name) if resumed else 0)
+        rewind(metrics, newest_step(checkpoints) or 0)
     tracker = Tracker([JsonlSink(metrics)] if first else [])
     policy = prepare_for_training(policy, cfg.model)
     module = SFTModule(policy, cfg.sft, steps=steps, micro_batch=cfg.trainer.micro_batch, tracker=tracker)

@@ -35,8 +35,9 @@ class TfidfEmbedder:
             self._empty = True
 
     def items(self, texts: Sequence[str]) -> sparse.csr_array:
-        if self._empty:
-            return sparse.csr_array((len(texts), 1), dtype=np.float32)
+        if self._empty or not len(texts):
+            width = 1 if self._empty else len(self._vectorizer.vocabulary_)
+            return sparse.csr_array((len(texts), width), dtype=np.float32)
         return sparse.csr_array(self._vectorizer.transform(texts))
 
     def conversations(self, texts: Sequence[str]) -> sparse.csr_array:

@@ -1,0 +1,102 @@
+"""Kill real runs with -9 at random instants, start them again, and compare what they come to with a run that nobody disturbed.
+
+    python experiments/crash_test.py                      # 20 trials; writes experiments/crash_test.json
+    python experiments/crash_test.py --trials 5 rollout=vllm
+
+Each trial is the whole job (SFT, then RL, then evaluation) in a folder of its own, killed once at an instant drawn between its
+first second and its last, and started again with the same command. Compared: weights by SHA-256, every list, every metric but
+times.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from test_resume import outcome
+
+from convrec_r1.run.files import read_jsonl, write_json
+
+RUN = ("debug=smoke", "logger=none", "hydra.run.dir=run", "sft.steps=12", "rl.steps=12", "eval.every=4")
+
+
+def launch(folder: Path, overrides: list[str]) -> subprocess.Popen:
+    with (folder / "said.log").open("ab") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "convrec_r1", *RUN, *overrides],
+            cwd=folder, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        )  # fmt: skip
+
+
+def complete(folder: Path, overrides: list[str]) -> float:
+    """Run to the end; seconds."""
+    began = time.monotonic()
+    process = launch(folder, overrides)
+    if process.wait():
+        raise SystemExit(f"A run failed:\n{(folder / 'said.log').read_text()[-3000:]}")
+    return time.monotonic() - began
+
+
+def where(folder: Path) -> str:
+    """What a run was at when it was killed."""
+    steps = [row["step"] for row in read_jsonl(folder / "run" / "metrics.jsonl") if row["split"] == "train"]
+    if (folder / "run" / "summary.json").exists():
+        return "complete"
+    if steps:
+        return f"RL, after step {steps[-1]}"
+    sft = [row for file in folder.glob("outputs/warm_starts/*/metrics.jsonl") for row in read_jsonl(file)]
+    if list(folder.glob("outputs/warm_starts/*/warm_start.json")):
+        return "between SFT and RL"
+    return f"SFT, after step {sft[-1]['step']}" if sft else "starting"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--trials", type=int, default=20)
+    arguments.add_argument("--seed", type=int, default=0)
+    given, overrides = arguments.parse_known_args()
+    rng = random.Random(given.seed)
+    trials = []
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place) / "whole"
+        whole.mkdir()
+        seconds = complete(whole, overrides)
+        wanted = outcome(whole / "run")
+        for number in range(given.trials):
+            folder = Path(place) / str(number)
+            folder.mkdir()
+            instant = rng.uniform(1, seconds)
+            process = launch(folder, overrides)
+            time.sleep(instant)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed = where(folder)
+            complete(folder, overrides)
+            found = outcome(folder / "run")
+            parts = {name: found[name] == wanted[name] for name in wanted}
+            trials.append({"second": round(instant, 2), "killed": killed, **parts})
+            print(
+                f"{number + 1:>3}  {instant:6.2f} s  {killed:<24}{'equal' if all(parts.values()) else parts}",
+                flush=True,
+            )
+            shutil.rmtree(folder)
+    equal = sum(trial["files"] and trial["metrics"] for trial in trials)
+    print(f"{equal} of {len(trials)} equal; a run takes {seconds:.0f} s")
+    name = "_".join(["crash_test", *(override.replace("=", "_") for override in overrides)])
+    write_json(
+        Path(__file__).parent / f"{name}.json",
+        {"command": [*RUN, *overrides], "seconds": round(seconds, 1), "equal": equal, "trials": trials},
+    )
+    sys.exit(equal != len(trials))
+
+
+if __name__ == "__main__":
+    main()
