@@ -11,7 +11,8 @@ ABSENT = "absent"
 
 # Of the keys that tell two systems apart, those that say most come first.
 _TELLING = (
-    "algo.", "reward.", "rl.", "model.name", "data.name", "warm_start", "n", "rollout.", "model.", "data.", "sft.", "guard.",
+    "algo.", "reward.", "rl.", "distill.name", "model.name", "data.name", "warm_start", "n", "rollout.", "model.", "data.",
+    "sft.", "guard.",
 )  # fmt: skip
 _LONGEST = 32
 

@@ -1,7 +1,7 @@
 """Runs side by side: those that differ in their seed alone are one system, and so are the baselines they brought."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -30,8 +30,11 @@ SCORING = ("eval.split", "n", "eval.ideal", "reward.position", "reward.year_tole
 _DECIDES = {
     "popularity": ("data.name", "data.adapter", "data.path", "data.catalog", "data.seed", "data.train_size", "n"),
     "zero_shot": ("data.", "n", "model."),
-    "sft": ("data.", "n", "model.", "sft.", "warm_start", "rollout.temperature", "trainer.precision"),
-}
+    "sft": (
+        "data.", "n", "model.", "sft.", "warm_start", "rollout.temperature", "trainer.precision",
+        "teacher.", "embedder.", "distill.",  # where a run asked a teacher: else they are no part of its identity
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,7 @@ def _group(runs: Sequence[Run], notes: list[str]) -> tuple[list[_Draft], list[Le
         draft.judged[seed] = run.judged
         draft.runs.append(run)
         kept.append(run)
+    others: defaultdict[str, list[str]] = defaultdict(list)
     for name in BASELINES:
         for run in kept:
             if name not in run.baselines:
@@ -287,10 +291,13 @@ def _group(runs: Sequence[Run], notes: list[str]) -> tuple[list[_Draft], list[Le
             seed = None if untrained else run.seed
             known = draft.judged.setdefault(seed, run.baselines[name])
             if known.digest != run.baselines[name].digest:
-                notes.append(
-                    f"{LABELS[name]} of {run.name} wrote other lists than that of a run which should share it; the first "
-                    "one found is shown."
-                )
+                others[name].append(run.name)
+    for name, names in others.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        notes.append(
+            f"{LABELS[name]} of {names[0]}{more} wrote other lists than that of a run which should share it; the first one found "
+            "is shown."
+        )
     return list(drafts.values()), left_out
 
 
