@@ -295,8 +295,8 @@ def _group(runs: Sequence[Run], notes: list[str]) -> tuple[list[_Draft], list[Le
     for name, names in others.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         notes.append(
-            f"{LABELS[name]} of {names[0]}{more} wrote other lists than that of a run which should share it; the first one found "
-            "is shown."
+            f"{LABELS[name]} of {names[0]}{more} wrote other lists than that of a run which should share it; the first one "
+            "found is shown."
         )
     return list(drafts.values()), left_out
 
