@@ -45,6 +45,7 @@ def fit(
 ) -> None:
     """Train `module` for the loader's steps, going on from checkpoints/last if there is one."""
     total = len(loader)
+    module.faults = checkpoints.parent / "faults"
     watchers = [
         *callbacks,
         Checkpoints(

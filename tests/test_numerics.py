@@ -1,0 +1,303 @@
+"""What is not finite never reaches the weights, is named and kept for replay; edge cases of lists have a defined result."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from support import SMOKE, assert_user_error, make_config, run_command, tiny_policy
+
+from convrec_r1.data import movieland
+from convrec_r1.errors import UserError
+from convrec_r1.modules.finite import KEPT, Checks, read_fault, weights_are_finite
+from convrec_r1.modules.fit import fit
+from convrec_r1.modules.rl import RLModule
+from convrec_r1.modules.sft import Example, SFTModule
+from convrec_r1.modules.step import StepLoader
+from convrec_r1.policy import PromptEncoder, load_policy
+from convrec_r1.rollout.registry import make_engine
+from convrec_r1.run.files import read_json, read_jsonl
+from convrec_r1.run.tracker import JsonlSink, Tracker
+from convrec_r1.tasks.replay import replay
+
+DATA = movieland.load(seed=0, n_items=3, sizes={"train": 24, "validation": 4, "test": 4})
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+
+
+def config(*overrides: str):
+    return make_config(
+        "n=3", "model.max_completion_length=12", "rl.prompts_per_step=2", "algo.group_size=2", "rl.steps=4",
+        "trainer.micro_batch=3", "rl.lr=1e-2", "rl.schedule=linear", "trainer.checkpoint_every=100", "algo.beta=0.01",
+        *overrides,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_policy(seed=3, hidden_size=32, intermediate_size=64)
+
+
+class Module(RLModule):
+    """The real module, but for what the test does to it. Credit is drawn, as random weights earn none."""
+
+    def credit(self, rollouts, feedback):
+        drawn = torch.randn(rollouts.mask.shape, generator=torch.Generator().manual_seed(self.step))
+        return torch.where(rollouts.mask.bool(), drawn, 0.0)
+
+
+class InfiniteCredit(Module):
+    """An advantage of step 2 is infinite: that of row 1, the second completion of the first prompt."""
+
+    def credit(self, rollouts, feedback):
+        advantages = super().credit(rollouts, feedback)
+        if self.step == 1:
+            advantages[1, 0] = math.inf
+        return advantages
+
+
+class Overflow(Module):
+    """The gradient of one weight overflows at step 2."""
+
+    def on_train_batch_start(self, batch, _):
+        if self.step == 1:
+            self.hook = self.policy.causal_lm.get_parameter(WEIGHT).register_hook(lambda g: g * 1e38 * 1e38)
+        elif self.step == 2:
+            self.hook.remove()
+
+
+class Poisoned(Module):
+    """A weight turns into NaN before step 2, from outside."""
+
+    def on_train_batch_start(self, batch, _):
+        if self.step == 1:
+            with torch.no_grad():
+                self.policy.causal_lm.get_parameter(WEIGHT)[3, 5] = math.nan
+
+
+class NoSecondUpdate(Module):
+    """The run that a skipped update is to come to."""
+
+    def update(self, losses, evidence=None):
+        if self.step == 1:
+            self.lr_schedulers().step()
+            return None
+        return super().update(losses, evidence)
+
+
+class Run:
+    """A training of `kind` on a copy of a policy, in `folder`."""
+
+    def __init__(self, kind, base, folder: Path, *overrides: str) -> None:
+        cfg = config(*overrides)
+        self.folder = folder
+        self.policy = copy.deepcopy(base)
+        encoder = PromptEncoder(self.policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
+        engine = make_engine(cfg.rollout, self.policy, max_length=256)
+        tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
+        self.module = kind(self.policy, engine, encoder, DATA.catalog, cfg, tracker)
+        self.loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
+        self.cfg = cfg
+
+    def go(self) -> "Run":
+        fit(self.module, self.loader, self.cfg.trainer, self.folder / "checkpoints", description="test")
+        return self
+
+    def values(self, name: str) -> list[float | None]:
+        return [r["values"].get(name) for r in read_jsonl(self.folder / "metrics.jsonl")]
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def stops(run: Run) -> str:
+    with pytest.raises(UserError) as stopped:
+        run.go()
+    return str(stopped.value)
+
+
+def test_a_batch_that_is_not_finite_stops_the_run_and_is_kept(base, tmp_path):
+    one = Run(Module, base, tmp_path / "one", "rl.steps=1").go()
+    run = Run(InfiniteCredit, base, tmp_path / "run", "rl.schedule=constant")
+    message = stops(run)
+    folder = tmp_path / "run" / "faults" / "step-000002"
+    bad = run.loader.at(1)[0][1].id
+    assert message.startswith(f"Step 2, update 1: not finite: the advantages, the loss. Conversations: {bad}. ")
+    assert f"task=replay checkpoint={folder}" in message
+    assert "guard.nonfinite=skip" in message
+    assert same(run.policy, one.policy), "the weights are those of step 1"
+    assert same(load_policy(folder / "policy", run.cfg.model), one.policy)
+    fault = read_json(folder / "fault.json")
+    assert (fault["step"], fault["update"], fault["conversations"], fault["slots"]) == (2, 1, [bad], [0])
+    rows = read_json(folder / "rows-0.json")
+    assert sorted(rows["slots"]) == [0, 0, 1, 1]
+    (row,) = rows["not_finite"]
+    assert rows["conversations"][row] == bad
+    assert "Recommend 3 movies." in rows["prompts"][row]
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".jinja", ".txt"}, "nothing that needs a pickle"
+    assert [p.name for p in folder.parent.iterdir()] == ["step-000002"], "and nothing half written beside it"
+    told = "\n".join(replay(make_config("task=replay", f"checkpoint={folder}", "model=tiny")))
+    assert f"the advantages of row {row} (conversation {bad}): 0 NaN and 1 infinite of 12" in told
+    assert f"the loss of row {row} " in told
+    assert "the log-probs of" not in told
+    assert "weight" not in told
+
+
+def test_a_skipped_update_leaves_the_weights_of_a_run_without_it(base, tmp_path):
+    skipped = Run(InfiniteCredit, base, tmp_path / "a", "guard.nonfinite=skip").go()
+    without = Run(NoSecondUpdate, base, tmp_path / "b").go()
+    whole = Run(Module, base, tmp_path / "c").go()
+    assert same(skipped.policy, without.policy)
+    assert not same(skipped.policy, whole.policy), "the update matters, or this means nothing"
+    assert skipped.values("skipped_updates") == [0, 1, 0, 0]
+    assert skipped.values("lr") == [0.01, None, 0.005, pytest.approx(0.0025)], "the schedule goes by the run's steps"
+    assert skipped.values("loss")[1] is None
+    numbers = [v for r in read_jsonl(tmp_path / "a" / "metrics.jsonl") for v in r["values"].values()]
+    assert all(map(math.isfinite, numbers)), "nothing that is no number reaches the metrics or the guard"
+    assert skipped.module.skipped == 1
+    assert (tmp_path / "a" / "faults" / "step-000002" / "fault.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["stop", "skip"])
+def test_a_gradient_that_overflows(base, tmp_path, kind):
+    run = Run(Overflow, base, tmp_path, f"guard.nonfinite={kind}")
+    if kind == "stop":
+        message = stops(run)
+        assert f"Step 2, update 1: not finite: the gradient of {WEIGHT}" in message
+        assert message.count("the gradient of") == 1, "the others are finite, and are not named"
+    else:
+        assert run.go().values("skipped_updates") == [0, 1, 0, 0]
+    assert weights_are_finite(run.policy.parameters())
+    folder = tmp_path / "faults" / "step-000002"
+    told = replay(make_config("task=replay", f"checkpoint={folder}", "model=tiny"))
+    assert "finite here" in told[-1], "the hook is not in what is saved"
+
+
+@pytest.mark.parametrize("kind", ["stop", "skip"])
+def test_a_poisoned_weight_stops_the_run_whatever_is_configured(base, tmp_path, kind):
+    message = stops(Run(Poisoned, base, tmp_path, f"guard.nonfinite={kind}"))
+    assert message.startswith(f"Step 2, update 1: not finite: weight {WEIGHT}, the sampler's log-probs, ")
+    assert "cannot be skipped" in message
+    told = replay(make_config("task=replay", f"checkpoint={tmp_path / 'faults' / 'step-000002'}", "model=tiny"))
+    assert told[2] == f"  weight {WEIGHT}: 1 NaN and 0 infinite of 2048"
+    assert any(f"the output of {WEIGHT.removesuffix('.weight')}, its input being finite" in line for line in told)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_policy_that_is_not_finite_is_not_started_from(base, tmp_path, value):
+    run = Run(Module, base, tmp_path)
+    with torch.no_grad():
+        run.policy.causal_lm.get_parameter(WEIGHT)[0, 0] = value
+    assert WEIGHT in stops(run)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    run.policy.save(tmp_path / "policy")
+    with pytest.raises(UserError, match=f"not finite.*{WEIGHT}"):
+        load_policy(tmp_path / "policy", run.cfg.model)
+
+
+def test_an_update_that_makes_weights_infinite_is_told_as_such(base, tmp_path):
+    message = stops(Run(Module, base, tmp_path, "rl.lr=1e39", "guard.nonfinite=skip"))
+    assert message.startswith("Step 1, update 1: not finite: weight ")
+    assert "lower the learning rate (1e+39 now)" in message
+
+
+class BadSample(Module):
+    """The sampler's log-prob of the first token of row 2 is NaN at step 1."""
+
+    def sample(self, slots):
+        rollouts = super().sample(slots)
+        if self.step == 0:
+            rollouts.sampled_logps[2, 0] = math.nan
+        return rollouts
+
+
+def test_only_the_updates_with_the_bad_row_are_left_out(base, tmp_path):
+    run = Run(BadSample, base, tmp_path, "guard.nonfinite=skip", "algo.mu=2", "algo.minibatches=2", "rl.steps=2").go()
+    assert run.values("skipped_updates") == [2, 0], "one of two minibatches, in each of two passes"
+    assert run.values("grad_norm")[0] > 0
+    fault = read_json(tmp_path / "faults" / "step-000001" / "fault.json")
+    assert fault["what"] == ["the sampler's log-probs"], "where nothing is corrected, the loss does not show it"
+    assert fault["conversations"] == [run.loader.at(0)[1][1].id]
+    assert not same(run.policy, base)
+
+
+class NeverFinite(Module):
+    def credit(self, rollouts, feedback):
+        return super().credit(rollouts, feedback) * math.nan
+
+
+def test_patience_ends_and_the_newest_faults_are_kept(base, tmp_path):
+    run = Run(NeverFinite, base, tmp_path, "guard.nonfinite=skip", "guard.nonfinite_patience=4", "rl.steps=9")
+    message = stops(run)
+    assert message.startswith("Step 5, ")
+    assert "guard.nonfinite_patience=4" in message
+    assert sorted(p.name for p in (tmp_path / "faults").iterdir()) == [f"step-00000{s}" for s in (3, 4, 5)]
+    assert KEPT == 3
+    assert same(run.policy, base)
+
+
+def test_what_was_skipped_is_remembered_in_checkpoints(base, tmp_path):
+    run = Run(Module, base, tmp_path)
+    run.module.skipped, run.module._skipped_in_a_row = 5, 2
+    checkpoint = {}
+    run.module.on_save_checkpoint.__wrapped__ if False else None
+    super(RLModule, run.module).on_save_checkpoint(checkpoint)
+    again = Run(Module, base, tmp_path)
+    super(RLModule, again.module).on_load_checkpoint(checkpoint)
+    assert (again.module.skipped, again.module._skipped_in_a_row) == (5, 2)
+
+
+@pytest.mark.parametrize("kind", ["stop", "skip"])
+def test_sft_likewise(base, tmp_path, kind):
+    policy = copy.deepcopy(base)
+    encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", 3, 128)
+    examples = [Example(encoder.prompt(c), encoder.completion(c.demonstration), c.id) for c in DATA["train"]]
+    cfg = config("sft.lr=1e-3", f"guard.nonfinite={kind}")
+
+    class Bad(SFTModule):
+        def on_train_batch_start(self, batch, _):
+            if self.step == 1:
+                self.hook = self.policy.head.register_forward_pre_hook(lambda *_: None)
+                self.temperature, self.policy.temperature = self.policy.temperature, 0.0  # logits over zero
+            elif self.step == 2:
+                self.policy.temperature = self.temperature
+
+    tracker = Tracker([JsonlSink(tmp_path / "metrics.jsonl")])
+    module = Bad(policy, cfg.sft, steps=3, micro_batch=3, tracker=tracker, guard=cfg.guard)
+    loader = StepLoader(examples, 4, 3, 0)
+    policy.fused_head = False
+    if kind == "stop":
+        with pytest.raises(UserError, match="Step 2, update 1: not finite: the log-probs, the loss"):
+            fit(module, loader, cfg.trainer, tmp_path / "checkpoints", description="test")
+    else:
+        fit(module, loader, cfg.trainer, tmp_path / "checkpoints", description="test")
+        records = [r["values"] for r in read_jsonl(tmp_path / "metrics.jsonl")]
+        assert [r["sft/skipped_updates"] for r in records] == [0, 1, 0]
+        assert "sft/loss" not in records[1]
+    saved = read_fault(tmp_path / "faults" / "step-000002")
+    assert {e.id for _, e in loader.at(1)} == set(saved.batches[0][1]["conversations"])
+    assert weights_are_finite(policy.parameters())
+
+
+def test_checks_tell_rows_from_whole_parts():
+    checks = Checks()
+    checks.see("a", torch.tensor([[1.0, 2.0], [3.0, math.nan]]))
+    checks.see("the loss", torch.tensor(math.nan))
+    checks.part = 1
+    checks.see("a", torch.ones(2, 2))
+    checks.see("the loss", torch.tensor(math.inf))
+    parts = [torch.tensor([4, 7]), torch.tensor([0, 2])]
+    assert not checks.all_finite()
+    assert checks.found() == ["a", "the loss"]
+    assert checks.rows(parts) == [0, 2, 7], "row 7 by its tensor; of the other part only the loss is known"
+    assert Checks().all_finite()
+
+
+def test_large_weights_are_finite():
+    """Their squares are not: a norm of two would overflow."""
+    assert weights_are_finite([torch.tensor([3e38]), torch.zeros(0), torch.tensor([1.0])])
+    assert not weights_are_finite([torch.tensor([1.0]), torch.tensor([0.0, math.nan])])
+    assert not weights_are_finite([torch.tensor([-math.inf])])
