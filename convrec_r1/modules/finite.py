@@ -123,6 +123,8 @@ def describe(step: int, update: int, what: Sequence[str], evidence: Evidence) ->
     located = [share for share in all_of_them if share[2]] or all_of_them
     where = sorted({pair for _, pairs, _ in located for pair in pairs})
     found = list(dict.fromkeys(name for share in all_of_them for name in share[0]))
+    # A loss that is not finite leaves hardly a gradient that is: they are the news only where all else is well.
+    found = [name for name in found if not name.startswith(GRADIENT)] or found
     return Fault(step, update, found, [slot for slot, _ in where], list(dict.fromkeys(c for _, c in where)))
 
 

@@ -64,8 +64,8 @@ def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0,
     if not policy.newline[lines].any():
         raise UserError(
             f"The tokenizer of {path} has no newline: it reads two lines as {tokenizer.convert_ids_to_tokens(lines)}. "
-            "A list is one item a line, so no rank would ever end. Choose a model whose tokenizer keeps newlines (byte-level BPE, or "
-            "SentencePiece with byte fallback)."
+            "A list is one item a line, so no rank would ever end. Choose a model whose tokenizer keeps newlines "
+            "(byte-level BPE, or SentencePiece with byte fallback)."
         )
     return policy
 

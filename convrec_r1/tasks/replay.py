@@ -57,7 +57,6 @@ def recompute(saved: Saved, policy: Policy) -> list[str]:
     """Forward, loss and backward of the batch as the run would make them. Returns what is not finite, a line each, in
     the order in which it arises."""
     found = [f"weight {name}: {_count(p)}" for name, p in _named(policy) if not p.isfinite().all()]
-    after = []
     autocast = torch.autocast(policy.device.type, torch.bfloat16, enabled=saved.facts["precision"] == "bf16-mixed")
     for process, (tensors, facts) in enumerate(saved.batches):
         where = f"process {process}, " if len(saved.batches) > 1 else ""
@@ -79,8 +78,10 @@ def recompute(saved: Saved, policy: Policy) -> list[str]:
             if not loss.isfinite() and each.isfinite().all():
                 found.append(f"the loss of micro-batch {part}: {float(loss)}, each row's being finite")
             loss.backward()
-    after += [f"the gradient of {name}" for name in bad_names((n, p.grad) for n, p in policy.named_parameters())]
-    return found + after
+    gradients = bad_names((name, p.grad) for name, p in policy.named_parameters())
+    if found and gradients:  # they follow from it
+        return [*found, f"and with it the gradients of {len(gradients)} of {len(list(policy.parameters()))} weights"]
+    return found + [f"the gradient of {name}" for name in gradients]
 
 
 def _loss(
