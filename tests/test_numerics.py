@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import make_config, tiny_policy
+from support import SMOKE, assert_user_error, make_config, run_command, tiny_policy
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from convrec_r1.data import movieland
+from convrec_r1.config.checks import check
+from convrec_r1.config.schema import ModelConfig
+from convrec_r1.data import Catalog, Conversation, Message, movieland
 from convrec_r1.errors import UserError
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import score
@@ -25,7 +29,7 @@ from convrec_r1.rl import LengthShaping, shape_lengths
 from convrec_r1.rollout.base import Completion
 from convrec_r1.rollout.batch import make_batch
 from convrec_r1.rollout.registry import make_engine
-from convrec_r1.run.files import read_json, read_jsonl
+from convrec_r1.run.files import read_json, read_jsonl, write_json
 from convrec_r1.run.tracker import JsonlSink, Tracker
 from convrec_r1.tasks.replay import replay
 
@@ -369,11 +373,10 @@ def test_completions_without_a_token_teach_nothing(base, algorithms, algo):
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_an_eos_alone_is_a_list_of_no_lines_and_is_shaped_as_short(base, algorithms, algo):
     eos = base.tokenizer.eos_token_id
-    policy, values = algorithms(algo, [[eos]] * 4)
+    values = algorithms(algo, [[eos]] * 4)[1]
     assert (values["list/length"], values["reward"], values["format/complete"]) == (0, 0, 0)
     assert values["frac_reward_zero_std"] == 1
-    shaped = "reference" not in algo or values["grad_norm"] > 0
-    assert shaped
+    assert values["grad_norm"] > 0, "the shaping of its EOS is all that there is to learn"
     batch = make_batch([[5]], [[Completion(np.array([eos]), np.array([-1.0], dtype=np.float32), "stop")]], base)
     assert batch.lengths.tolist() == [0]
     tokens = shape_lengths(torch.zeros(1, 1), batch.ranks, batch.is_eos, batch.lengths, 3, LengthShaping())
@@ -410,8 +413,10 @@ def test_ranks_rewards_and_shaping_of_a_list_of_any_length(base, lines):
     batch = make_batch([[5]], [[Completion(ids, np.zeros(len(ids), dtype=np.float32), "stop")]], base)
     assert batch.lengths.tolist() == [lines]
     assert int(batch.ranks.max()) == max(0, lines - 1)
-    hits = relevance(text, [Item("Heat", 1000)], (), DATA.catalog, 3, year_tolerance=0, position="line")
-    assert hits == [int(lines > 0 and Item("Heat", 1000) in DATA.catalog), 0, 0] or hits == [int(lines > 0), 0, 0]
+    hits = relevance(
+        text, [Item("Heat", 1000)], (), Catalog([Item("Heat", 1000)]), 3, year_tolerance=0, position="line"
+    )
+    assert hits == [int(lines > 0), 0, 0]
     token = shape_lengths(torch.zeros(1, len(ids)), batch.ranks, batch.is_eos, batch.lengths, 3, LengthShaping())[0]
     ends = {0: -0.1, 1: -0.1, 3: 0.1, 4: -0.1, 500: -0.1}
     assert float(token[-1]) == pytest.approx(ends[lines])
@@ -429,3 +434,133 @@ def test_any_list_can_be_scored(text):
     summary = scored.summary()
     assert all(math.isfinite(v) for v in summary.values() if v is not None)
     assert 0 <= summary["ndcg@3"] <= 1
+
+
+def talk(*turns: str, **more) -> Conversation:
+    roles = ("user", "assistant")
+    messages = tuple(Message(roles[i % 2], text) for i, text in enumerate(turns))
+    return Conversation("c", "c", messages, (Item("Heat", 1995),), **more)
+
+
+def prompt_text(policy, limit: int, conversation: Conversation) -> str:
+    ids = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", 3, limit).prompt(conversation)
+    assert len(ids) <= limit
+    return policy.tokenizer.decode(ids)
+
+
+HEAD, TAIL = "User: Recommend 3 movies.\n", "\nAssistant:\n"
+
+
+def test_a_prompt_that_is_too_long_loses_its_oldest_turns_whole(base):
+    turns = [f"{word} {i}." for i, word in enumerate(["Hello there", "What do you like", "Heat", "And", "Crime"] * 6)]
+    whole = talk(*turns)
+    full = prompt_text(base, 10_000, whole)
+    lines = full.split("\n")
+    kept = []
+    for limit in (400, 250, 150, 80, 45):
+        text = prompt_text(base, limit, whole)
+        assert text.startswith(HEAD)
+        assert text.endswith(TAIL)
+        body = text.removeprefix(HEAD).removesuffix(TAIL).split("\n")
+        assert body == lines[-2 - len(body) : -2], "the newest turns, each with its speaker, none in part"
+        kept.append(len(body))
+        longer = base.tokenizer("\n".join([HEAD[:-1], *lines[-3 - len(body) : -2]]) + TAIL)["input_ids"]
+        assert len(body) == len(turns) or len(longer) > limit, "and as many of them as there is room for"
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] < kept[0]
+
+
+@pytest.mark.parametrize("space", [" ", ""])
+def test_a_last_turn_that_is_too_long_loses_its_front(base, space):
+    """Up to a word where there are words; the speaker, the instruction and the reply's beginning stay."""
+    words = [f"film{i}" for i in range(300)]
+    text = prompt_text(base, 100, talk("Hi.", "Yes?", space.join(words)))
+    assert text.startswith(HEAD + "User: ")
+    assert text.endswith("film298" + space + "film299" + TAIL)
+    body = text.removeprefix(HEAD + "User: ").removesuffix(TAIL)
+    assert body == space.join(words)[-len(body) :]
+    assert not space or body.split(" ")[0] in words
+
+
+def test_a_prompt_as_published_loses_its_middle(base):
+    text = "Reply with 20 items. " + " ".join(f"turn{i}." for i in range(300)) + " USER: the end."
+    shown = prompt_text(base, 100, talk(text, has_instruction=True))
+    assert shown.startswith("User: Reply with 20 items. turn0.")
+    assert shown.endswith("USER: the end.\nAssistant:\n")
+
+
+def test_a_limit_that_not_even_the_instruction_fits_in_says_so(base):
+    with pytest.raises(
+        UserError, match=r"model\.max_prompt_length=8 is too short: the instruction alone .* takes \d\d tokens"
+    ):
+        prompt_text(base, 8, talk("Hi.", "Yes?", "Something."))
+
+
+def saved_with(base, folder: Path, tokenizer) -> Path:
+    base.causal_lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # A tokenizer of no model type: transformers would put Qwen2's own rules into it.
+    settings = read_json(folder / "config.json") | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    write_json(folder / "config.json", settings)
+    return folder
+
+
+def word_tokenizer(words: list[str], **special: str) -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", "[END]", *words])}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # a newline is white space, and is gone
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", **special)
+
+
+def test_a_tokenizer_without_newlines_is_refused(base, tmp_path):
+    folder = saved_with(base, tmp_path / "m", word_tokenizer(["A", "B", "\n"], eos_token="[END]"))
+    with pytest.raises(
+        UserError, match=r"has no newline: it reads two lines as \['A', 'B'\].*tokenizer keeps newlines"
+    ):
+        load_policy(folder, ModelConfig(name="x"))
+
+
+def test_a_tokenizer_without_eos_is_refused(base, tmp_path):
+    folder = saved_with(base, tmp_path / "m", word_tokenizer(["A", "B"]))
+    with pytest.raises(UserError, match=r"no EOS token, so no list could end\. Choose a model that has one"):
+        load_policy(folder, ModelConfig(name="x"))
+
+
+# ---- as a user meets it ----
+
+
+@pytest.mark.slow
+def test_a_run_that_blows_up_is_stopped_replayed_and_gone_on_with(tmp_path):
+    run = (*SMOKE, "rl.lr=1e25", "rl.grad_clip=0", "guard.action=none", "hydra.run.dir=run")
+    done = run_command(*run, cwd=tmp_path)
+    folder = next((tmp_path / "run" / "faults").iterdir())
+    relative = folder.relative_to(tmp_path)
+    assert_user_error(done, "not finite: ", "Conversations: movieland-train-", f"task=replay checkpoint={relative}")
+    step = read_json(folder / "fault.json")["step"]
+    assert f"Step {step}," in done.stderr
+    told = run_command("task=replay", f"checkpoint={relative}", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert f"Step {step}, update 1" in told.stdout
+    assert "finite here" not in told.stdout
+    assert not list((tmp_path / "outputs").glob("main/*")), "to look at a fault makes no run"
+    again = run_command(*run, "guard.nonfinite=skip", cwd=tmp_path)
+    assert "another config" not in again.stderr, "a run that stopped may go on and skip"
+
+
+@pytest.mark.slow
+def test_two_processes_decide_alike(tmp_path):
+    run = (*SMOKE, "rl.lr=1e25", "rl.grad_clip=0", "guard.action=none", "hydra.run.dir=run")
+    done = run_command(*run, "trainer=ddp", "trainer.accelerator=cpu", cwd=tmp_path, timeout=400)
+    assert_user_error(done, "not finite: ", "task=replay")
+    (folder,) = (tmp_path / "run" / "faults").iterdir()
+    saved = read_fault(folder)
+    assert len(saved.batches) == 2
+    assert [set(facts["slots"]) for _, facts in saved.batches] == [{0}, {1}]
+    assert len(replay(make_config("task=replay", f"checkpoint={folder}"))) > 2
+
+
+def test_a_replay_of_nothing_says_what_it_takes(tmp_path):
+    with pytest.raises(UserError, match=r"no fault\.json.*checkpoint=RUN/faults/step-000012"):
+        replay(make_config("task=replay", f"checkpoint={tmp_path}"))
+    for wrong, said in (("task=replay", "task=replay needs checkpoint="), ("guard.nonfinite_patience=0", "at least 1")):
+        with pytest.raises(UserError, match=said):
+            check(make_config(wrong))

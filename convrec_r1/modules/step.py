@@ -125,8 +125,8 @@ class StepModule(pl.LightningModule):
             ]
             fault, folder = self._record(number, checks, what, evidence)
             raise UserError(
-                f"{fault}. The optimizer made them so: lower the learning rate ({self.learning_rate():g} now) or grad_clip, and "
-                f"go back to a checkpoint from before. {self._where(folder)}"
+                f"{fault}. The optimizer made them so: lower the learning rate ({self.learning_rate():g} now) or grad_clip, "
+                f"and go back to a checkpoint from before. {self._where(folder)}"
             )
         return norm
 
