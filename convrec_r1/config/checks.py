@@ -22,7 +22,7 @@ from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.errors import UserError
 from convrec_r1.rollout.registry import ENGINES, vllm_version
 
-TASKS = ("train", "eval", "distill", "compare", "workspace")
+TASKS = ("train", "eval", "distill", "compare", "workspace", "replay")
 DEMONSTRATIONS = ("published", "neighbours", "distilled")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -33,6 +33,12 @@ def check(cfg: Config) -> None:
     """Raise a UserError that lists everything about `cfg` that cannot work."""
     if cfg.task.name in ("compare", "workspace"):  # they load no data and train nothing
         wrong = [*_choices(cfg), *_comparison(cfg)]
+    elif cfg.task.name == "replay":  # needs what was saved, and no data
+        wrong = _choices(cfg)
+        if not cfg.checkpoint:
+            wrong.append(
+                "task=replay needs checkpoint=RUN/faults/step-000012: what a run left where something was not finite."
+            )
     elif cfg.task.name == "distill":  # trains nothing and samples nothing
         wrong = [*_choices(cfg), *_ranges(cfg), *_data_paths(cfg), *_stage1(cfg)]
     else:
@@ -223,6 +229,11 @@ def _watching(cfg: Config) -> list[str]:
             wrong.append(f"eval.{key} needs evaluations during training: set eval.every above 0.")
     if guard.window < 1:
         wrong.append(f"guard.window={guard.window}: steps, at least 1.")
+    if guard.nonfinite_patience < 1:
+        wrong.append(
+            f"guard.nonfinite_patience={guard.nonfinite_patience}: updates in a row that may be left out, at least 1; to leave "
+            "none out, guard.nonfinite=stop."
+        )
     for low, high in (("min_list_length", "max_list_length"), ("min_entropy", "max_entropy")):
         bounds = getattr(guard, low), getattr(guard, high)
         if None not in bounds and bounds[0] >= bounds[1]:

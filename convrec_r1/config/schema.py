@@ -109,6 +109,13 @@ class GuardAction(Enum):
     none = "none"
 
 
+class NonFinite(Enum):
+    stop = "stop"
+    """Save the batch, make no update of it, end the run with an error."""
+    skip = "skip"
+    """Save the batch, leave its update out, go on."""
+
+
 class LoggerKind(Enum):
     wandb = "wandb"
     csv = "csv"
@@ -370,6 +377,10 @@ class GuardConfig:
     min_entropy: float | None = 0.01
     """Of `entropy`, nats a token."""
     max_entropy: float | None = None
+    nonfinite: NonFinite = NonFinite.stop
+    """What happens where a loss, a gradient or log-probs are NaN or infinite. Weights that are always stop the run."""
+    nonfinite_patience: int = 3
+    """skip: updates in a row that may be left out; one more stops the run."""
 
 
 @dataclass
@@ -554,7 +565,7 @@ class Config:
     warm_start: str | None = "sft"
     """"sft": train it once and share it; null: none (R1-zero); a folder: that policy."""
     checkpoint: str | None = None
-    """task=eval: a run's folder, a policy's folder or a Hub id."""
+    """task=eval: a run's folder, a policy's folder or a Hub id. task=replay: RUN/faults/step-000012."""
     runs: Any = None
     """task=compare: a pattern of run folders, or a list of such."""
     study: str = "main"

@@ -52,6 +52,7 @@ def fit(
     """
     total = len(loader)
     leave = Leave(cfg.exit_within)
+    module.faults = checkpoints.parent / "faults"
     watchers = [
         *callbacks,
         leave,

@@ -33,6 +33,16 @@ class Meter:
     def min(self, name: str, value: Tensor) -> None:
         self.max(f"-{name}", -value)
 
+    def merge(self, other: "Meter") -> None:
+        """Take in what another meter has collected."""
+        for name, (total, weight) in other._means.items():
+            entry = self._means.setdefault(name, [0.0, 0.0])
+            entry[0], entry[1] = entry[0] + total, entry[1] + weight
+        for name, value in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        for name, value in other._max.items():
+            self.max(name, value)
+
     def reduce(self, module: "StepModule") -> dict[str, float]:
         values = {}
         for name, (total, weight) in self._means.items():

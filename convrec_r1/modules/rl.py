@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from convrec_r1.config.schema import Advantage, Config
 from convrec_r1.data import Catalog, Conversation
 from convrec_r1.evaluate.list_quality import list_quality, parsed_lines
+from convrec_r1.modules.finite import Checks, Evidence, texts
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
 from convrec_r1.modules.step import StepModule
 from convrec_r1.policy import Policy, PromptEncoder
@@ -59,7 +60,7 @@ class RLModule(StepModule):
     ) -> None:
         """upcoming: the slots of a step that is still to come, for rollouts that are sampled ahead; None past the last."""
         algo = cfg.algo
-        super().__init__(policy, cfg.rl, updates=cfg.rl.steps * algo.mu * algo.minibatches)
+        super().__init__(policy, cfg.rl, updates=cfg.rl.steps * algo.mu * algo.minibatches, guard=cfg.guard)
         self.engine, self.encoder, self.catalog, self.cfg, self.tracker = engine, encoder, catalog, cfg, tracker
         self.reference: Reference | None = policy.reference() if algo.beta else None
         self.shaping = LengthShaping(**vars(algo.shaping))
@@ -71,10 +72,21 @@ class RLModule(StepModule):
             max_tokens=cfg.model.max_completion_length,
             max_lines=cfg.max_lines,
         )
+        self.objective: dict[str, Any] = {
+            "n": cfg.n, "ratio": algo.ratio.value, "aggregation": algo.aggregation.value, "clip_low": algo.clip_low,
+            "clip_high": algo.clip_high, "dual_clip": algo.dual_clip, "beta": algo.beta,
+        }  # fmt: skip
+        """Of `surrogate_loss`."""
+        self.correction: dict[str, Any] = {
+            "n": cfg.n, "kind": cfg.rollout.correction_in_effect.value, "low": cfg.rollout.correction_low,
+            "high": cfg.rollout.correction_high, "unit": (cfg.rollout.correction_unit or algo.ratio).value,
+        }  # fmt: skip
+        """Of `importance_weights`."""
         self.upcoming = upcoming
         self.pipeline = Pipeline(engine, self.sampling, cfg.rollout.overlap)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         wrapped = self.trainer.strategy.model
         self.policy.shard_root = (wrapped,) if isinstance(wrapped, FullyShardedDataParallel) else ()
         self.engine.sync(self.policy)
@@ -89,14 +101,15 @@ class RLModule(StepModule):
         feedback = self.judge([conversation for _, conversation in slots], rollouts)
         advantages = self.credit(rollouts, feedback)
         clock.lap("reward")
-        learned = self.learn(rollouts, advantages)
+        skipped = self.skipped
+        learned = self.learn(slots, rollouts, advantages)
         clock.lap("train")
         self.pipeline.wait()  # a group comes from one set of weights
         clock.lap("wait")
         self.engine.sync(self.policy)
         clock.lap("sync")
         self.steps_done += 1
-        self.report(slots, rollouts, feedback, learned, clock)
+        self.report(slots, rollouts, feedback, learned, clock, self.skipped - skipped)
 
     def sample(self, slots: Slots) -> RolloutBatch:
         """G completions a prompt, from the weights as they are, or as they were a step ago."""
@@ -133,8 +146,8 @@ class RLModule(StepModule):
         tokens = per_token(advantages, rollouts.ranks, n)
         return shape_lengths(tokens, rollouts.ranks, rollouts.is_eos, rollouts.lengths, n, self.shaping)
 
-    def learn(self, rollouts: RolloutBatch, advantages: Tensor) -> Meter:
-        """mu passes of `minibatches` optimizer steps over the rollouts."""
+    def learn(self, slots: Slots, rollouts: RolloutBatch, advantages: Tensor) -> Meter:
+        """mu passes of `minibatches` optimizer steps over the rollouts. What it returns is of those that were made."""
         algo = self.cfg.algo
         meter = Meter()
         # With a single update the policy still is the one that sampled: its log-probs are the old ones.
@@ -146,30 +159,45 @@ class RLModule(StepModule):
                         rollouts.mask[rows], algo.aggregation.value, n=self.cfg.n, max_length=self.sampling.max_tokens
                     )
                 )
+                parts = rows.split(self.cfg.trainer.micro_batch)
+                seen = Meter()
                 losses = [
-                    lambda part=part, whole=normalizer: self.loss(part, rollouts, advantages, old, whole, meter)
-                    for part in rows.split(self.cfg.trainer.micro_batch)
+                    lambda part=part, whole=normalizer, seen=seen: self.loss(
+                        part, rollouts, advantages, old, whole, seen
+                    )
+                    for part in parts
                 ]
-                meter.mean("lr", self.learning_rate())
-                meter.mean("grad_norm", self.update(losses))
+                lr = self.learning_rate()
+                norm = self.update(
+                    losses,
+                    lambda checks, parts=parts, whole=normalizer: self.evidence(
+                        checks, parts, slots, rollouts, advantages, old, whole
+                    ),
+                )
+                if norm is not None:
+                    meter.merge(seen)
+                    meter.mean("lr", lr)
+                    meter.mean("grad_norm", norm)
         return meter
 
     def loss(
         self, rows: Tensor, rollouts: RolloutBatch, advantages: Tensor, old: Tensor | None, normalizer: Tensor, meter: Meter
     ) -> Tensor:  # fmt: skip
         """The part that `rows` contribute to the loss of the optimizer batch."""
-        algo = self.cfg.algo
         tokens = rollouts.tokens.rows(rows)
         width = tokens.mask.shape[1]
+        see = self.checks.see
+        sampled_logps = see("the sampler's log-probs", rollouts.sampled_logps[rows, :width])
+        credit = see("the advantages", advantages[rows, :width])
+        ref_logps = see("the reference's log-probs", self.reference(tokens)) if self.reference else None
         logps, entropy = self.policy(tokens)
-        old_logps = logps.detach() if old is None else old[rows, :width]
-        sampled_logps, ranks = rollouts.sampled_logps[rows, :width], rollouts.ranks[rows, :width]
-        weights, mismatch = self.correct(old_logps, sampled_logps, tokens.mask, ranks)
+        old_logps = logps.detach() if old is None else see("the old log-probs", old[rows, :width])
+        see("the log-probs", logps)
+        ranks = rollouts.ranks[rows, :width]
+        weights, mismatch = importance_weights(old_logps, sampled_logps, tokens.mask, ranks, **self.correction)
         loss, metrics = surrogate_loss(
-            logps, old_logps, advantages[rows, :width], tokens.mask, ranks,
-            n=self.cfg.n, ratio=algo.ratio.value, aggregation=algo.aggregation.value, clip_low=algo.clip_low,
-            clip_high=algo.clip_high, dual_clip=algo.dual_clip, beta=algo.beta,
-            ref_logps=self.reference(tokens) if self.reference else None, normalizer=normalizer, weights=weights,
+            logps, old_logps, credit, tokens.mask, ranks, **self.objective,
+            ref_logps=ref_logps, normalizer=normalizer, weights=weights,
         )  # fmt: skip
         n_tokens = tokens.mask.sum()
         drift = torch.where(tokens.mask.bool(), (old_logps - sampled_logps).abs(), 0.0)
@@ -184,13 +212,37 @@ class RLModule(StepModule):
             meter.mean(name, value, n_tokens)
         return loss
 
-    def correct(self, old: Tensor, sampled: Tensor, mask: Tensor, ranks: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weights [B, T] that make up for the sampler's probabilities not being the trainer's."""
-        cfg = self.cfg.rollout
-        return importance_weights(
-            old, sampled, mask, ranks, n=self.cfg.n, kind=cfg.correction_in_effect.value,
-            unit=(cfg.correction_unit or self.cfg.algo.ratio).value, low=cfg.correction_low, high=cfg.correction_high,
-        )  # fmt: skip
+    def evidence(
+        self, checks: Checks, parts: Sequence[Tensor], slots: Slots, rollouts: RolloutBatch, advantages: Tensor,
+        old: Tensor | None, normalizer: Tensor,
+    ) -> Evidence:  # fmt: skip
+        """An update's batch, its rows in the order of its micro-batches."""
+        rows = torch.cat(list(parts))
+        tokens = rollouts.tokens
+        tensors = {
+            "prompt_ids": tokens.prompt_ids, "prompt_mask": tokens.prompt_mask, "completion_ids": tokens.completion_ids,
+            "mask": tokens.mask, "ranks": rollouts.ranks, "advantages": advantages, "sampled_logps": rollouts.sampled_logps,
+        }  # fmt: skip
+        if old is not None:
+            tensors["old_logps"] = old
+        if self.reference:
+            reference = torch.zeros_like(rollouts.sampled_logps)
+            for part in parts:
+                batch = tokens.rows(part)
+                reference[part, : batch.mask.shape[1]] = self.reference(batch)
+            tensors["ref_logps"] = reference
+        tensors = {name: t[rows] for name, t in tensors.items()}
+        tensors["parts"] = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
+        owners = [slots[int(row) // self.sampling.n] for row in rows]
+        facts = {
+            "stage": "rl",
+            "normalizer": float(normalizer),
+            "objective": self.objective,
+            "correction": self.correction,
+        } | texts(tensors, self.policy)
+        at = {int(row): place for place, row in enumerate(rows)}
+        bad = sorted(at[row] for row in checks.rows(parts))
+        return Evidence(tensors, facts, bad, [slot for slot, _ in owners], [c.id for _, c in owners])
 
     def minibatches(self, rollouts: RolloutBatch, index: int) -> list[Tensor]:
         """Rows of each optimizer step of pass `index`, by length.
@@ -222,7 +274,9 @@ class RLModule(StepModule):
                 result[rows, : part.shape[1]] = part
         return result
 
-    def report(self, slots: Slots, rollouts: RolloutBatch, feedback: Feedback, learned: Meter, clock: Clock) -> None:
+    def report(
+        self, slots: Slots, rollouts: RolloutBatch, feedback: Feedback, learned: Meter, clock: Clock, skipped: int
+    ) -> None:
         owners = [conversation for _, conversation in slots for _ in range(self.sampling.n)]
         meter = learned
         credited = feedback.returns if self.cfg.algo.advantage is Advantage.rank else feedback.reward[:, None]
@@ -239,6 +293,7 @@ class RLModule(StepModule):
         meter.max("completions/max_length", n_tokens.max())
         meter.mean("completions/clipped_ratio", rollouts.truncated.float().mean())
         values = meter.reduce(self) | clock.seconds()
+        values["skipped_updates"] = skipped
         values["sampling/staleness"] = self.staleness
         values["tokens_per_second"] = float(self.sum_over_devices(n_tokens.sum())) / clock.total()
         self.latest = values
@@ -249,6 +304,7 @@ class RLModule(StepModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What was sampled ahead on each process, so that a run that goes on trains on the same lists."""
+        super().on_save_checkpoint(checkpoint)
         parts = [self.pipeline.state_dict()]
         if self.trainer.world_size > 1:
             parts = [{}] * self.trainer.world_size
@@ -256,6 +312,7 @@ class RLModule(StepModule):
         checkpoint["sampled_ahead"] = parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         parts = checkpoint.get("sampled_ahead", [])
         if self.trainer.global_rank < len(parts):
             self.pipeline.load_state_dict(parts[self.trainer.global_rank])

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from convrec_r1.config.schema import SFTConfig
+from convrec_r1.config.schema import GuardConfig, SFTConfig
+from convrec_r1.modules.finite import Checks, Evidence, texts
 from convrec_r1.modules.step import StepModule
 from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.run.tracker import Tracker
@@ -17,19 +18,31 @@ class Example:
 
     prompt: list[int]
     completion: list[int]
+    id: str = ""
+    """The conversation's."""
 
 
 class SFTModule(StepModule):
     """Cross-entropy of the demonstrations' tokens; the mean over the tokens of the optimizer batch."""
 
-    def __init__(self, policy: Policy, cfg: SFTConfig, *, steps: int, micro_batch: int, tracker: Tracker) -> None:
-        super().__init__(policy, cfg, updates=steps)
+    def __init__(
+        self,
+        policy: Policy,
+        cfg: SFTConfig,
+        *,
+        steps: int,
+        micro_batch: int,
+        tracker: Tracker,
+        guard: GuardConfig | None = None,
+    ) -> None:
+        super().__init__(policy, cfg, updates=steps, guard=guard)
         self.micro_batch = micro_batch
         self.tracker = tracker
 
     def training_step(self, slots: list[tuple[int, Example]], _: int) -> None:
         started = time.perf_counter()
-        examples = sorted((example for _, example in slots), key=lambda e: len(e.prompt) + len(e.completion))
+        slots = sorted(slots, key=lambda s: len(s[1].prompt) + len(s[1].completion))
+        examples = [example for _, example in slots]
         batch = collate(examples, self.policy).to(self.device)
         tokens = self.sum_over_devices(batch.mask.sum()).to(torch.float32)
         parts = torch.arange(len(examples), device=self.device).split(self.micro_batch)
@@ -38,22 +51,28 @@ class SFTModule(StepModule):
         def loss_of(rows: torch.Tensor) -> torch.Tensor:
             nonlocal total
             logps, _ = self.policy(batch.rows(rows))
-            loss = -logps.sum() / tokens
+            loss = -self.checks.see("the log-probs", logps).sum() / tokens
             total += loss.detach()
             return loss
 
+        def evidence(checks: Checks) -> Evidence:
+            tensors = {**vars(batch), "parts": torch.arange(len(examples)) // self.micro_batch}
+            facts = {"stage": "sft", "normalizer": float(tokens)} | texts(tensors, self.policy)
+            return Evidence(tensors, facts, checks.rows(parts), [slot for slot, _ in slots], [e.id for e in examples])
+
         lr = self.learning_rate()
-        norm = self.update([lambda rows=rows: loss_of(rows) for rows in parts])
+        norm = self.update([lambda rows=rows: loss_of(rows) for rows in parts], evidence)
         self.steps_done += 1
         took = time.perf_counter() - started
         values = {
-            "sft/loss": self.sum_over_devices(total),
-            "sft/grad_norm": norm,
             "sft/lr": lr,
             "sft/tokens_per_second": float(tokens) / took,
+            "sft/skipped_updates": float(norm is None),
         }
+        if norm is not None:
+            values |= {"sft/loss": float(self.sum_over_devices(total)), "sft/grad_norm": norm}
+            self.progress = f"loss {values['sft/loss']:.3f}"
         self.tracker.log(self.step, "sft", values)
-        self.progress = f"loss {float(values['sft/loss']):.3f}"
 
 
 def collate(examples: list[Example], policy: Policy) -> TokenBatch:

@@ -1,16 +1,34 @@
 """What SFT and RL share: an optimizer, and updates whose result does not hang on how the batch is cut."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from convrec_r1.config.schema import OptimConfig, Schedule
+from convrec_r1.config.schema import GuardConfig, NonFinite, OptimConfig, Schedule
+from convrec_r1.errors import UserError
+from convrec_r1.modules.finite import (
+    GRADIENT,
+    LOSS,
+    Checks,
+    Evidence,
+    Fault,
+    bad_names,
+    describe,
+    replay_command,
+    save_fault,
+    weights_are_finite,
+)
 from convrec_r1.policy import Policy
+
+_log = logging.getLogger(__name__)
 
 
 class StepModule(pl.LightningModule):
@@ -18,9 +36,15 @@ class StepModule(pl.LightningModule):
 
     Lightning averages losses over micro-batches and devices; that is wrong wherever these differ in tokens. Here each
     micro-batch's loss carries the denominator of the whole optimizer batch, and gradients are summed.
+
+    An update that anything in is not finite is never made. `guard.nonfinite` says whether training stops there or leaves it
+    out: optimizer and weights then stay as they are, and the schedule goes on, as the learning rate follows the run's steps
+    and not those that came off. Weights that are not finite stop it either way, for no later update would mend them.
     """
 
-    def __init__(self, policy: Policy, optim: OptimConfig, *, updates: int) -> None:
+    def __init__(
+        self, policy: Policy, optim: OptimConfig, *, updates: int, guard: GuardConfig | None = None
+    ) -> None:  # fmt: skip
         """updates: optimizer steps of the whole training, for the schedule."""
         super().__init__()
         self.automatic_optimization = False
@@ -31,6 +55,16 @@ class StepModule(pl.LightningModule):
         """Our own steps, in the checkpoint with the weights."""
         self.latest: dict[str, float] = {}
         """Metrics of the last step, the same on every process."""
+        self.guard = guard or GuardConfig()
+        self.checks = Checks()
+        """Of the update under way: losses show it what they are computed from."""
+        self.faults: Path | None = None
+        """Where batches go that something in is not finite; None: nowhere."""
+        self.skipped = 0
+        """Updates that were left out, in the whole training."""
+        self._skipped_in_a_row = 0
+        self._updates_tried = (-1, 0)  # step, updates of it so far
+        self._last_saved = -1
 
     @property
     def step(self) -> int:
@@ -49,21 +83,121 @@ class StepModule(pl.LightningModule):
         """A batch is conversations, not tensors; each module makes its tensors where it needs them."""
         return batch
 
-    def update(self, losses: Sequence[Callable[[], Tensor]]) -> float:
+    def on_train_start(self) -> None:
+        if not weights_are_finite(self.policy.parameters()):
+            names = bad_names(self.policy.named_parameters())
+            raise UserError(
+                f"The policy that training would start from has weights that are not finite: {', '.join(names[:8])}. Choose "
+                "another checkpoint or model."
+            )
+
+    def update(
+        self, losses: Sequence[Callable[[], Tensor]], evidence: Callable[[Checks], Evidence] | None = None
+    ) -> float | None:
         """One optimizer step on the sum of `losses`, each computed and freed in turn. Returns the gradient norm.
 
         Each loss must already be divided by the denominator of the whole batch over all devices.
+        evidence: what the losses were computed from, asked for only where something is not finite.
+        Returns None where the update was left out for that (guard.nonfinite=skip); UserError where training stops.
         """
         optimizer = self.optimizers()
         optimizer.zero_grad()
+        checks = self.checks = Checks()
         for i, loss in enumerate(losses):
+            checks.part = i
             with self._no_sync() if i < len(losses) - 1 else contextlib.nullcontext():
                 # Gradients are averaged over devices; ours are to be summed.
-                self.manual_backward(loss() * self.trainer.world_size)
-        norm = self._clip()
+                self.manual_backward(checks.see(LOSS, loss()) * self.trainer.world_size)
+        norm = self._gradient_norm()
+        number = self._updates_tried[1] + 1 if self._updates_tried[0] == self.step else 1
+        self._updates_tried = (self.step, number)
+        # Every process must do the same, and rows of another may be the bad ones.
+        if self._anywhere(not (checks.all_finite() and math.isfinite(norm))):
+            self._leave_out(number, checks, norm, evidence)
+            return None
+        self._clip(norm)
         optimizer.step()
         self.lr_schedulers().step()
+        self._skipped_in_a_row = 0
+        if self._anywhere(not weights_are_finite(p for p in self.policy.parameters() if p.requires_grad)):
+            what = [
+                f"weight {name} (after this update, with a gradient of norm {norm:.3g})" for name in self._bad_weights()
+            ]
+            fault, folder = self._record(number, checks, what, evidence)
+            raise UserError(
+                f"{fault}. The optimizer made them so: lower the learning rate ({self.learning_rate():g} now) or grad_clip, "
+                f"and go back to a checkpoint from before. {self._where(folder)}"
+            )
         return norm
+
+    def _leave_out(
+        self, number: int, checks: Checks, norm: float, evidence: Callable[[Checks], Evidence] | None
+    ) -> None:
+        """Leave an update out that something in is not finite, or raise the UserError that ends training."""
+        weights = [f"weight {name}" for name in self._bad_weights()]
+        gradients = [] if math.isfinite(norm) else self._bad_gradients()
+        self.optimizers().zero_grad()
+        fault, folder = self._record(number, checks, weights + checks.found() + gradients, evidence)
+        self._skipped_in_a_row += 1
+        patience = self.guard.nonfinite_patience
+        if self._anywhere(bool(weights)):
+            reason = "Weights that are not finite cannot be skipped: go back to a checkpoint from before."
+        elif self.guard.nonfinite is NonFinite.stop:
+            reason = (
+                "The update was not made, the weights are as before it. guard.nonfinite=skip leaves such updates out."
+            )
+        elif self._skipped_in_a_row > patience:
+            reason = f"{patience} updates in a row had been left out already (guard.nonfinite_patience={patience})."
+        else:
+            self.skipped += 1
+            self.lr_schedulers().step()
+            _log.warning("%s. The update is left out (guard.nonfinite=skip). %s", fault, self._where(folder))
+            return
+        raise UserError(f"{fault}. {reason} {self._where(folder)}")
+
+    def _record(
+        self, number: int, checks: Checks, what: Sequence[str], evidence: Callable[[Checks], Evidence] | None
+    ) -> tuple[Fault, Path | None]:
+        """What was found, and where it was saved: the first fault of a step is."""
+        seen = evidence(checks) if evidence else Evidence({}, {}, [], [], [])
+        fault = describe(self.step + 1, number, what, seen)
+        if self.faults is None or evidence is None:
+            return fault, None
+        folder = self.faults / f"step-{fault.step:06d}"
+        if self._last_saved != fault.step:
+            self._last_saved = fault.step
+            facts = {
+                "temperature": self.policy.temperature,
+                "precision": self.trainer.precision,
+                "dtype": str(next(self.policy.parameters()).dtype).removeprefix("torch."),
+            }
+            save_fault(self.faults, fault, seen, self.policy, facts)
+        return fault, folder
+
+    @staticmethod
+    def _where(folder: Path | None) -> str:
+        return (
+            f"\nThe batch and the weights are in {folder}; to look closer: {replay_command(folder)}" if folder else ""
+        )
+
+    def _bad_weights(self) -> list[str]:
+        return bad_names(self.policy.named_parameters())
+
+    def _bad_gradients(self) -> list[str]:
+        if self._sharded:  # its clipping has spread them
+            return [GRADIENT]
+        names = bad_names((name, p.grad) for name, p in self.policy.named_parameters())
+        return [f"{GRADIENT} of {name}" for name in names] or [f"{GRADIENT}'s norm, each gradient being finite"]
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so on any process."""
+        return bool(self.max_over_devices(float(here)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped"] = (self.skipped, self._skipped_in_a_row)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped, self._skipped_in_a_row = checkpoint.get("skipped", (0, 0))
 
     def sum_over_devices(self, value: Tensor | float) -> Tensor:
         value = torch.as_tensor(value, dtype=torch.float64 if self.device.type == "cpu" else torch.float32)
@@ -80,12 +214,20 @@ class StepModule(pl.LightningModule):
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else contextlib.nullcontext()
 
-    def _clip(self) -> float:
-        limit = self.optim.grad_clip or math.inf
-        wrapped = self.trainer.strategy.model
-        if hasattr(wrapped, "clip_grad_norm_"):  # FSDP: the norm spans shards
-            return float(wrapped.clip_grad_norm_(limit))
-        return float(nn.utils.clip_grad_norm_(self.policy.parameters(), limit))
+    @property
+    def _sharded(self) -> bool:
+        return hasattr(self.trainer.strategy.model, "clip_grad_norm_")
+
+    def _gradient_norm(self) -> float:
+        """The norm before clipping. Under FSDP, whose norm spans shards, gradients are clipped at once."""
+        if self._sharded:
+            return float(self.trainer.strategy.model.clip_grad_norm_(self.optim.grad_clip or math.inf))
+        return float(nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None]))
+
+    def _clip(self, norm: float) -> None:
+        if not self._sharded:
+            limit = self.optim.grad_clip or math.inf
+            nn.utils.clip_grads_with_norm_(self.policy.parameters(), limit, torch.tensor(norm, device=self.device))
 
 
 def schedule(optim: OptimConfig, updates: int) -> Callable[[int], float]:

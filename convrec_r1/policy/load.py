@@ -30,8 +30,9 @@ def build_policy(
     return policy
 
 
-def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0) -> Policy:
-    """A policy from a local folder or the Hub. Raises UserError where it cannot be had or is no causal LM."""
+def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0, finite: bool = True) -> Policy:
+    """A policy from a local folder or the Hub. Raises UserError where it cannot be had, is no causal LM, cannot write
+    lists, or has weights that are not finite (finite=False takes those too, to look at)."""
     local = Path(path).expanduser().exists()
     options = {"revision": None if local else cfg.revision, "trust_remote_code": cfg.trust_remote_code}
     try:
@@ -52,7 +53,21 @@ def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0)
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer of {path} has no EOS token, so no list could end. Choose a model that has one.")
-    return Policy(lm, tokenizer, temperature=temperature)
+    bad = [name for name, weight in lm.named_parameters() if not weight.isfinite().all()] if finite else []
+    if bad:
+        raise UserError(
+            f"{path} has weights that are not finite, and nothing could be sampled from it: {', '.join(bad[:8])}"
+            f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}. Choose another checkpoint or model."
+        )
+    policy = Policy(lm, tokenizer, temperature=temperature)
+    lines = tokenizer("A\nB", add_special_tokens=False)["input_ids"]
+    if not policy.newline[lines].any():
+        raise UserError(
+            f"The tokenizer of {path} has no newline: it reads two lines as {tokenizer.convert_ids_to_tokens(lines)}. "
+            "A list is one item a line, so no rank would ever end. Choose a model whose tokenizer keeps newlines "
+            "(byte-level BPE, or SentencePiece with byte fallback)."
+        )
+    return policy
 
 
 def prepare_for_training(policy: Policy, cfg: ModelConfig) -> Policy:

@@ -1,11 +1,14 @@
 """Conversation -> prompt tokens; list -> completion tokens."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
 from convrec_r1 import lists
 from convrec_r1.data.schema import Conversation
+from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 
 SPEAKERS = {"user": "User", "assistant": "Recommender"}
@@ -20,9 +23,11 @@ PLAIN_TEMPLATE = (
 class PromptEncoder:
     """Renders conversations for one tokenizer.
 
-    A prompt is one user message: the instruction, then the dialogue, a turn a line. A conversation that comes with its
-    published prompt (`has_instruction`) is passed on as it is. Of a prompt longer than `max_length` the oldest part of
-    the dialogue is left out; the head (instruction) and the end stay.
+    A prompt is one user message: the instruction, then the dialogue, a turn a line. Where it is longer than `max_length`
+    the oldest turns are left out, whole; the instruction, the newest turn and what the chat template puts around them stay.
+    Of a newest turn that is too long by itself the front is left out, up to a word; its speaker stays.
+    A conversation that comes with its published prompt (`has_instruction`) is passed on as it is; where it is too long its
+    middle goes (`shorten`), as nothing in it says what is a turn.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, instruction: str, n: int, max_length: int) -> None:
@@ -33,11 +38,48 @@ class PromptEncoder:
             tokenizer.chat_template = PLAIN_TEMPLATE
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Token ids up to where the reply begins, at most `max_length`."""
+        """Token ids up to where the reply begins, at most `max_length`. UserError where not even the instruction fits."""
+        ids = self._encode(conversation)
+        if len(ids) <= self.max_length:
+            return ids
+        if conversation.has_instruction:
+            return shorten(ids, self.max_length)
+        turns = conversation.messages
+        newest = turns[-1] if turns else None
+
+        def without(turns_left_out: int, front: int = 0) -> Conversation:
+            kept = turns[turns_left_out:]
+            if front and newest:
+                kept = (*kept[:-1], replace(newest, content=newest.content[front:].lstrip()))
+            return replace(conversation, messages=kept)
+
+        def fits(shorter: Conversation) -> bool:
+            return len(self._encode(shorter)) <= self.max_length
+
+        last = max(0, len(turns) - 1)
+        fewest = bisect_left(range(last), True, key=lambda k: fits(without(k)))  # `last` where none does
+        if fits(without(fewest)):
+            return self._encode(without(fewest))
+        text = newest.content if newest else ""
+        words = [i for i in range(1, len(text)) if text[i - 1].isspace()] + [len(text)]
+        front = words[min(bisect_left(words, True, key=lambda at: fits(without(last, at))), len(words) - 1)]
+        if front < len(text):
+            return self._encode(without(last, front))
+        # A last word that is too long, or text without white space: any character may be where it begins.
+        front = bisect_left(range(len(text)), True, key=lambda at: fits(without(last, at)))
+        if not fits(without(last, front)):
+            needed = len(self._encode(without(last, len(text))))
+            raise UserError(
+                f"model.max_prompt_length={self.max_length} is too short: the instruction alone (data.instruction) takes "
+                f"{needed} tokens with the model's chat template. Set it above that, by as much as a conversation needs."
+            )
+        return self._encode(without(last, front))
+
+    def _encode(self, conversation: Conversation) -> list[int]:
         encoded = self.tokenizer.apply_chat_template(
             chat(conversation, self.instruction), add_generation_prompt=True, tokenize=True, return_dict=True
         )
-        return shorten(list(encoded["input_ids"]), self.max_length)
+        return list(encoded["input_ids"])
 
     def completion(self, items: Sequence[Item]) -> list[int]:
         """Token ids of a list as the policy should write it, EOS last."""
@@ -57,7 +99,7 @@ def dialogue(conversation: Conversation) -> str:
 
 
 def shorten(ids: list[int], limit: int) -> list[int]:
-    """At most `limit` ids: the first quarter of the limit, and the end. What is oldest in a dialogue goes."""
+    """At most `limit` ids: the first quarter of the limit, and the end. The middle goes."""
     if len(ids) <= limit:
         return ids
     head = limit // 4

@@ -24,6 +24,7 @@ _NESTED = {
                 "price_out", "cache", "memory_fraction", "tensor_parallel_size", "start_timeout"),
     "embedder": ("device", "batch_size"),
     "distill": ("block", "dry_run"),
+    "guard": ("nonfinite", "nonfinite_patience"),  # so that a run that stopped may go on and skip
 }  # fmt: skip
 STAGE_1 = ("teacher", "embedder", "distill")
 """Sections that say something about those runs only that ask a teacher."""
@@ -48,6 +49,7 @@ class RunFolder:
         self.eval = path / "eval"
         self.rollouts = path / "rollouts"
         self.figures = path / "figures"
+        self.faults = path / "faults"
         self.log = path / "run.log"
 
     def state(self) -> State:
@@ -86,7 +88,7 @@ class RunFolder:
         """Remove what a run wrote here, and nothing else."""
         for file in (self.summary, self.config, self.metrics, self.log):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.eval, self.rollouts, self.figures):
+        for folder in (self.checkpoints, self.eval, self.rollouts, self.figures, self.faults):
             shutil.rmtree(folder, ignore_errors=True)
         for extra in ("report.md", "metrics.csv", "dataset", "arrow"):  # the last two are links
             (self.path / extra).unlink(missing_ok=True)

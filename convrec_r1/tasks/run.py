@@ -21,6 +21,7 @@ from convrec_r1.run.tracker import Tracker, make_tracker
 from convrec_r1.tasks.compare import compare
 from convrec_r1.tasks.distill import distill, dry_run
 from convrec_r1.tasks.evaluate import evaluate
+from convrec_r1.tasks.replay import replay
 from convrec_r1.tasks.train import train
 from convrec_r1.tasks.workspace import workspace
 
@@ -32,6 +33,7 @@ TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "distill": distill}
 
 READERS: dict[str, Callable[[Config, Path], object]] = {
     "compare": compare,
+    "replay": lambda cfg, _: replay(cfg),
     "workspace": lambda cfg, _: workspace(cfg),
     "dry_run": lambda cfg, _: dry_run(cfg),
 }

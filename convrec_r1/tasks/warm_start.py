@@ -123,7 +123,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     policy = base_policy(cfg, data)
     encoder = encoder_for(cfg, policy)
     train, validation = (
-        [Example(encoder.prompt(c), encoder.completion(c.demonstration)) for c in conversations]
+        [Example(encoder.prompt(c), encoder.completion(c.demonstration), c.id) for c in conversations]
         for conversations in (
             with_demonstrations(data["train"], cfg.n, cfg.data.name),
             [c for c in data["validation"] if c.demonstration],
@@ -137,7 +137,9 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
         rewind(metrics, newest_step(checkpoints) or 0)
     tracker = Tracker([JsonlSink(metrics)] if first else [])
     policy = prepare_for_training(policy, cfg.model)
-    module = SFTModule(policy, cfg.sft, steps=steps, micro_batch=cfg.trainer.micro_batch, tracker=tracker)
+    module = SFTModule(
+        policy, cfg.sft, steps=steps, micro_batch=cfg.trainer.micro_batch, tracker=tracker, guard=cfg.guard
+    )
     world = cfg.trainer.devices * cfg.trainer.nodes
     loader = StepLoader(train, cfg.sft.batch_size, steps, cfg.seed, rank=rank_zero_only.rank, world=world)
     fit(module, loader, cfg.trainer, checkpoints, description="SFT")
