@@ -24,8 +24,9 @@ from convrec_r1.config.schema import Config
 from convrec_r1.errors import UserError
 from convrec_r1.run import ledger, progress
 from convrec_r1.run.files import read_json
-from convrec_r1.run.folder import RunFolder, run_dir, run_name
+from convrec_r1.run.folder import RunFolder, run_dir, run_name, study_dir
 from convrec_r1.run.signals import Interrupted, run_to_its_end, stop
+from convrec_r1.run.visible import visible
 
 OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit status: of what went well, of a fault of ours, of what the user can put right, after Ctrl-C."""
@@ -33,6 +34,7 @@ OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+OmegaConf.register_new_resolver("study_dir", study_dir, replace=True)
 OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
 OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
 OmegaConf.register_new_resolver("by", lambda key, table, default: table.get(key, default), replace=True)
@@ -85,7 +87,7 @@ def job(composed: DictConfig) -> float | None:
     try:
         return objective(task(composed, folder))
     except (UserError, OmegaConfBaseException) as error:
-        print(f"\n{error}", file=sys.stderr)
+        print(f"\n{visible(str(error))}", file=sys.stderr)
         folder.discard_if_empty(Path(composed.outputs))
         ledger.explain(str(error))
         sys.exit(USER_ERROR)

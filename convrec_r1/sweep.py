@@ -10,6 +10,7 @@ from convrec_r1.config.schema import CompareConfig, EvalConfig
 from convrec_r1.errors import UserError
 from convrec_r1.run.ledger import Cell, Ledger
 from convrec_r1.run.progress import console
+from convrec_r1.run.visible import visible
 from convrec_r1.tasks.compare import compare_runs
 
 FAULT = 1
@@ -41,7 +42,7 @@ def _show(cells: list[Cell]) -> None:
     for cell in cells:
         if cell.status != 0:
             why = cell.why or f"it ended without a word (signal {-(cell.status or 0)}); run.log tells how far it came."
-            console.print(f"{cell.folder.name}: {why}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{cell.folder.name}: {visible(why)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _compare(runs: list[Path], folder: Path) -> None:
@@ -52,4 +53,4 @@ def _compare(runs: list[Path], folder: Path) -> None:
     try:
         compare_runs(runs, folder, options, level=evaluation.level, resamples=evaluation.resamples)
     except UserError as error:
-        console.print(f"No comparison: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"No comparison: {visible(str(error))}", markup=False, highlight=False, soft_wrap=True)

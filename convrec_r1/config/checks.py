@@ -1,7 +1,13 @@
 """Checks across fields, made before anything is loaded: each names the keys and says what to do."""
 
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from convrec_r1.config.schema import (
@@ -26,6 +32,7 @@ TASKS = ("train", "eval", "distill", "compare", "workspace", "replay")
 DEMONSTRATIONS = ("published", "neighbours", "distilled")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp")
+_SECRET = re.compile(r"KEY$|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 BASELINES = ("popularity", "zero_shot", "sft")
 
 
@@ -42,12 +49,64 @@ def check(cfg: Config) -> None:
     elif cfg.task.name == "distill":  # trains nothing and samples nothing
         wrong = [*_choices(cfg), *_ranges(cfg), *_data_paths(cfg), *_stage1(cfg)]
     else:
-        wrong = [*_choices(cfg), *_ranges(cfg), *_paths(cfg), *_combinations(cfg), *_watching(cfg), *_engine(cfg)]
+        out_of_range = _ranges(cfg)
+        wrong = [*_choices(cfg), *out_of_range, *_paths(cfg), *_watching(cfg)]
+        if not out_of_range:  # nothing divides among 0 processes
+            wrong += [*_combinations(cfg), *_engine(cfg)]
         wrong += _stage1(cfg) if cfg.data.demonstrations == "distilled" else []
         if cfg.distill.dry_run:
             wrong.append("distill.dry_run=true asks nothing and makes nothing: it goes with task=distill.")
+    wrong += [*_numbers(cfg), *_secrets(cfg)]
     if wrong:
         raise UserError("The configuration cannot work:\n" + "\n".join(f"  - {line}" for line in wrong))
+
+
+def _numbers(cfg: Config) -> list[str]:
+    """A NaN passes every comparison that refuses what is too small or too large."""
+    return [
+        f"{key}=nan is no number." for key, value in _leaves(asdict(cfg)) if isinstance(value, float) and isnan(value)
+    ]
+
+
+def _secrets(cfg: Config) -> list[str]:
+    """Values of the environment that are named as secrets are: a config is written to config.yaml, logs and W&B."""
+    secrets = {value: name for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
+    return [
+        f"{key} holds the value of the environment variable {secrets[secret]}, which config.yaml and W&B would show. Leave "
+        "it out; keys of teachers are read from the environment (teacher.api_key_env)."
+        for key, value in _leaves(asdict(cfg))
+        for secret in secrets
+        if isinstance(value, str) and secret in value
+    ]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, key)
+    else:
+        yield key, value
+
+
+def _exists(path: str, test: Callable[[Path], bool] = Path.exists, within: str = ".") -> bool:
+    try:
+        return test(Path(path).expanduser() / within)
+    except (OSError, RuntimeError, ValueError):  # a name too long, a home of nobody, a NUL
+        return False
+
+
+def _address(key: str, address: str, form: str) -> list[str]:
+    try:
+        parts = urlsplit(address)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port >= 0)
+    except ValueError:  # a port or brackets that are none
+        return [f"{key}: not an address; give it as {form}."]
+    if parts.username is not None or parts.password is not None:
+        return [f"{key} holds a password, which configs and logs would show: use teacher.api_key_env or VLLM_API_KEY."]
+    return [] if sound else [f"{key} has {address!r}: give it as {form}."]
 
 
 def _choices(cfg: Config) -> list[str]:
@@ -135,10 +194,16 @@ def _data_paths(cfg: Config) -> list[str]:
     if ADAPTERS.get(data.adapter, False) and not data.path:
         wrong.append(f"data={data.name} reads files: say where they are with data.path=DIR.")
     for key, value in (("data.path", data.path), ("data.catalog", data.catalog)):
-        if value and not Path(value).expanduser().exists():
+        if value and not _exists(value):
             wrong.append(f"{key}={value}: there is no such file or folder (from {Path.cwd()}).")
+    try:
+        data.instruction.format(n=cfg.n)
+    except (KeyError, IndexError, AttributeError, ValueError) as error:
+        wrong.append(
+            f"data.instruction: {type(error).__name__} {error}: {{n}} alone may stand in braces; others are doubled."
+        )
     source = data.demonstrations
-    if source not in DEMONSTRATIONS and not (Path(source).expanduser() / "dataset" / "train.jsonl").exists():
+    if source not in DEMONSTRATIONS and not _exists(source, within="dataset/train.jsonl"):
         wrong.append(
             f"data.demonstrations={source}: choose {', '.join(DEMONSTRATIONS)}, or the folder of a task=distill run (one with "
             "dataset/train.jsonl)."
@@ -150,7 +215,7 @@ def _paths(cfg: Config) -> list[str]:
     wrong = _data_paths(cfg)
     if cfg.model.source is not ModelSource.tiny and not cfg.model.path:
         wrong.append("model.path is empty: give a Hub id or a folder, as in model=Qwen/Qwen2.5-0.5B-Instruct.")
-    if cfg.warm_start not in (None, "sft") and not (Path(cfg.warm_start).expanduser() / "config.json").exists():
+    if cfg.warm_start not in (None, "sft") and not _exists(cfg.warm_start, within="config.json"):
         wrong.append(
             f"warm_start={cfg.warm_start}: choose sft, null, or the folder of a policy (one with a config.json, as "
             "RUN/checkpoints/last/policy)."
@@ -313,10 +378,9 @@ def _engine_ranges(rollout: RolloutConfig) -> list[str]:
         value = getattr(rollout, key)
         if value is not None and value <= 0:
             wrong.append(f"rollout.{key}={value}: must be above 0.")
-    for server in rollout.servers:
-        if not server.startswith(("http://", "https://")):
-            wrong.append(f"rollout.servers has {server!r}: give addresses as http://host:port.")
-    return wrong
+    return wrong + [
+        line for server in rollout.servers for line in _address("rollout.servers", server, "http://host:port")
+    ]
 
 
 def _sees_gpu() -> bool:
@@ -339,10 +403,8 @@ def _stage1(cfg: Config) -> list[str]:
             "the name that the endpoint knows it by" if teacher.kind is TeacherKind.openai else "a Hub id or a folder"
         )
         wrong.append(f"teacher={teacher.name} needs teacher.model=NAME, {what}.")
-    if teacher.base_url and not teacher.base_url.startswith(("http://", "https://")):
-        wrong.append(f"teacher.base_url={teacher.base_url}: give it as http://HOST:PORT/v1.")
-    elif teacher.base_url and urlsplit(teacher.base_url).password:
-        wrong.append("teacher.base_url holds a password, which configs and logs would show: use teacher.api_key_env.")
+    if teacher.base_url:
+        wrong += _address("teacher.base_url", teacher.base_url, "http://HOST:PORT/v1")
     if teacher.kind is TeacherKind.vllm and vllm_version() is None:
         wrong.append(
             "teacher=vllm needs vLLM, which is not installed: pip install 'convrec-r1[vllm]' on GPUs, "
@@ -355,7 +417,7 @@ def _stage1(cfg: Config) -> list[str]:
             wrong.append(
                 "embedder=sentence-transformers is an extra: pip install 'convrec-r1[embed]', or embedder=tfidf."
             )
-    if distill.metadata and not Path(distill.metadata).expanduser().is_file():
+    if distill.metadata and not _exists(distill.metadata, Path.is_file):
         wrong.append(f"distill.metadata={distill.metadata}: there is no such file (from {Path.cwd()}).")
     return wrong + _stage1_ranges(cfg)
 

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.data.adapters.rows import describe, one_line, parse_json, read_json_lines, to_item, unreadable
+from convrec_r1.data.adapters.rows import (
+    describe,
+    encodable,
+    one_line,
+    parse_json,
+    read_json_lines,
+    to_item,
+    unreadable,
+)
 from convrec_r1.data.unpickle import load_plain
 from convrec_r1.errors import UserError
 from convrec_r1.lists import Item, fold
@@ -58,7 +66,7 @@ class Catalog:
             if _ONLY_A_YEAR.fullmatch(title):  # ReDial's metadata has such a row
                 untitled.append(where)
                 continue
-            items.append(Item(one_line(title), year))
+            items.append(Item(one_line(encodable(title)), year))  # a pickle's strings come unread
         if untitled:
             _log.warning(
                 "%s: left out %d rows with a year but no title, first %s", path.name, len(untitled), untitled[0]

@@ -1,6 +1,8 @@
 """Pickles without their danger: plain containers, strings and numbers load, everything else is refused."""
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,22 @@ def load_plain(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file, path).load()
+        content = path.read_bytes()
+        _check_size(content)
+        return _PlainUnpickler(io.BytesIO(content), path).load()
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a damaged pickle may raise nearly anything
         raise UserError(f"{path} is not a readable pickle ({type(error).__name__}: {error}).") from error
+
+
+def _check_size(content: bytes) -> None:
+    """ValueError for a pickle that announces more than it holds: a few bytes could make Python fill all memory."""
+    for code, value, _ in pickletools.genops(content):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and value > len(content):
+            raise ValueError(f"it numbers {value} objects and has {len(content)} bytes")
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -133,7 +133,7 @@ def _written_list(row: Row, name: str, text: str) -> list[Any]:
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # TypeError: a list as a key
             continue
         if isinstance(value, list):
             return value

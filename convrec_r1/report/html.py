@@ -14,6 +14,7 @@ from convrec_r1.report.labels import GROUPS, Style, metric_label, metric_style
 from convrec_r1.report.study import Study, System
 from convrec_r1.report.study_figures import Drawn, system_styles
 from convrec_r1.report.study_tables import training_time
+from convrec_r1.run.visible import visible
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -27,6 +28,7 @@ def study_html(study: Study, comparison: Comparison, figures: Sequence[Drawn], e
         loader=PackageLoader("convrec_r1.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_still,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -56,6 +58,11 @@ def study_html(study: Study, comparison: Comparison, figures: Sequence[Drawn], e
         absent=NONE,
         data=", ".join(dict.fromkeys(str(run.config.get("data.name", "?")) for run in study.runs)),
     )
+
+
+def _still(value: Any) -> Any:
+    """A text without characters that act on a terminal or turn the line around; what is escaped stays so."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
 
 
 def headline(study: Study, comparison: Comparison) -> list[tuple[System, Mean | None, Difference | None]]:

@@ -3,13 +3,16 @@
 import math
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from convrec_r1.config.schema import Config
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
+from convrec_r1.report import markdown
 from convrec_r1.report.figures import run_figure
 from convrec_r1.report.labels import LABELS
+from convrec_r1.report.markdown import plain
 from convrec_r1.run.files import read_jsonl, write_text
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.progress import console
@@ -42,7 +45,7 @@ def report(cfg: Config, folder: RunFolder, systems: Systems) -> dict[str, Any]:
     caption = f"{conversations} conversations of the {cfg.eval.split} split, lists of {cfg.n}, greedy decoding"
     differences = [_sentence(key, final, p) for p in paired]
     _show(header, rows, {key, "interval", key.replace("ndcg", "recall"), *OTHERS.values()} - {"coverage"})
-    console.print(caption, *differences, sep="\n", highlight=False)
+    console.print(caption, *differences, sep="\n", highlight=False, markup=False)
     figure = run_figure(folder.figures / "run.png", read_jsonl(folder.metrics), systems, intervals, key)
     write_text(folder.path / "report.md", _markdown(cfg, header, rows, caption, differences, figure.name))
     return {
@@ -110,7 +113,7 @@ def _show(header: list[str], rows: list[list[str]], chosen: set[str]) -> None:
     for i in shown:
         table.add_column(header[i], justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(row[i] for i in shown), style="bold" if row is rows[-1] else "")
+        table.add_row(*(escape(row[i]) for i in shown), style="bold" if row is rows[-1] else "")
     console.print(table)
 
 
@@ -118,15 +121,13 @@ def _markdown(
     cfg: Config, header: list[str], rows: list[list[str]], caption: str, differences: list[str], figure: str
 ) -> str:
     lines = [
-        f"# {rows[-1][0]}, {cfg.model.name} on {cfg.data.name}, seed {cfg.seed}",
+        f"# {plain(rows[-1][0])}, {plain(cfg.model.name)} on {plain(cfg.data.name)}, seed {cfg.seed}",
         "",
-        "| " + " | ".join(header) + " |",
-        "|---" + "|--:" * (len(header) - 1) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *markdown.table(header, rows),
         "",
         f"{caption}. Intervals: {cfg.eval.level:.0%}, cluster bootstrap.",
         "",
-        *(f"- {line}" for line in differences),
+        *(f"- {plain(line)}" for line in differences),
         "",
         f"![Learning curves and comparison](figures/{figure})",
     ]

@@ -154,7 +154,17 @@ def run_dir(*, _root_: DictConfig) -> str:
         beside = os.path.commonpath([os.path.dirname(os.path.abspath(str(pattern))) for pattern in patterns])
         fixed = itertools.takewhile(lambda part: not re.search(r"[*?[]", part), Path(beside).parts)
         return str(Path(*fixed) / "comparison")
-    return f"{_root_.outputs}/{_root_.study}/{run_name(_root_=_root_)}"
+    return f"{study_dir(_root_=_root_)}/{run_name(_root_=_root_)}"
+
+
+def study_dir(*, _root_: DictConfig) -> str:
+    """`${study_dir:}`: outputs/<study>. A study is one folder's name: UserError for a path, before anything is made."""
+    study = str(_root_.study)
+    if study in ("", ".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", study):
+        raise UserError(
+            f"study={study!r} is no name of a folder: give a plain one; outputs=DIR says where studies stand."
+        )
+    return f"{_root_.outputs}/{study}"
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

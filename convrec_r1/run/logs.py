@@ -8,6 +8,7 @@ import transformers
 from rich.logging import RichHandler
 
 from convrec_r1.run.progress import console, label
+from convrec_r1.run.visible import visible
 
 _NOISY = (
     "pytorch_lightning",
@@ -21,6 +22,17 @@ _NOISY = (
 )
 
 
+class _Visible(logging.Formatter):
+    """What comes from data does nothing to a terminal."""
+
+    def __init__(self, fmt: str, set_in: str = "") -> None:
+        super().__init__(fmt)
+        self._set_in = set_in
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record)).replace("\n", f"\n{self._set_in}")
+
+
 def start_logging(file: Path | None, *, is_first: bool) -> None:
     """Send log lines to the terminal and to `file`; whatever an earlier run of this process had set up is closed."""
     package = logging.getLogger("convrec_r1")
@@ -30,11 +42,12 @@ def start_logging(file: Path | None, *, is_first: bool) -> None:
     package.setLevel(logging.INFO if is_first else logging.ERROR)
     package.propagate = False
     terminal = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
-    terminal.setFormatter(logging.Formatter(f"{label()}%(message)s"))
+    terminal.setFormatter(_Visible(f"{label()}%(message)s"))
     package.addHandler(terminal)
     if file is not None and is_first:
         to_file = logging.FileHandler(file, encoding="utf-8", delay=True)
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        # A text over several lines is set in, so that none of them can pass for a line of the log.
+        to_file.setFormatter(_Visible("%(asctime)s %(levelname)s %(name)s: %(message)s", set_in="    "))
         package.addHandler(to_file)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -18,6 +18,7 @@ from convrec_r1.report.study_figures import study_figures
 from convrec_r1.report.study_tables import write_tables
 from convrec_r1.run.files import write_text
 from convrec_r1.run.progress import console
+from convrec_r1.run.visible import visible
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def show(study: Study, comparison: Comparison, report: Path) -> None:
         highlight=False, markup=False,
     )  # fmt: skip
     for note in study.notes:
-        console.print(f"Note: {note}", highlight=False, markup=False)
+        console.print(visible(f"Note: {note}"), highlight=False, markup=False)
     for entry in study.left_out:
-        console.print(f"Left out: {entry.path}: {entry.reason}", highlight=False, markup=False)
+        console.print(visible(f"Left out: {entry.path}: {entry.reason}"), highlight=False, markup=False)
     console.print(f"Report: {report}", highlight=False, markup=False, soft_wrap=True)

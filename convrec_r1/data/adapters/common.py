@@ -1,6 +1,7 @@
 """What the adapters share on the way from a row to a `Conversation`."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +78,9 @@ def by_split(conversations: Iterable[Conversation]) -> dict[Split, list[Conversa
 def check_id(row: Row, identifier: str, first: dict[str, str]) -> None:
     """UserError where an id occurred before; `first` remembers the place of each."""
     if identifier in first:
-        raise row.error(f'the id "{identifier}" was used before ({first[identifier]}). Give each row its own.')
+        raise row.error(
+            f"the id {json.dumps(identifier[:60], ensure_ascii=False)} was used before ({first[identifier]}). Give each row its own."
+        )
     first[identifier] = row.where
 
 

@@ -4,8 +4,10 @@ Whatever is wrong ends as a `UserError` that begins with the place: `train.jsonl
 nothing of the schema, so that the catalog can be read with it too.
 """
 
+import itertools
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,11 @@ from convrec_r1.lists import Item
 
 _TITLE_YEAR = re.compile(r"(.*\S)\s*\((\d{4})\)")
 _YEAR = re.compile(r"(\d{1,4})(?:\.0+)?")  # pandas writes a column of years with gaps as 1999.0
+_HALF = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _MISSING: Any = object()
+
+_LONGEST = 100  # characters of a value that are looked at for a message
 
 ITEM_FORMS = '["Title", 1999], {"title": "Title", "year": 1999} or "Title (1999)"'
 
@@ -106,14 +112,26 @@ def read_json_lines(path: Path) -> Iterator[tuple[Any, str]]:
 
 
 def parse_json(text: bytes, where: str) -> Any:
+    """Its value, every string of which can be written again."""
     try:
-        return json.loads(text.decode("utf-8"))
+        value = json.loads(text.decode("utf-8"))
+        return encodable(value) if _ESCAPED_HALF.search(text) else value
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON ({error.msg}, column {error.colno}).") from None
     except (RecursionError, ValueError) as error:  # nested a thousand deep; an integer of five thousand digits
         raise UserError(f"{where}: not readable as JSON ({error}).") from None
+
+
+def encodable(value: Any) -> Any:
+    """The value with halves of surrogate pairs, as scraped text may hold, replaced by U+FFFD: no tokenizer takes them, and
+    no file can hold them."""
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {encodable(key): encodable(entry) for key, entry in value.items()}
+    return [encodable(entry) for entry in value] if isinstance(value, list) else value
 
 
 def to_item(value: Any) -> Item:
@@ -149,10 +167,12 @@ def to_year(value: Any) -> int | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        digits = _YEAR.fullmatch(str(value).strip())
+        digits = (
+            _YEAR.fullmatch(_shown(value).strip()) if isinstance(value, int) else _YEAR.fullmatch(str(value).strip())
+        )
         if digits:
             return int(digits.group(1))
-    found = _shorten(repr(value))
+    found = _shorten(_shown(value))
     raise ValueError(f"a year must be a number of up to four digits, or empty where it is not known; found {found}.")
 
 
@@ -184,11 +204,21 @@ def describe(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, dict):
         return f"an object with the keys {_keys(value)}"
-    return f"{type(value).__name__} {_shorten(repr(value))}"
+    return f"{type(value).__name__} {_shorten(_shown(value))}"
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value's repr, which of a pickle's values may have no end: they can hold each other."""
+    if isinstance(value, (str, bytes, bytearray)):
+        return repr(value[:_LONGEST])
+    if isinstance(value, int):
+        return repr(value) if value.bit_length() < 1000 else f"one of {value.bit_length()} bits"
+    return reprlib.repr(value)
 
 
 def _keys(fields: dict) -> str:
-    return _shorten(", ".join(map(str, fields)) or "(none)", 120)
+    names = (repr(name)[1:-1] if isinstance(name, str) else _shown(name) for name in fields)
+    return _shorten(", ".join(itertools.islice(names, 30)) or "(none)", 120)
 
 
 def _shorten(text: str, limit: int = 60) -> str:
