@@ -7,6 +7,8 @@ What was read must be of use: it is fingerprinted, written, read again, scored. 
 missing keys, numbers that are none, nesting without end, marks and broken bytes. A case that takes SLOW seconds is a fault.
 """
 
+# ruff: noqa: E501  hostile text is long and ambiguous
+
 import argparse
 import contextlib
 import io

@@ -1,5 +1,7 @@
 """Data, models, runs and configs that mean harm: each claim of what they cannot do is proved by a real attempt."""
 
+# ruff: noqa: E501, RUF001  hostile text is long and ambiguous
+
 import io
 import json
 import logging
@@ -79,7 +81,7 @@ def trace(tmp_path):
 
 def test_a_pickled_catalog_cannot_call(tmp_path, trace):
     (tmp_path / "c.pkl").write_bytes(pickle.dumps([("Heat", 1995), Runs(trace)]))
-    with pytest.raises(UserError, match="names posix.system|names nt.system"):
+    with pytest.raises(UserError, match=r"names (posix|nt)\.system"):
         Catalog.load(tmp_path / "c.pkl")
 
 
@@ -169,7 +171,7 @@ def test_code_beside_a_model_stays_unread(tmp_path, model, trace, model_type):
 def test_a_chat_template_cannot_reach_the_system(tmp_path, model, trace):
     policy = load_policy(model, ModelConfig(name="m"))
     policy.tokenizer.chat_template = f"{{{{ cycler.__init__.__globals__.os.system('touch {trace}') }}}}"
-    with pytest.raises(Exception, match="unsafe|undefined"):
+    with pytest.raises(Exception, match=r"unsafe|undefined"):
         policy.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
 
 

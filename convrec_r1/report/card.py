@@ -38,7 +38,8 @@ def render(card: Mapping[str, Any]) -> str:
     lines = [
         f"# Demonstrations: {plain(card['distill'])}, {plain(card['data'])}",
         "",
-        f"Teacher {plain(teacher['name'])} ({plain(str(teacher['model']))}), embedder {plain(card['embedder'])}; lists of {card['n']} for "
+        f"Teacher {plain(teacher['name'])} ({plain(str(teacher['model']))}), embedder {plain(card['embedder'])}; lists of "
+        f"{card['n']} for "
         f"{_count(card['conversations']['train'], 'training conversation')}, measured on "
         f"{card['conversations']['held_out']:,} held-out ones. Made in {card['seconds']:.0f} s by ConvRec-R1 "
         f"{card['version']}.",

@@ -79,7 +79,8 @@ def check_id(row: Row, identifier: str, first: dict[str, str]) -> None:
     """UserError where an id occurred before; `first` remembers the place of each."""
     if identifier in first:
         raise row.error(
-            f"the id {json.dumps(identifier[:60], ensure_ascii=False)} was used before ({first[identifier]}). Give each row its own."
+            f"the id {json.dumps(identifier[:60], ensure_ascii=False)} was used before ({first[identifier]}). Give each row "
+            "its own."
         )
     first[identifier] = row.where
 
