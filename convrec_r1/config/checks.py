@@ -28,7 +28,7 @@ from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.errors import UserError
 from convrec_r1.rollout.registry import ENGINES, vllm_version
 
-TASKS = ("train", "eval", "distill", "compare", "workspace", "replay")
+TASKS = ("train", "eval", "distill", "compare", "workspace", "replay", "doctor")
 DEMONSTRATIONS = ("published", "neighbours", "distilled")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -38,6 +38,14 @@ BASELINES = ("popularity", "zero_shot", "sft")
 
 def check(cfg: Config) -> None:
     """Raise a UserError that lists everything about `cfg` that cannot work."""
+    if wrong := problems(cfg):
+        raise UserError("The configuration cannot work:\n" + "\n".join(f"  - {line}" for line in wrong))
+
+
+def problems(cfg: Config) -> list[str]:
+    """A sentence for everything about `cfg` that cannot work."""
+    if cfg.task.name == "doctor":  # it says itself what is wrong with a run of this config, beside all else
+        return []
     if cfg.task.name in ("compare", "workspace"):  # they load no data and train nothing
         wrong = [*_choices(cfg), *_comparison(cfg)]
     elif cfg.task.name == "replay":  # needs what was saved, and no data
@@ -47,18 +55,16 @@ def check(cfg: Config) -> None:
                 "task=replay needs checkpoint=RUN/faults/step-000012: what a run left where something was not finite."
             )
     elif cfg.task.name == "distill":  # trains nothing and samples nothing
-        wrong = [*_choices(cfg), *_ranges(cfg), *_data_paths(cfg), *_stage1(cfg)]
+        wrong = [*_choices(cfg), *ranges(cfg), *_data_paths(cfg), *_stage1(cfg)]
     else:
-        out_of_range = _ranges(cfg)
+        out_of_range = ranges(cfg)
         wrong = [*_choices(cfg), *out_of_range, *_paths(cfg), *_watching(cfg)]
         if not out_of_range:  # nothing divides among 0 processes
             wrong += [*_combinations(cfg), *_engine(cfg)]
         wrong += _stage1(cfg) if cfg.data.demonstrations == "distilled" else []
         if cfg.distill.dry_run:
             wrong.append("distill.dry_run=true asks nothing and makes nothing: it goes with task=distill.")
-    wrong += [*_numbers(cfg), *_secrets(cfg)]
-    if wrong:
-        raise UserError("The configuration cannot work:\n" + "\n".join(f"  - {line}" for line in wrong))
+    return wrong + [*_numbers(cfg), *_secrets(cfg)]
 
 
 def _numbers(cfg: Config) -> list[str]:
@@ -132,7 +138,8 @@ def _choices(cfg: Config) -> list[str]:
     return wrong
 
 
-def _ranges(cfg: Config) -> list[str]:
+def ranges(cfg: Config) -> list[str]:
+    """Numbers with which nothing can be computed."""
     at_least_one = {
         "n": cfg.n,
         "algo.group_size": cfg.algo.group_size,
@@ -228,7 +235,7 @@ def _paths(cfg: Config) -> list[str]:
 def _combinations(cfg: Config) -> list[str]:
     wrong = []
     algo, rl, trainer = cfg.algo, cfg.rl, cfg.trainer
-    world = trainer.devices * trainer.nodes
+    world = max(1, trainer.devices * trainer.nodes)  # `ranges` says what is wrong with 0, here and below
     if cfg.reward.kind is ReturnKind.exp and (cfg.reward.gamma is None or cfg.reward.gamma < 1):
         wrong.append(f"reward.kind=exp needs reward.gamma >= 1, found {cfg.reward.gamma}.")
     if algo.stage is Stage.rl:
@@ -237,7 +244,7 @@ def _combinations(cfg: Config) -> list[str]:
             wrong.append(
                 f"rl.prompts_per_step={rl.prompts_per_step} does not divide among {world} processes: a group is never split."
             )
-        elif (rows // world) % algo.minibatches:
+        elif (rows // world) % max(1, algo.minibatches):
             wrong.append(
                 f"algo.minibatches={algo.minibatches} does not divide the {rows // world} completions of a process."
             )
@@ -347,7 +354,7 @@ def _engine(cfg: Config) -> list[str]:
         )
     if rollout.sleep and (engine != "vllm" or cfg.trainer.accelerator == "cpu"):
         wrong.append("rollout.sleep=true shares one GPU between rollout=vllm and the trainer; here it has no meaning.")
-    if engine == "vllm" and world % rollout.tensor_parallel_size:
+    if engine == "vllm" and world % max(1, rollout.tensor_parallel_size):
         wrong.append(
             f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} processes, "
             "which bring the engine's workers with rollout=vllm."

@@ -73,19 +73,20 @@ def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0,
 def prepare_for_training(policy: Policy, cfg: ModelConfig) -> Policy:
     """Add what training needs: LoRA on request (fresh adapters over the weights as they are), checkpointed activations."""
     if cfg.lora.enabled:
-        policy = Policy(_with_lora(policy, cfg.lora), policy.tokenizer, temperature=policy.temperature)
+        policy = Policy(with_lora(policy.causal_lm, cfg.lora), policy.tokenizer, temperature=policy.temperature)
     if cfg.gradient_checkpointing:
         policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     return policy.train()
 
 
-def _with_lora(policy: Policy, cfg: LoraConfig) -> torch.nn.Module:
+def with_lora(lm: torch.nn.Module, cfg: LoraConfig) -> torch.nn.Module:
+    """`lm` with fresh adapters, and its own weights frozen."""
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
 
     targets = cfg.targets if cfg.targets == "all-linear" else cfg.targets.split(",")
     return get_peft_model(
-        policy.causal_lm,
+        lm,
         PeftLora(
             r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets, task_type="CAUSAL_LM"
         ),

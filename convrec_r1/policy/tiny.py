@@ -69,7 +69,13 @@ def _ranked(counts: Counter) -> list[tuple]:
 
 def tiny_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
     """Random weights, the same for the same seed; the global random state is left as it was."""
-    config = Qwen2Config(
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(tiny_config(cfg, tokenizer))
+
+
+def tiny_config(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
+    return Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=cfg.hidden_size,
         intermediate_size=cfg.intermediate_size,
@@ -82,6 +88,3 @@ def tiny_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config)

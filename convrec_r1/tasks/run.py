@@ -20,6 +20,7 @@ from convrec_r1.run.logs import start_logging
 from convrec_r1.run.tracker import Tracker, make_tracker
 from convrec_r1.tasks.compare import compare
 from convrec_r1.tasks.distill import distill, dry_run
+from convrec_r1.tasks.doctor import doctor
 from convrec_r1.tasks.evaluate import evaluate
 from convrec_r1.tasks.replay import replay
 from convrec_r1.tasks.train import train
@@ -36,6 +37,7 @@ READERS: dict[str, Callable[[Config, Path], object]] = {
     "replay": lambda cfg, _: replay(cfg),
     "workspace": lambda cfg, _: workspace(cfg),
     "dry_run": lambda cfg, _: dry_run(cfg),
+    "doctor": lambda cfg, _: doctor(cfg),
 }
 """Those that make no run: they look, as often as they are asked to."""
 
@@ -45,7 +47,7 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
     first = rank_zero_only.rank == 0
     progress.set_enabled(first)
     start_logging(None, is_first=first)
-    task = "dry_run" if cfg.distill.dry_run else cfg.task.name
+    task = "dry_run" if cfg.distill.dry_run and cfg.task.name == "distill" else cfg.task.name
     if task in READERS:
         try:
             READERS[task](cfg, folder.path)

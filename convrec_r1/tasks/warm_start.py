@@ -48,14 +48,16 @@ class WarmStart:
 
 def base_policy(cfg: Config, data: Dataset) -> Policy:
     """The policy before any training."""
+    temperature = cfg.rollout.temperature
+    return build_policy(cfg.model, seed=cfg.seed, corpus=lambda: corpus(cfg, data), temperature=temperature)
 
-    def corpus() -> list[str]:
-        instruction = cfg.data.instruction.format(n=cfg.n)
-        texts = [f"User: {instruction}\n{dialogue(c)}\nAssistant:\n" for c in data["train"]]
-        texts += [format(c.demonstration) + "\n" for c in data["train"] if c.demonstration]
-        return texts + [f"{item}\n" for item in data.catalog]
 
-    return build_policy(cfg.model, seed=cfg.seed, corpus=corpus, temperature=cfg.rollout.temperature)
+def corpus(cfg: Config, data: Dataset) -> list[str]:
+    """The texts that a tiny model's tokenizer is cut from."""
+    instruction = cfg.data.instruction.format(n=cfg.n)
+    texts = [f"User: {instruction}\n{dialogue(c)}\nAssistant:\n" for c in data["train"]]
+    texts += [format(c.demonstration) + "\n" for c in data["train"] if c.demonstration]
+    return texts + [f"{item}\n" for item in data.catalog]
 
 
 def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:

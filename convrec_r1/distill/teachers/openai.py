@@ -19,7 +19,7 @@ from convrec_r1.distill.teachers.cache import characters
 from convrec_r1.errors import UserError
 
 OPENAI = "https://api.openai.com/v1"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _REFUSED = (400, 413, 422)
 """Statuses by which endpoints refuse one question: malformed or too long for the model."""
 _AGAIN = (408, 409, 425, 429)
@@ -72,13 +72,13 @@ class OpenAITeacher:
     def _connect(self) -> openai.AsyncOpenAI:
         host = urlsplit(self.base_url).hostname
         key = os.environ.get(self.cfg.api_key_env)
-        if not key and host not in _LOOPBACK:
+        if not key and host not in LOOPBACK:
             raise UserError(
                 f"teacher={self.cfg.name} needs the key of {self.base_url} in the environment variable "
                 f"{self.cfg.api_key_env} (teacher.api_key_env), which is not set."
             )
         # No proxy leads to this machine's own servers. Repeating is the interview's part, which counts and paces it.
-        http = openai.DefaultAsyncHttpxClient(trust_env=host not in _LOOPBACK, timeout=self.cfg.timeout)
+        http = openai.DefaultAsyncHttpxClient(trust_env=host not in LOOPBACK, timeout=self.cfg.timeout)
         return openai.AsyncOpenAI(api_key=key or "none", base_url=self.base_url, max_retries=0, http_client=http)
 
     def _of_status(self, error: openai.APIStatusError) -> Exception:
