@@ -64,7 +64,7 @@ def problems(cfg: Config) -> list[str]:
         wrong += _stage1(cfg) if cfg.data.demonstrations == "distilled" else []
         if cfg.distill.dry_run:
             wrong.append("distill.dry_run=true asks nothing and makes nothing: it goes with task=distill.")
-    return wrong + [*_numbers(cfg), *_secrets(cfg)]
+    return [*wrong, *_numbers(cfg), *_secrets(cfg)]
 
 
 def _numbers(cfg: Config) -> list[str]:

@@ -1,7 +1,7 @@
 """What a run needs: bytes of memory and disk, seconds a step. Formulas of the config and of the model's sizes alone.
 
 Bytes are of one process; N below is the model's parameters. Constants that were counted in the code are explained where
-they stand; `experiments/check_estimates.py` holds the results against real runs.
+they stand; tests/test_doctor.py holds what it can against real models.
 """
 
 from collections.abc import Mapping
