@@ -1,4 +1,4 @@
-"""task=doctor: what it says of this machine is true, its formulas hold against real models, each fault is told with a way out."""
+"""task=doctor: its formulas hold against real models, and each fault is told with a way out."""
 
 import copy
 import shutil
@@ -124,7 +124,7 @@ def test_a_disk_that_is_too_small(monkeypatch):
 
 def test_memory_that_is_too_small(monkeypatch):
     monkeypatch.setattr(environment, "ram", lambda: (environment.resident() + 1000, GIB))
-    with pytest.raises(UserError, match="RAM: .*The weights alone are too many"):
+    with pytest.raises(UserError, match=r"RAM: .*trainer\.micro_batch=2"):
         doctor(make_config(*SMOKE[:1], "logger=none"))
 
 

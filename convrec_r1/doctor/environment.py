@@ -154,7 +154,8 @@ def core_findings(cfg: Config, here: int) -> list[Finding]:
     threads = (cfg.trainer.threads or torch.get_num_threads()) * (1 if uses_gpu(cfg) else max(1, cfg.trainer.devices))
     text = f"{here} cores, {threads} threads"
     if threads > here:
-        advice = f"Threads that share a core wait for each other: trainer.threads={max(1, here // max(1, cfg.trainer.devices))}."
+        fitting = max(1, here // max(1, cfg.trainer.devices))
+        advice = f"Threads that share a core wait for each other: trainer.threads={fitting}."
         return [Finding("CPU", text, Level.WARN, advice)]
     return [Finding("CPU", text)]
 
