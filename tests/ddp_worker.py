@@ -1,27 +1,77 @@
-"""One of the processes of tests/test_ddp.py: ddp_worker.py FOLDER, under torch.distributed.run."""
+"""One of the processes of tests/test_ddp.py: ddp_worker.py FOLDER STRATEGY ALGORITHMS CUT, under torch.distributed.run."""
 
 import os
 import sys
 from pathlib import Path
 
 import torch
-from test_modules import ALGORITHMS, config, reinforce, warm_policy
+from pytorch_lightning import Callback
+from test_modules import config, reinforce, warm_policy
+from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, OptimStateKeyType, StateDictType
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-EXACT = ("rl.steps=2", "rl.prompts_per_step=4", "algo.mu=2", "algo.minibatches=2", "algo.beta=0.01", "rl.lr=1e-3")
+from convrec_r1.modules import fit
+
+EXACT = (
+    "rl.steps=3",
+    "rl.prompts_per_step=4",
+    "algo.group_size=4",
+    "algo.mu=2",
+    "algo.minibatches=2",
+    "algo.beta=0.01",
+    "rl.lr=1e-3",
+    "rl.weight_decay=0.1",
+)
 """Several passes and minibatches, so that which lists share an update matters."""
 
 
-def main(folder: Path) -> None:
+class OnCpus(fit.Sharded):
+    """Sharding over CPUs, which torch does when it is told the device; Lightning tells it a GPU's number or nothing, and has
+    what was gathered copied "to the CPU", where torch then frees what it took for the copy's original."""
+
+    def _setup_model(self, model):
+        model = FSDP(model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs)
+        return super()._setup_model(model)
+
+    def lightning_module_state_dict(self):
+        with self._gathered():
+            return self.model.state_dict()
+
+    def optimizer_state(self, optimizer):
+        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        with self._gathered():
+            state = FSDP.optim_state_dict(self.model, optimizer)
+        first = self.global_rank == 0
+        return FSDP.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self.model) if first else state
+
+    def _gathered(self):
+        weights = FullStateDictConfig(offload_to_cpu=False, rank0_only=True)
+        moments = FullOptimStateDictConfig(offload_to_cpu=False, rank0_only=True)
+        return FSDP.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, weights, moments)
+
+
+class Cut(Callback):
+    """The end of a process after a step, before its checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        if module.step == self.step:
+            os._exit(9)
+
+
+def main(folder: Path, strategy: str, algorithms: list[str], cut: int) -> None:
     torch.set_num_threads(1)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     warm = warm_policy()
-    more = ("trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world}") if world > 1 else ()
-    for algo in ALGORITHMS:
-        cfg = config(f"algo={algo}", "algo.group_size=4", *EXACT, *more)
-        state, _ = reinforce(warm, cfg, folder / algo, rank=rank, world=world)
-        if rank == 0:
-            torch.save(state, folder / f"{algo}.pt")
+    more = (f"trainer={strategy}", f"trainer.devices={world}") if world > 1 else ()
+    fit.Sharded = OnCpus
+    for algo in algorithms:
+        cfg = config(f"algo={algo}", *EXACT, *more)
+        cfg.trainer.accelerator = "cpu"
+        reinforce(warm, cfg, folder / algo, [Cut(cut)], rank, world)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","), int(sys.argv[4]))

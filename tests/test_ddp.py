@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
+from safetensors.torch import load_file
 from support import ROOT, SMOKE
 from test_modules import ALGORITHMS, distance
 
@@ -18,28 +19,43 @@ from convrec_r1.run.files import read_jsonl
 pytestmark = pytest.mark.slow
 
 
-def worker(folder, world: int) -> dict:
-    folder.mkdir()
+def worker(folder: Path, world: int, strategy: str, algorithms: Sequence[str], cut: int = -1) -> None:
+    """cut: the step after which every process dies."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"] if world > 1 else []
+    script = [str(ROOT / "tests" / "ddp_worker.py"), str(folder), strategy, ",".join(algorithms), str(cut)]
     done = subprocess.run(
-        [sys.executable, *launch, str(ROOT / "tests" / "ddp_worker.py"), str(folder)],
+        [sys.executable, *launch, *script],
         capture_output=True, text=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {algo: torch.load(folder / f"{algo}.pt", weights_only=True) for algo in ALGORITHMS}
+    assert (done.returncode == 0) == (cut == -1), done.stdout + done.stderr
+
+
+def assert_alike(ours: Path, theirs: Path, algo: str) -> None:
+    policies = [load_file(f / algo / "checkpoints" / "last" / "policy" / "model.safetensors") for f in (ours, theirs)]
+    assert distance(*policies) < 2e-5, algo
+    rows = [{row["step"]: row["values"] for row in read_jsonl(f / algo / "metrics.jsonl")} for f in (ours, theirs)]
+    assert [list(row) for row in rows] == [[1, 2, 3], [1, 2, 3]]
+    for step, values in rows[0].items():
+        for name, value in values.items():
+            if not name.startswith(("time/", "tokens_per_second")):
+                assert rows[1][step][name] == pytest.approx(value, rel=1e-3, abs=1e-4), (algo, name)
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
     """For every algorithm, with several passes, minibatches and a KL term: groups are dealt out whole, and sums are of all."""
-    one, two = worker(tmp_path / "one", 1), worker(tmp_path / "two", 2)
+    worker(tmp_path / "one", 1, "auto", ALGORITHMS)
+    worker(tmp_path / "two", 2, "ddp", ALGORITHMS)
     for algo in ALGORITHMS:
-        assert distance(one[algo], two[algo]) < 2e-5, algo
-        ours, theirs = (read_jsonl(tmp_path / name / algo / "metrics.jsonl") for name in ("one", "two"))
-        assert len(ours) == len(theirs) == 2
-        for mine, other in zip(ours, theirs, strict=True):
-            for name, value in mine["values"].items():
-                if not name.startswith(("time/", "tokens_per_second")):
-                    assert other["values"][name] == pytest.approx(value, rel=1e-3, abs=1e-4), (algo, name)
+        assert_alike(tmp_path / "one", tmp_path / "two", algo)
+
+
+def test_shards_learn_what_one_process_does_and_go_on_from_a_checkpoint(tmp_path):
+    """Under FSDP: sampling, scoring and learning from gathered shards, checkpoints written from them and read into them."""
+    worker(tmp_path / "one", 1, "auto", ["rank_grpo"])
+    worker(tmp_path / "two", 2, "fsdp", ["rank_grpo"], cut=3)
+    assert (tmp_path / "two" / "rank_grpo" / "checkpoints" / "last").resolve().name == "000002"
+    worker(tmp_path / "two", 2, "fsdp", ["rank_grpo"])
+    assert_alike(tmp_path / "one", tmp_path / "two", "rank_grpo")
 
 
 LONG = ("trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run", "rl.steps=500", "eval.every=0")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import make_config, tiny_policy
 
-from convrec_r1.config.schema import OptimConfig, Schedule
+from convrec_r1.config.schema import LoraConfig, ModelConfig, OptimConfig, Schedule
 from convrec_r1.data import movieland
 from convrec_r1.modules.callbacks import Marks, Watch
 from convrec_r1.modules.fit import fit
@@ -17,6 +17,7 @@ from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader, schedule
 from convrec_r1.policy import PromptEncoder
+from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
@@ -88,9 +89,15 @@ def test_micro_batches_never_change_a_step(warm, tmp_path, algo, more):
                 assert record["values"][name] == pytest.approx(value, abs=1e-4, rel=1e-3), name
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(warm, tmp_path):
+@pytest.mark.parametrize("dropout", [None, 0.3])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(warm, tmp_path, dropout):
+    """dropout: of LoRA adapters; None: no adapters."""
     cfg = config("rl.steps=5")
+    if dropout:
+        lora = LoraConfig(enabled=True, rank=4, alpha=8, dropout=dropout)
+        warm = prepare_for_training(copy.deepcopy(warm), ModelConfig(name="tiny", lora=lora), seed=0)
     whole, records = reinforce(warm, cfg, tmp_path / "whole")
+    assert distance(whole, warm.state_dict()) > 1e-4
 
     class PowerCut(Exception):
         pass
@@ -103,7 +110,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(warm, tmp_path):
     with pytest.raises(PowerCut):
         reinforce(warm, cfg, tmp_path / "cut", [Watch(cut, every=1, total=5, marks=Marks())])
     assert (tmp_path / "cut" / "checkpoints" / "last").resolve().name == "000002"
-    # Started again as a user would: from the warm start, whose weights must give way to the checkpoint's.
+    # Started again as a user would: from the warm start, whose weights must give way to the checkpoint's, and in a process
+    # where something else has been drawn before.
+    torch.rand(3)
     resumed, again = reinforce(warm, cfg, tmp_path / "cut")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     last = {r["step"]: r["values"] for r in again}
@@ -190,7 +199,9 @@ def test_sft_is_independent_of_micro_batches_and_resumes(tmp_path):
 def test_checkpoints_are_whole_and_last_points_to_the_newest(warm, tmp_path):
     reinforce(warm, config("rl.steps=4"), tmp_path)
     folder = tmp_path / "checkpoints"
-    assert [p.name for p in sorted(folder.iterdir())] == ["000004", "last"]
+    assert [p.name for p in sorted(folder.iterdir())] == ["000002", "000004", "last"], (
+        "the newest and the one before it"
+    )
     assert (folder / "last" / "trainer.ckpt").exists()
     assert (folder / "last" / "policy" / "model.safetensors").exists()
     assert json.loads((folder / "last" / "policy" / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]

@@ -147,7 +147,7 @@ def test_lora_trains_adapters_only_and_its_reference_is_the_base(policy, tmp_pat
     batch = batch_of(policy)
     base = policy(batch)[0].detach()
     cfg = ModelConfig(name="x", lora=LoraConfig(enabled=True, rank=4, alpha=8))
-    policy = prepare_for_training(policy, cfg)
+    policy = prepare_for_training(policy, cfg, seed=0)
     trainable = [name for name, p in policy.named_parameters() if p.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)

@@ -72,7 +72,9 @@ def test_the_best_policy_is_kept_beside_the_last(warm, tmp_path):
     kept = load_policy(checkpoints / "best" / "policy", config().model).state_dict()
     assert same(kept, weights[2])
     assert not same(kept, weights[6]), "training must move the weights for this to mean anything"
-    assert sorted(p.name for p in checkpoints.glob("[0-9]*")) == ["000002", "000006"], "others are not kept"
+    assert sorted(p.name for p in checkpoints.glob("[0-9]*")) == ["000002", "000003", "000006"], (
+        "the best and the last two"
+    )
     assert not (checkpoints / "best" / "trainer.ckpt").exists(), "the best is to be used, not to go on from"
 
 

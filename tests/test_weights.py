@@ -49,7 +49,7 @@ def test_the_stream_casts_and_leaves_the_policy_alone(policy):
 
 def with_lora(policy):
     cfg = ModelConfig(name="tiny", lora=LoraConfig(enabled=True, rank=4, alpha=8))
-    policy = prepare_for_training(policy, cfg)
+    policy = prepare_for_training(policy, cfg, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():

@@ -61,7 +61,7 @@ def find_model(cfg: Config, corpus: Callable[[], Iterable[str]]) -> tuple[list[F
     plain = lm  # adapters go into the copy: the model as it is tells the sizes
     if cfg.model.lora.enabled:
         try:
-            lm = with_lora(copy.deepcopy(lm), cfg.model.lora)
+            lm = with_lora(copy.deepcopy(lm), cfg.model.lora, cfg.seed)
         except ValueError as error:  # no module has such a name
             advice = "model.lora.targets: all-linear, or names of layers, with commas between."
             return [Finding("model", f"LoRA: {str(error).splitlines()[0][:200]}", Level.FAIL, advice)], None

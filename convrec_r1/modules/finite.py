@@ -99,7 +99,7 @@ def weights_are_finite(weights: Iterable[Tensor]) -> bool:
 
 
 def bad_names(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
-    return [_plain(name) for name, t in tensors if t is not None and not t.detach().isfinite().all()]
+    return [plain_name(name) for name, t in tensors if t is not None and not t.detach().isfinite().all()]
 
 
 def texts(tensors: Mapping[str, Tensor], policy: Policy) -> dict[str, list[str]]:
@@ -208,7 +208,7 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A parameter's name as in the model's checkpoint."""
     return name.removeprefix("lm.").replace("_fsdp_wrapped_module.", "")
 

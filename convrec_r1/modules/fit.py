@@ -85,10 +85,22 @@ def device_for(cfg: TrainerConfig) -> torch.device:
     return torch.device("cpu")
 
 
+class Sharded(FSDPStrategy):
+    """FSDP around each forward pass of the policy.
+
+    Lightning runs the whole training step inside one forward pass of the sharded module. Ours samples, scores and learns in
+    several passes forward and back: each gathers and frees the shards it needs (`Policy.score`), and none is open between them.
+    """
+
+    def training_step(self, *args, **kwargs):
+        with self.precision_plugin.train_step_context():
+            return self.lightning_module.training_step(*args, **kwargs)
+
+
 def _strategy(name: str):
     if name == "fsdp":
         # Decoder layers are the natural shard; transformers marks its classes as not to be split.
-        return FSDPStrategy(auto_wrap_policy=_decoder_layers, state_dict_type="full")
+        return Sharded(auto_wrap_policy=_decoder_layers, state_dict_type="full")
     return name
 
 

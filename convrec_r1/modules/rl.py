@@ -7,14 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from convrec_r1.config.schema import Advantage, Config
 from convrec_r1.data import Catalog, Conversation
 from convrec_r1.evaluate.list_quality import list_quality, parsed_lines
 from convrec_r1.modules.finite import Checks, Evidence, texts
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
-from convrec_r1.modules.step import StepModule
+from convrec_r1.modules.step import Slots, StepModule
 from convrec_r1.policy import Policy, PromptEncoder
 from convrec_r1.policy.policy import Reference
 from convrec_r1.reward import rank_returns, relevance, sequence_reward
@@ -31,8 +30,6 @@ from convrec_r1.rollout.base import RolloutEngine, Sampling, prompt_seed
 from convrec_r1.rollout.batch import RolloutBatch, make_batch
 from convrec_r1.rollout.pipeline import Order, Pipeline
 from convrec_r1.run.tracker import Tracker
-
-Slots = list[tuple[int, Conversation]]
 
 
 @dataclass
@@ -60,7 +57,8 @@ class RLModule(StepModule):
     ) -> None:
         """upcoming: the slots of a step that is still to come, for rollouts that are sampled ahead; None past the last."""
         algo = cfg.algo
-        super().__init__(policy, cfg.rl, updates=cfg.rl.steps * algo.mu * algo.minibatches, guard=cfg.guard)
+        updates = cfg.rl.steps * algo.mu * algo.minibatches
+        super().__init__(policy, cfg.rl, updates=updates, seed=cfg.seed, guard=cfg.guard)
         self.engine, self.encoder, self.catalog, self.cfg, self.tracker = engine, encoder, catalog, cfg, tracker
         self.reference: Reference | None = policy.reference() if algo.beta else None
         self.shaping = LengthShaping(**vars(algo.shaping))
@@ -87,11 +85,9 @@ class RLModule(StepModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        wrapped = self.trainer.strategy.model
-        self.policy.shard_root = (wrapped,) if isinstance(wrapped, FullyShardedDataParallel) else ()
         self.engine.sync(self.policy)
 
-    def training_step(self, slots: Slots, _: int) -> None:
+    def training_step(self, slots: Slots[Conversation], _: int) -> None:
         clock = Clock(self.device)
         self.slots = [slot for slot, _ in slots]
         rollouts = self.sample(slots)
@@ -111,13 +107,13 @@ class RLModule(StepModule):
         self.steps_done += 1
         self.report(slots, rollouts, feedback, learned, clock, self.skipped - skipped)
 
-    def sample(self, slots: Slots) -> RolloutBatch:
+    def sample(self, slots: Slots[Conversation]) -> RolloutBatch:
         """G completions a prompt, from the weights as they are, or as they were a step ago."""
         sampled = self.pipeline.take(self.order(slots, self.step), self.step)
         self.staleness = sampled.staleness
         return make_batch(sampled.order.prompts, sampled.groups, self.policy)
 
-    def order(self, slots: Slots, step: int) -> Order:
+    def order(self, slots: Slots[Conversation], step: int) -> Order:
         prompts = [self.encoder.prompt(conversation) for _, conversation in slots]
         return Order(step, prompts, [prompt_seed(self.cfg.seed, step, slot) for slot, _ in slots])
 
@@ -146,7 +142,7 @@ class RLModule(StepModule):
         tokens = per_token(advantages, rollouts.ranks, n)
         return shape_lengths(tokens, rollouts.ranks, rollouts.is_eos, rollouts.lengths, n, self.shaping)
 
-    def learn(self, slots: Slots, rollouts: RolloutBatch, advantages: Tensor) -> Meter:
+    def learn(self, slots: Slots[Conversation], rollouts: RolloutBatch, advantages: Tensor) -> Meter:
         """mu passes of `minibatches` optimizer steps over the rollouts. What it returns is of those that were made."""
         algo = self.cfg.algo
         meter = Meter()
@@ -190,7 +186,7 @@ class RLModule(StepModule):
         sampled_logps = see("the sampler's log-probs", rollouts.sampled_logps[rows, :width])
         credit = see("the advantages", advantages[rows, :width])
         ref_logps = see("the reference's log-probs", self.reference(tokens)) if self.reference else None
-        logps, entropy = self.policy(tokens)
+        logps, entropy = self.policy.score(tokens)
         old_logps = logps.detach() if old is None else see("the old log-probs", old[rows, :width])
         see("the log-probs", logps)
         ranks = rollouts.ranks[rows, :width]
@@ -213,7 +209,7 @@ class RLModule(StepModule):
         return loss
 
     def evidence(
-        self, checks: Checks, parts: Sequence[Tensor], slots: Slots, rollouts: RolloutBatch, advantages: Tensor,
+        self, checks: Checks, parts: Sequence[Tensor], slots: Slots[Conversation], rollouts: RolloutBatch, advantages: Tensor,
         old: Tensor | None, normalizer: Tensor,
     ) -> Evidence:  # fmt: skip
         """An update's batch, its rows in the order of its micro-batches."""
@@ -233,7 +229,8 @@ class RLModule(StepModule):
             tensors["ref_logps"] = reference
         tensors = {name: t[rows] for name, t in tensors.items()}
         tensors["parts"] = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
-        owners = [slots[int(row) // self.sampling.n] for row in rows]
+        pairs = list(slots)
+        owners = [pairs[int(row) // self.sampling.n] for row in rows]
         facts = {
             "stage": "rl",
             "normalizer": float(normalizer),
@@ -270,12 +267,18 @@ class RLModule(StepModule):
         result = torch.zeros_like(rollouts.sampled_logps)
         with self.policy.inference():
             for rows in torch.arange(len(result), device=self.device).split(self.cfg.trainer.micro_batch):
-                part, _ = self.policy(rollouts.tokens.rows(rows))
+                part, _ = self.policy.score(rollouts.tokens.rows(rows))
                 result[rows, : part.shape[1]] = part
         return result
 
     def report(
-        self, slots: Slots, rollouts: RolloutBatch, feedback: Feedback, learned: Meter, clock: Clock, skipped: int
+        self,
+        slots: Slots[Conversation],
+        rollouts: RolloutBatch,
+        feedback: Feedback,
+        learned: Meter,
+        clock: Clock,
+        skipped: int,
     ) -> None:
         owners = [conversation for _, conversation in slots for _ in range(self.sampling.n)]
         meter = learned

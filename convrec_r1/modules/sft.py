@@ -7,7 +7,7 @@ import torch
 
 from convrec_r1.config.schema import GuardConfig, SFTConfig
 from convrec_r1.modules.finite import Checks, Evidence, texts
-from convrec_r1.modules.step import StepModule
+from convrec_r1.modules.step import Slots, StepModule
 from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.run.tracker import Tracker
 
@@ -33,15 +33,16 @@ class SFTModule(StepModule):
         steps: int,
         micro_batch: int,
         tracker: Tracker,
+        seed: int = 0,
         guard: GuardConfig | None = None,
     ) -> None:
-        super().__init__(policy, cfg, updates=steps, guard=guard)
+        super().__init__(policy, cfg, updates=steps, seed=seed, guard=guard)
         self.micro_batch = micro_batch
         self.tracker = tracker
 
-    def training_step(self, slots: list[tuple[int, Example]], _: int) -> None:
+    def training_step(self, batch: Slots[Example], _: int) -> None:
         started = time.perf_counter()
-        slots = sorted(slots, key=lambda s: len(s[1].prompt) + len(s[1].completion))
+        slots = sorted(batch, key=lambda s: len(s[1].prompt) + len(s[1].completion))
         examples = [example for _, example in slots]
         batch = collate(examples, self.policy).to(self.device)
         tokens = self.sum_over_devices(batch.mask.sum()).to(torch.float32)
@@ -50,7 +51,7 @@ class SFTModule(StepModule):
 
         def loss_of(rows: torch.Tensor) -> torch.Tensor:
             nonlocal total
-            logps, _ = self.policy(batch.rows(rows))
+            logps, _ = self.policy.score(batch.rows(rows))
             loss = -self.checks.see("the log-probs", logps).sum() / tokens
             total += loss.detach()
             return loss

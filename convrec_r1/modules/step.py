@@ -5,12 +5,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from convrec_r1.config.schema import GuardConfig, NonFinite, OptimConfig, Schedule
 from convrec_r1.errors import UserError
@@ -22,13 +23,16 @@ from convrec_r1.modules.finite import (
     Fault,
     bad_names,
     describe,
+    plain_name,
     replay_command,
     save_fault,
     weights_are_finite,
 )
-from convrec_r1.policy import Policy
+from convrec_r1.policy import Policy, TokenBatch
 
 _log = logging.getLogger(__name__)
+
+Sample = TypeVar("Sample")
 
 
 class StepModule(pl.LightningModule):
@@ -43,14 +47,15 @@ class StepModule(pl.LightningModule):
     """
 
     def __init__(
-        self, policy: Policy, optim: OptimConfig, *, updates: int, guard: GuardConfig | None = None
+        self, policy: Policy, optim: OptimConfig, *, updates: int, seed: int, guard: GuardConfig | None = None
     ) -> None:  # fmt: skip
-        """updates: optimizer steps of the whole training, for the schedule."""
+        """updates: optimizer steps of the whole training, for the schedule. seed: of dropout."""
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
         self.optim = optim
         self.updates = updates
+        self.seed = seed
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         """Our own steps, in the checkpoint with the weights."""
         self.latest: dict[str, float] = {}
@@ -65,16 +70,21 @@ class StepModule(pl.LightningModule):
         self._skipped_in_a_row = 0
         self._updates_tried = (-1, 0)  # step, updates of it so far
         self._last_saved = -1
+        # Norms and biases are not decayed. Told apart here, for shards are flat, whatever they are of.
+        self._decayed = {plain_name(name) for name, p in policy.named_parameters() if p.ndim >= 2}
 
     @property
     def step(self) -> int:
         return int(self.steps_done)
 
     def configure_optimizers(self):
-        weights = [p for p in self.policy.parameters() if p.requires_grad]
-        groups = [  # norms and biases are not decayed
-            {"params": [p for p in weights if p.ndim >= 2], "weight_decay": self.optim.weight_decay},
-            {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+        weights = {plain_name(name): p for name, p in self.policy.named_parameters() if p.requires_grad}
+        groups = [
+            {
+                "params": [p for name, p in weights.items() if name in self._decayed],
+                "weight_decay": self.optim.weight_decay,
+            },
+            {"params": [p for name, p in weights.items() if name not in self._decayed], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=tuple(self.optim.betas))
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(self.optim, self.updates))]
@@ -83,13 +93,25 @@ class StepModule(pl.LightningModule):
         """A batch is conversations, not tensors; each module makes its tensors where it needs them."""
         return batch
 
+    def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The policy's, for a root of shards that wraps this module."""
+        return self.policy(batch)
+
     def on_train_start(self) -> None:
+        wrapped = self.trainer.strategy.model
+        self.policy.shard_root = (wrapped,) if isinstance(wrapped, FullyShardedDataParallel) else ()
         if not weights_are_finite(self.policy.parameters()):
             names = bad_names(self.policy.named_parameters())
             raise UserError(
                 f"The policy that training would start from has weights that are not finite: {', '.join(names[:8])}. Choose "
                 "another checkpoint or model."
             )
+
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        """Dropout is the one thing that draws from torch's global generators. A step's draws follow from the seed and the
+        step, so that a run which goes on from a checkpoint draws what it would have drawn."""
+        state = np.random.SeedSequence([self.seed, self.step, self.trainer.global_rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
 
     def update(
         self, losses: Sequence[Callable[[], Tensor]], evidence: Callable[[Checks], Evidence] | None = None
@@ -247,12 +269,34 @@ def schedule(optim: OptimConfig, updates: int) -> Callable[[int], float]:
     return factor
 
 
+class Slots(Generic[Sample]):
+    """What one process takes of a step: (slot, sample) pairs, slot counting over the whole step.
+
+    No sequence and no dataclass: Lightning and FSDP take those apart in search of tensors, and cannot put samples together
+    again, which are frozen.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[int, Sample]]) -> None:
+        self._pairs = tuple(pairs)
+
+    def __iter__(self) -> Iterator[tuple[int, Sample]]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slots) and self._pairs == other._pairs
+
+    def __hash__(self) -> int:
+        return hash(self._pairs)
+
+
 class StepLoader:
     """Which samples each step takes: a stream of seeded permutations, cut into steps of equal size.
 
     Step s of a seed is the same whatever came before it, so a resumed run goes on with `start`. Under several
-    processes each takes its own stretch of every step. Yields lists of (slot, sample), slot counting over the whole
-    step; Lightning keeps `state_dict` in its checkpoints.
+    processes each takes its own stretch of every step. Lightning keeps `state_dict` in its checkpoints.
     """
 
     def __init__(
@@ -269,19 +313,19 @@ class StepLoader:
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, object]]]:
+    def __iter__(self) -> Iterator[Slots]:
         for step in range(self.start, self.steps):
             self.start = step + 1
             yield self.at(step)
         self.start = 0
 
-    def at(self, step: int) -> list[tuple[int, object]] | None:
+    def at(self, step: int) -> Slots | None:
         """What this process takes of a step; None past the last."""
         if step >= self.steps:
             return None
         share = self.per_step // self.world
         slots = range(self.rank * share, (self.rank + 1) * share)
-        return [(slot, self.samples[self.index(step * self.per_step + slot)]) for slot in slots]
+        return Slots([(slot, self.samples[self.index(step * self.per_step + slot)]) for slot in slots])
 
     def index(self, position: int) -> int:
         """The sample at a position of the endless stream."""

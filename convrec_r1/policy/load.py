@@ -70,24 +70,27 @@ def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0,
     return policy
 
 
-def prepare_for_training(policy: Policy, cfg: ModelConfig) -> Policy:
-    """Add what training needs: LoRA on request (fresh adapters over the weights as they are), checkpointed activations."""
+def prepare_for_training(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:
+    """Add what training needs: LoRA on request (fresh adapters over the weights as they are), checkpointed activations.
+
+    The same seed gives the same adapters, whatever was drawn before.
+    """
     if cfg.lora.enabled:
-        policy = Policy(with_lora(policy.causal_lm, cfg.lora), policy.tokenizer, temperature=policy.temperature)
+        policy = Policy(with_lora(policy.causal_lm, cfg.lora, seed), policy.tokenizer, temperature=policy.temperature)
     if cfg.gradient_checkpointing:
         policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     return policy.train()
 
 
-def with_lora(lm: torch.nn.Module, cfg: LoraConfig) -> torch.nn.Module:
-    """`lm` with fresh adapters, and its own weights frozen."""
+def with_lora(lm: torch.nn.Module, cfg: LoraConfig, seed: int) -> torch.nn.Module:
+    """`lm` with fresh adapters, and its own weights frozen. The global random state is left as it was."""
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
 
     targets = cfg.targets if cfg.targets == "all-linear" else cfg.targets.split(",")
-    return get_peft_model(
-        lm,
-        PeftLora(
-            r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets, task_type="CAUSAL_LM"
-        ),
+    adapters = PeftLora(
+        r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(lm, adapters)

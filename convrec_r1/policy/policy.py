@@ -122,6 +122,10 @@ class Policy(nn.Module):
             entropy = -(log_p.exp() * log_p).sum(-1).detach()
         return _spread(logps, on), _spread(entropy, on)
 
+    def score(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """`forward`, entered through the module that holds the policy's shards where there is one: it gathers them."""
+        return self.shard_root[0](batch) if self.shard_root else self(batch)
+
     def text(self, ids: Sequence[int]) -> str:
         """A completion as text, its final EOS left out.
 
@@ -183,7 +187,7 @@ class Reference:
             with torch.no_grad():
                 return self._frozen(batch)[0]
         with self._policy.inference(), self._policy.lm.disable_adapter():
-            return self._policy(batch)[0]
+            return self._policy.score(batch)[0]
 
 
 def position_ids(attention: Tensor) -> Tensor:

@@ -221,8 +221,8 @@ def _skew(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [f"{found[key]:.1%}" if key in found else "" for key in percent]
         cells += [
             f"{found['mean_rank']:.0f}" if "mean_rank" in found else "",
-            f"{found['coverage']:.1%}",
-            f"{found['gini']:.2f}",
+            f"{found['coverage']:.1%}" if "coverage" in found else "",
+            f"{found['gini']:.2f}" if "gini" in found else "",
         ]
         cells.append(f"{found['distance']:.2f}" if "distance" in found else "")
         rows.append([_stage(name), *cells])

@@ -127,7 +127,7 @@ class Job:
     def reinforce(self, policy: Policy) -> Policy:
         """Stage 2. Returns the trained policy (another wrapper than was given, where LoRA was put on)."""
         cfg = self.cfg
-        policy = prepare_for_training(policy, cfg.model)
+        policy = prepare_for_training(policy, cfg.model, cfg.seed)
         policy.temperature = cfg.rollout.temperature
         engine = self.engine(policy)
         encoder = encoder_for(cfg, policy)

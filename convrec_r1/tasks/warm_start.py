@@ -138,9 +138,15 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     if first:
         rewind(metrics, newest_step(checkpoints) or 0)
     tracker = Tracker([JsonlSink(metrics)] if first else [])
-    policy = prepare_for_training(policy, cfg.model)
+    policy = prepare_for_training(policy, cfg.model, cfg.seed)
     module = SFTModule(
-        policy, cfg.sft, steps=steps, micro_batch=cfg.trainer.micro_batch, tracker=tracker, guard=cfg.guard
+        policy,
+        cfg.sft,
+        steps=steps,
+        micro_batch=cfg.trainer.micro_batch,
+        tracker=tracker,
+        seed=cfg.seed,
+        guard=cfg.guard,
     )
     world = cfg.trainer.devices * cfg.trainer.nodes
     loader = StepLoader(train, cfg.sft.batch_size, steps, cfg.seed, rank=rank_zero_only.rank, world=world)
