@@ -80,15 +80,15 @@ def recommended(text: str, *, has_yearless: bool = True) -> list[Item]:
     numbered: list[str] = []
     bulleted: list[str] = []
     bare: list[str] = []
-    for line in lines(_spoken(text)):
-        if line.strip().startswith("```"):
+    for line in map(_collapsed, lines(_spoken(text))):
+        if line.startswith("```"):
             continue
-        if found := _NUMBERED.fullmatch(line.strip()):
+        if found := _NUMBERED.fullmatch(line):
             numbered.append(found["rest"])
-        elif found := _BULLET.fullmatch(line.strip()):
+        elif found := _BULLET.fullmatch(line):
             bulleted.append(found["rest"])
         else:
-            bare.append(_HEADING.sub("", line.strip(), count=1))
+            bare.append(_HEADING.sub("", line, count=1))
     kinds = [
         [item for line in numbered if (item := _entry(line))],
         [item for line in bulleted if (item := _entry(line))],
@@ -215,8 +215,8 @@ def ratings(text: str, count: int) -> Ratings:
 
 def _scored_lines(text: str) -> Iterator[tuple[int, int | None]]:
     """(number, score), the score None where it is none that may be given; lines that hold no score are passed over."""
-    for line in lines(text):
-        line = re.sub(r"^[-*\u2022>]\s+", "", line.strip()).replace("*", "").replace("`", "").strip("_ \t{}")
+    for line in map(_collapsed, lines(text)):
+        line = re.sub(r"^[-*\u2022>]\s+", "", line).replace("*", "").replace("`", "").strip("_ \t{}")
         for part in _NEXT_PAIR.split(line):
             if found := _COLON.fullmatch(part):
                 yield int(found[1]), _score(found[2], found[3])
@@ -259,6 +259,10 @@ def _json_score(value: Any) -> int | None:
 
 
 # -- descriptions ----------------------------------------------------------------------------------------------------------
+
+
+_MOST_BROKEN = 10_000
+"""Braces that open nothing readable, after which an answer is noise: each costs up to the depth of what it opens."""
 
 
 def descriptions(text: str, count: int) -> dict[int, Description]:
@@ -306,11 +310,13 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
     """Every JSON object that can be read, wherever it begins; those inside another follow it."""
     decoder = json.JSONDecoder()
     at = text.find("{")
-    while at >= 0:
+    broken = 0
+    while at >= 0 and broken < _MOST_BROKEN:
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             end = at + 1
+            broken += 1
         else:
             waiting = [value]
             while waiting:
@@ -327,6 +333,11 @@ def _spoken(text: str) -> str:
     """The answer without what the model thought aloud; nothing, where it was cut off while thinking."""
     text = _THOUGHT.sub("", _encodable(text), count=1)
     return "" if _UNFINISHED_THOUGHT.match(text) else text
+
+
+def _collapsed(line: str) -> str:
+    """Without white space but single blanks: patterns that look for it would try every stretch of a long one."""
+    return " ".join(line.split())
 
 
 def _encodable(text: str) -> str:
