@@ -1,9 +1,11 @@
 """`python -m convrec_r1`: compose the config, check it, run its task in its folder."""
 
+import functools
 import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,25 @@ from convrec_r1.run.visible import visible
 OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit status: of what went well, of a fault of ours, of what the user can put right, after Ctrl-C."""
 
+
+def _ends(resolver: Callable[..., str]) -> Callable[..., str]:
+    """A resolver whose UserError ends the command: as an error inside a config it would come with OmegaConf's trace."""
+
+    @functools.wraps(resolver)
+    def resolve(**given: Any) -> str:
+        try:
+            return resolver(**given)
+        except UserError as error:
+            print(f"\n{visible(str(error))}", file=sys.stderr)
+            sys.exit(USER_ERROR)
+
+    return resolve
+
+
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
-OmegaConf.register_new_resolver("study_dir", study_dir, replace=True)
+OmegaConf.register_new_resolver("run_dir", _ends(run_dir), replace=True)
+OmegaConf.register_new_resolver("study_dir", _ends(study_dir), replace=True)
 OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
 OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
 OmegaConf.register_new_resolver("by", lambda key, table, default: table.get(key, default), replace=True)

@@ -35,6 +35,7 @@ from convrec_r1.policy.wheel import model_from_wheel
 from convrec_r1.report import markdown
 from convrec_r1.rollout.vllm import process
 from convrec_r1.run import logs
+from convrec_r1.run.checkpoints import seal
 from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.visible import visible
 
@@ -147,7 +148,7 @@ def test_a_pickled_model_cannot_call(tmp_path, model, trace):
     folder = copy_of(model, tmp_path / "m")
     (folder / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Runs(trace)}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="is a folder, but not of a causal language model"):
+    with pytest.raises(UserError, match=r"cannot be read: .*GLOBAL .*system"):
         load_policy(folder, ModelConfig(name="m"))
 
 
@@ -177,15 +178,16 @@ def test_a_chat_template_cannot_reach_the_system(tmp_path, model, trace):
 
 @pytest.mark.slow
 def test_a_pickled_checkpoint_cannot_call(tmp_path, trace):
-    """The trainer's state of an interrupted run is replaced; the run that goes on from it ends, and runs nothing of it."""
+    """The trainer's state of an interrupted run is replaced; the run that goes on from it stops, and runs nothing of it."""
     arguments = (*SMOKE, "hydra.run.dir=run", "eval.every=0", "eval.baselines=[]")
     assert run_command(*arguments, cwd=tmp_path).returncode == 0
     (tmp_path / "run" / "summary.json").unlink()
-    (checkpoint,) = tmp_path.glob("run/checkpoints/0*/trainer.ckpt")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last" / "trainer.ckpt"
     state = torch.load(checkpoint, weights_only=True)
     torch.save(state | {"hostile": Runs(trace)}, checkpoint)
+    seal(checkpoint.parent.resolve())  # as whoever can write the one file can write the other
     done = run_command(*arguments, cwd=tmp_path)
-    assert done.returncode != 0
+    assert_user_error(done, "is no plain state of a trainer")
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from pytorch_lightning.strategies import FSDPStrategy
 
 from convrec_r1.config.schema import TrainerConfig
+from convrec_r1.errors import UserError
 from convrec_r1.modules.callbacks import Checkpoints, Leave, Marks, ProgressBar
 from convrec_r1.modules.step import StepLoader, StepModule
 from convrec_r1.run.checkpoints import STATE, newest
@@ -66,7 +68,13 @@ def fit(
     if start:
         _log.info("Going on from %s", start)
     state = str(start / STATE) if start else None
-    trainer.fit(module, train_dataloaders=loader, ckpt_path=state, weights_only=True)
+    try:
+        trainer.fit(module, train_dataloaders=loader, ckpt_path=state, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"The checkpoint {state} is no plain state of a trainer, and was not opened: it could run code. Remove {start} to go "
+            "on from the one before, or train again with fresh=true."
+        ) from error
     if leave.told is not None and module.step < total:
         raise _interrupted(leave.told, module.step, trainer.is_global_zero)
 

@@ -229,8 +229,7 @@ class RLModule(StepModule):
             tensors["ref_logps"] = reference
         tensors = {name: t[rows] for name, t in tensors.items()}
         tensors["parts"] = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
-        pairs = list(slots)
-        owners = [pairs[int(row) // self.sampling.n] for row in rows]
+        owners = [slots[int(row) // self.sampling.n] for row in rows]
         facts = {
             "stage": "rl",
             "normalizer": float(normalizer),

@@ -282,6 +282,9 @@ class Slots(Generic[Sample]):
     def __iter__(self) -> Iterator[tuple[int, Sample]]:
         return iter(self._pairs)
 
+    def __getitem__(self, index: int) -> tuple[int, Sample]:
+        return self._pairs[index]
+
     def __len__(self) -> int:
         return len(self._pairs)
 

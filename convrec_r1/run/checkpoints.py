@@ -16,10 +16,14 @@ STATE = "trainer.ckpt"
 """Of a checkpoint to go on from: the trainer's state. Others hold a policy only."""
 
 
+_named: set[Path] = set()
+"""Damaged checkpoints that were told of: what a run asks several times is said once."""
+
+
 def seal(folder: Path) -> None:
     """Write a manifest of every file's size and checksum, once all of them are on the disk and not just on their way."""
     files = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "blake2b": _digest(file)}
@@ -59,7 +63,9 @@ def newest(checkpoints: Path) -> Path | None:
         wrong = damage(step)
         if wrong is None:
             return step
-        _log.warning("The checkpoint %s is damaged: %s. Going back to the one before.", step, wrong)
+        if step not in _named:
+            _named.add(step)
+            _log.warning("The checkpoint %s is damaged: %s. Going back to the one before.", step, wrong)
     return None
 
 
