@@ -72,8 +72,8 @@ def fit(
         trainer.fit(module, train_dataloaders=loader, ckpt_path=state, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"The checkpoint {state} is no plain state of a trainer, and was not opened: it could run code. Remove {start} to go "
-            "on from the one before, or train again with fresh=true."
+            f"The checkpoint {state} is no plain state of a trainer, and was not opened: it could run code. Remove {start} to "
+            "go on from the one before, or train again with fresh=true."
         ) from error
     if leave.told is not None and module.step < total:
         raise _interrupted(leave.told, module.step, trainer.is_global_zero)
