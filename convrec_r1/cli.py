@@ -27,7 +27,7 @@ from convrec_r1.errors import UserError
 from convrec_r1.run import ledger, progress
 from convrec_r1.run.files import read_json
 from convrec_r1.run.folder import RunFolder, run_dir, run_name, study_dir
-from convrec_r1.run.signals import Interrupted, run_to_its_end, stop
+from convrec_r1.run.signals import REQUEUE, Interrupted, requeue, run_to_its_end, stop
 from convrec_r1.run.visible import visible
 
 OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -109,6 +109,8 @@ def job(composed: DictConfig) -> float | None:
         ledger.explain(str(error))
         sys.exit(USER_ERROR)
     except Interrupted as interrupted:
+        if interrupted.number == REQUEUE:
+            requeue()
         print(f"\n{interrupted}", file=sys.stderr)
         folder.discard_if_empty(Path(composed.outputs))
         ledger.explain(str(interrupted))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from support import ROOT, SMOKE
 from test_modules import ALGORITHMS, distance
 
-from convrec_r1.run.files import read_jsonl
+from convrec_r1.run.files import read_json, read_jsonl
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +56,32 @@ def test_shards_learn_what_one_process_does_and_go_on_from_a_checkpoint(tmp_path
     assert (tmp_path / "two" / "rank_grpo" / "checkpoints" / "last").resolve().name == "000002"
     worker(tmp_path / "two", 2, "fsdp", ["rank_grpo"])
     assert_alike(tmp_path / "one", tmp_path / "two", "rank_grpo")
+
+
+def test_a_whole_job_on_shards(tmp_path):
+    """SFT, RL and evaluation with LoRA under FSDP: the policies that are written, and the one that is evaluated, are whole."""
+    job = (*SMOKE, "hydra.run.dir=run", "algo.beta=0.01", "eval.baselines=[sft]", "sft.lr=1e-3", "eval.every=2",
+           "model.lora.enabled=true")  # fmt: skip
+    sharded = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2")
+    launch = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "tests" / "shards_job.py"),
+    )
+    for name, command in (("one", ("-m", "convrec_r1", *job)), ("two", (*launch, *job, *sharded))):
+        (tmp_path / name).mkdir()
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path / name, capture_output=True, text=True, timeout=600,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = tmp_path / "one", tmp_path / "two"
+    for policy in ("outputs/warm_starts/*/policy", "run/checkpoints/last/policy"):
+        (ours,), (theirs,) = one.glob(f"{policy}/model.safetensors"), two.glob(f"{policy}/model.safetensors")
+        assert distance(load_file(ours), load_file(theirs)) < 2e-5, policy
+    assert read_json(one / "run" / "summary.json")["metrics"] == read_json(two / "run" / "summary.json")["metrics"]
 
 
 LONG = ("trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run", "rl.steps=500", "eval.every=0")

@@ -168,14 +168,15 @@ def test_a_signal_saves_the_step_and_leaves(tmp_path, whole, number, status):
 
 
 @pytest.mark.slow
-def test_before_a_time_limit_slurm_gets_the_job_back(tmp_path, whole):
+@pytest.mark.parametrize("when", ["starting", "training"])
+def test_before_a_time_limit_slurm_gets_the_job_back(tmp_path, whole, when):
     """`scontrol` is a script here that writes down what it is asked."""
     tool = tmp_path / "bin" / "scontrol"
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     tool.chmod(0o755)
     process = start(tmp_path, PATH=f"{tool.parent}:{os.environ['PATH']}", SLURM_JOB_ID="4711")
-    until(lambda: steps(tmp_path) >= 1, process)
+    until(lambda: (tmp_path / "run" / "config.yaml").exists() if when == "starting" else steps(tmp_path) >= 1, process)
     process.send_signal(signal.SIGUSR1)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGUSR1, said

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from convrec_r1.errors import UserError
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.step import StepModule
-from convrec_r1.rollout.weights import whole_weights
+from convrec_r1.rollout.weights import save_policy
 from convrec_r1.run.checkpoints import STATE, newest_step, seal
 from convrec_r1.run.files import point
 from convrec_r1.run.progress import bar
@@ -69,9 +69,7 @@ class Checkpoints(pl.Callback):
         try:
             if whole:
                 trainer.save_checkpoint(scratch / STATE)
-            with whole_weights(module.policy):
-                if trainer.is_global_zero:
-                    module.policy.save(scratch / "policy")
+            save_policy(module.policy, scratch / "policy", first=trainer.is_global_zero)
             if trainer.is_global_zero:
                 seal(scratch)
         except (OSError, RuntimeError) as error:

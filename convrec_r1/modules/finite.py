@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convrec_r1.config.schema import ModelConfig
 from convrec_r1.errors import UserError
 from convrec_r1.policy import Policy, load_policy
-from convrec_r1.rollout.weights import whole_weights
+from convrec_r1.rollout.weights import save_policy
 from convrec_r1.run.files import read_json, write_json
 
 KEPT = 3
@@ -151,9 +151,7 @@ def save_fault(folder: Path, fault: Fault, evidence: Evidence, policy: Policy, f
             **evidence.facts,
         },
     )
-    with whole_weights(policy):
-        if rank == 0:
-            policy.save(scratch / "policy")
+    save_policy(policy, scratch / "policy", first=rank == 0)
     _barrier()
     if rank == 0:
         write_json(scratch / "fault.json", {"format": FORMAT, "processes": world, **asdict(fault), **facts})

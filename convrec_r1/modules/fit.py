@@ -16,7 +16,7 @@ from convrec_r1.errors import UserError
 from convrec_r1.modules.callbacks import Checkpoints, Leave, Marks, ProgressBar
 from convrec_r1.modules.step import StepLoader, StepModule
 from convrec_r1.run.checkpoints import STATE, newest
-from convrec_r1.run.signals import REQUEUE, Interrupted, requeue
+from convrec_r1.run.signals import Interrupted
 
 _log = logging.getLogger(__name__)
 
@@ -76,14 +76,8 @@ def fit(
             "go on from the one before, or train again with fresh=true."
         ) from error
     if leave.told is not None and module.step < total:
-        raise _interrupted(leave.told, module.step, trainer.is_global_zero)
-
-
-def _interrupted(number: int, step: int, first: bool) -> Interrupted:
-    if number == REQUEUE and first:
-        requeue()
-    name = signal.Signals(number).name
-    return Interrupted(number, f"{name}: saved at step {step}. The same command goes on from there.")
+        name = signal.Signals(leave.told).name
+        raise Interrupted(leave.told, f"{name}: saved at step {module.step}. The same command goes on from there.")
 
 
 def device_for(cfg: TrainerConfig) -> torch.device:
@@ -99,6 +93,10 @@ class Sharded(FSDPStrategy):
     Lightning runs the whole training step inside one forward pass of the sharded module. Ours samples, scores and learns in
     several passes forward and back: each gathers and frees the shards it needs (`Policy.score`), and none is open between them.
     """
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        super().setup(trainer)
+        self.lightning_module.policy.shard_root = (self.model,)
 
     def training_step(self, *args, **kwargs):
         with self.precision_plugin.train_step_context():

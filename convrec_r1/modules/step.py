@@ -11,7 +11,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from convrec_r1.config.schema import GuardConfig, NonFinite, OptimConfig, Schedule
 from convrec_r1.errors import UserError
@@ -98,8 +97,6 @@ class StepModule(pl.LightningModule):
         return self.policy(batch)
 
     def on_train_start(self) -> None:
-        wrapped = self.trainer.strategy.model
-        self.policy.shard_root = (wrapped,) if isinstance(wrapped, FullyShardedDataParallel) else ()
         if not weights_are_finite(self.policy.parameters()):
             names = bad_names(self.policy.named_parameters())
             raise UserError(

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,10 +151,18 @@ class Policy(nn.Module):
         """The policy as it is now, to measure KL against: the base under LoRA, otherwise a frozen copy."""
         return Reference(self)
 
-    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write a plain Hugging Face folder (safetensors, tokenizer); LoRA is merged into the weights written."""
-        lm = copy.deepcopy(self.lm).merge_and_unload() if self.has_lora else self.lm
-        state = {name: t.detach().to("cpu", dtype) for name, t in lm.state_dict().items()}
+    def save(
+        self, folder: Path, dtype: torch.dtype | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:  # fmt: skip
+        """Write a plain Hugging Face folder (safetensors, tokenizer); LoRA is merged into the weights written.
+
+        weights: what to write where this process does not hold it, named as in the model's checkpoint.
+        """
+        lm = self.causal_lm
+        if weights is None:
+            lm = copy.deepcopy(self.lm).merge_and_unload() if self.has_lora else self.lm
+            weights = lm.state_dict()
+        state = {name: t.detach().to("cpu", dtype) for name, t in weights.items()}
         lm.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,15 @@ def whole_weights(policy: Policy) -> contextlib.AbstractContextManager:
     if not policy.shard_root:
         return contextlib.nullcontext()
     return FSDP.summon_full_params(policy.shard_root[0], writeback=False)
+
+
+def save_policy(policy: Policy, folder: Path, *, first: bool) -> None:
+    """`Policy.save` by the first process. Under FSDP every process must take part: layer by layer, shards go to the first."""
+    weights = None
+    if policy.shard_root:
+        weights = {name: weight.to("cpu", copy=True) for name, weight in stream_weights(policy) if first}
+    if first:
+        policy.save(folder, weights=weights)
 
 
 def _total(sums: dict[str, int]) -> int:

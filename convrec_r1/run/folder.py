@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from convrec_r1.errors import UserError
@@ -56,6 +58,25 @@ class RunFolder:
         if not self.config.exists():
             return State.new
         return State.complete if self.summary.exists() else State.interrupted
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While the block lasts no other process has the folder; the lock goes with the process, however that ends.
+
+        Raises UserError if another one has it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"Another process is at this run: {self.path}. Two would write into each other's files. Wait for it or stop "
+                "it; another folder (hydra.run.dir=DIR) makes another run."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def begin(self, cfg: DictConfig) -> State:
         """Claim the folder for `cfg`. Returns what was found: a new, an interrupted or a complete run of this config.

@@ -25,6 +25,7 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
+        self.number = number
         self.status = 128 + number
 
 
@@ -41,7 +42,7 @@ class Stop:
         """From now on a signal ends the run in order: engines are closed and files are whole."""
         if threading.current_thread() is threading.main_thread():
             self.number, self._waits = None, False
-            for number in ENDING:
+            for number in (*ENDING, REQUEUE):
                 signal.signal(number, self._hear)
 
     def wait_for_step(self, within: float) -> None:
@@ -112,7 +113,9 @@ def run_to_its_end(command: Sequence[str], environment: Mapping[str, str]) -> in
 
 
 def requeue() -> None:
-    """Have Slurm put this job back into its queue."""
+    """Have Slurm put this job back into its queue. Of a run's processes, the first one asks for it."""
+    if any(int(os.environ.get(name, 0)) for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK")):
+        return
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         _log.warning("%s outside of a Slurm job: nothing to put back into a queue", REQUEUE.name)

@@ -1,5 +1,6 @@
 """Set up what every task needs, run it, and tear it down: nothing of one run reaches the next in a sweep."""
 
+import contextlib
 import gc
 import json
 import logging
@@ -54,6 +55,11 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
+    with folder.alone() if first else contextlib.nullcontext():
+        return _make(cfg, composed, folder, sha, first)
+
+
+def _make(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None, first: bool) -> dict[str, Any]:
     if first:
         state = folder.begin(composed)
         if state is State.complete:
@@ -67,7 +73,7 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
     plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     started = time.monotonic()
     try:
-        summary = TASKS[task](cfg, folder, lambda: make_tracker(cfg, plain, folder, sha))
+        summary = TASKS[cfg.task.name](cfg, folder, lambda: make_tracker(cfg, plain, folder, sha))
         if first:
             folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
             _log.info("Done in %.0f s: %s", time.monotonic() - started, folder.path)

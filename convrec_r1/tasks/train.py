@@ -162,10 +162,11 @@ class Job:
         fit(module, loader, cfg.trainer, checkpoints, description=cfg.algo.name, callbacks=[self.watch], marks=marks)
         module.pipeline.close()
         self.steps = module.step
-        if cfg.eval.select is not Select.best:
+        if cfg.eval.select is not Select.best and not policy.shard_root:
             return policy
-        require_whole(checkpoints / "best")
-        return load_policy(checkpoints / "best" / "policy", cfg.model)
+        chosen = checkpoints / cfg.eval.select.value  # and of shards each process has its own only
+        require_whole(chosen)
+        return load_policy(chosen / "policy", cfg.model)
 
     def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
         """What the trained policy has to beat. Evaluations of a shared policy stand beside it, and are shared too."""

@@ -18,11 +18,11 @@ from convrec_r1.config.schema import Config, SFTConfig
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import fingerprint, with_demonstrations
 from convrec_r1.lists import format
-from convrec_r1.modules.fit import fit
+from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy, PromptEncoder, build_policy
-from convrec_r1.policy.load import prepare_for_training
+from convrec_r1.policy.load import load_policy, prepare_for_training
 from convrec_r1.policy.prompts import dialogue
 from convrec_r1.run.checkpoints import newest_step
 from convrec_r1.run.files import read_jsonl, write_json
@@ -153,11 +153,13 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     fit(module, loader, cfg.trainer, checkpoints, description="SFT")
     if not first:
         return
+    shutil.rmtree(folder / "policy", ignore_errors=True)
+    # Not the policy in memory: under FSDP that is a share of it.
+    shutil.copytree(checkpoints / "last" / "policy", folder / "policy")
     held_out = validation[: cfg.sft.eval_batches * cfg.sft.batch_size]
     if held_out:
-        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(policy, held_out, cfg.trainer.micro_batch)})
-    shutil.rmtree(folder / "policy", ignore_errors=True)
-    policy.save(folder / "policy")
+        trained = load_policy(folder / "policy", cfg.model, temperature=policy.temperature).to(device_for(cfg.trainer))
+        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, held_out, cfg.trainer.micro_batch)})
     # Last of all: a folder that has it holds a finished warm start.
     write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name})
     shutil.rmtree(checkpoints, ignore_errors=True)
