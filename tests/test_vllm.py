@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import SMOKE, run_command, tiny_policy
 from test_modules import DATA, config, warm_policy
+from test_resume import RUN, outcome, start, until
 from test_weights import with_lora
 
 from convrec_r1.errors import UserError
@@ -283,3 +284,20 @@ def test_the_command_trains_and_evaluates_with_it(tmp_path):
     assert all(row["time/sync"] > 0 for row in rows)
     rows = read_jsonl(tmp_path / "run" / "eval" / "test.jsonl")
     assert len(rows) == 6
+
+
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):
+    """Bit for bit: weights, lists and metrics, among them the log-probs that the engine gave."""
+    wanted, killed = tmp_path / "wanted", tmp_path / "killed"
+    wanted.mkdir()
+    killed.mkdir()
+    done = run_command(*RUN, "rollout=vllm", cwd=wanted, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    process = start(killed, "rollout=vllm")
+    until(lambda: (killed / "run" / "checkpoints" / "000002" / "trainer.ckpt").exists(), process, seconds=600)
+    process.kill()
+    process.wait()
+    assert not (killed / "run" / "summary.json").exists()
+    done = run_command(*RUN, "rollout=vllm", cwd=killed, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcome(killed / "run") == outcome(wanted / "run")
