@@ -297,7 +297,7 @@ def test_sft_learns_from_what_was_distilled_in_one_command_and_from_its_folder(t
     [
         (["task=distill", "teacher=openai"], ["teacher=openai needs teacher.model"]),
         (["task=distill", "data=redial", "data.path=."], ["teacher=simulated knows the people of movieland only"]),
-        (["task=distill", "teacher.base_url=ftp://x"], ["teacher.base_url=ftp://x: give it as http"]),
+        (["task=distill", "teacher.base_url=ftp://x"], ["teacher.base_url has 'ftp://x': give it as http"]),
         (["task=distill", "distill.reflect.candidates=0", "teacher.concurrency=0"],
          ["distill.reflect.candidates=0: must be at least 1", "teacher.concurrency=0: must be at least 1"]),
         (["task=distill", "distill.metadata=nowhere.csv"], ["distill.metadata=nowhere.csv: there is no such file"]),
