@@ -3,9 +3,9 @@
     python experiments/crash_test.py                      # 20 trials; writes experiments/crash_test.json
     python experiments/crash_test.py --trials 5 rollout=vllm
 
-Each trial is the whole job (SFT, then RL, then evaluation) in a folder of its own, killed once at an instant drawn between its
-first second and its last, and started again with the same command. Compared: weights by SHA-256, every list, every metric but
-times.
+Each trial is the whole job (SFT, then RL, then evaluation) in a folder of its own, killed once at an instant drawn between
+SFT's first step and the end of the job, and started again with the same command. Compared: weights by SHA-256, every list,
+every metric but times.
 """
 
 import argparse
@@ -25,7 +25,15 @@ from test_resume import outcome
 
 from convrec_r1.run.files import read_jsonl, write_json
 
-RUN = ("debug=smoke", "logger=none", "hydra.run.dir=run", "sft.steps=12", "rl.steps=12", "eval.every=4")
+RUN = (
+    "debug=smoke",
+    "logger=none",
+    "hydra.run.dir=run",
+    "sft.steps=40",
+    "rl.steps=24",
+    "eval.every=8",
+    "guard.action=none",
+)
 
 
 def launch(folder: Path, overrides: list[str]) -> subprocess.Popen:
@@ -36,10 +44,19 @@ def launch(folder: Path, overrides: list[str]) -> subprocess.Popen:
         )  # fmt: skip
 
 
+def until_it_trains(process: subprocess.Popen, folder: Path) -> float:
+    """Wait for the first step of SFT; that time."""
+    while not any(file.stat().st_size for file in folder.glob("outputs/warm_starts/*/metrics.jsonl")):
+        if process.poll() is not None:
+            raise SystemExit(f"A run failed:\n{(folder / 'said.log').read_text()[-3000:]}")
+        time.sleep(0.002)
+    return time.monotonic()
+
+
 def complete(folder: Path, overrides: list[str]) -> float:
-    """Run to the end; seconds."""
-    began = time.monotonic()
+    """Run to the end; seconds since the first step of SFT."""
     process = launch(folder, overrides)
+    began = until_it_trains(process, folder)
     if process.wait():
         raise SystemExit(f"A run failed:\n{(folder / 'said.log').read_text()[-3000:]}")
     return time.monotonic() - began
@@ -73,8 +90,9 @@ def main() -> None:
         for number in range(given.trials):
             folder = Path(place) / str(number)
             folder.mkdir()
-            instant = rng.uniform(1, seconds)
+            instant = rng.uniform(0, seconds)
             process = launch(folder, overrides)
+            until_it_trains(process, folder)
             time.sleep(instant)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -89,7 +107,7 @@ def main() -> None:
             )
             shutil.rmtree(folder)
     equal = sum(trial["files"] and trial["metrics"] for trial in trials)
-    print(f"{equal} of {len(trials)} equal; a run takes {seconds:.0f} s")
+    print(f"{equal} of {len(trials)} equal; SFT, RL and evaluation take {seconds:.0f} s")
     name = "_".join(["crash_test", *(override.replace("=", "_") for override in overrides)])
     write_json(
         Path(__file__).parent / f"{name}.json",

@@ -101,6 +101,11 @@ def test_rewind_forgets_what_will_be_computed_again(tmp_path):
         sink.log(step, "train", {"reward": step})
     rewind(sink.path, 2, keep=["sft"])
     assert [(r["split"], r["step"]) for r in read_jsonl(sink.path)] == [("sft", 250), ("train", 1), ("train", 2)]
+    # The last evaluation comes after the last checkpoint and bears its step: cut off behind it, a run makes it again.
+    sink.log(2, "test", {"test/ndcg@5": 0.5})
+    sink.log(2, "validation", {"val/ndcg@5": 0.5})
+    rewind(sink.path, 2, keep=["sft"], end="test/")
+    assert [r["split"] for r in read_jsonl(sink.path)] == ["sft", "train", "train", "validation"]
     # Before the first checkpoint, and in the warm start's own file, SFT's records are computed again too.
     rewind(sink.path, -1)
     assert read_jsonl(sink.path) == []

@@ -152,10 +152,14 @@ def make_tracker(cfg: Config, config: dict[str, Any], folder: Any, sha: str | No
     return Tracker(sinks)
 
 
-def rewind(path: Path, step: int, *, keep: Collection[str] = ()) -> None:
+def rewind(path: Path, step: int, *, keep: Collection[str] = (), end: str | None = None) -> None:
     """Drop from a metrics file what was logged after `step`: a resumed run computes and logs it again.
 
     Splits in `keep` go by another axis and stay whole. A `step` below every record, and no `keep`: nothing stays.
+    end: what the names of the last evaluation's metrics begin with. It bears the last step, and comes after every checkpoint.
     """
     if path.exists():
-        write_jsonl(path, [row for row in read_jsonl(path) if row["split"] in keep or row["step"] <= step])
+        rows = [row for row in read_jsonl(path) if row["split"] in keep or row["step"] <= step]
+        write_jsonl(
+            path, [row for row in rows if end is None or not any(name.startswith(end) for name in row["values"])]
+        )

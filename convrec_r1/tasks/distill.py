@@ -37,7 +37,7 @@ from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_clust
 from convrec_r1.report import card as cards
 from convrec_r1.run.files import point, read_json, write_json, write_jsonl, write_text
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.run.tracker import Tracker
+from convrec_r1.run.tracker import Tracker, rewind
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> d
     folder.figures.mkdir(exist_ok=True)
     shutil.copyfile(made / "card.png", folder.figures / "card.png")
     write_text(folder.path / "report.md", cards.render(card) + "\n![Stages and popularity](figures/card.png)\n")
+    rewind(folder.metrics, -1)  # of a run that was cut off behind this
     log = tracker()
     values = {
         f"distill/{stage}/{name}": value

@@ -16,7 +16,7 @@ from convrec_r1.report.run_report import report
 from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.checkpoints import require_whole
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.run.tracker import Tracker
+from convrec_r1.run.tracker import Tracker, rewind
 from convrec_r1.tasks.warm_start import encoder_for
 
 _log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
         engine.close()
     systems[name].write_jsonl(folder.eval / f"{split}.jsonl")
     write_asked(data[split], folder.eval / f"{split}.conversations.jsonl")
+    rewind(folder.metrics, -1)  # of a run that was cut off behind this
     log = tracker()
     try:
         log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})

@@ -59,7 +59,7 @@ class Job:
             if step is None:
                 rewind(folder.metrics, -1)
             else:
-                rewind(folder.metrics, step, keep=SPLIT_STEPS)
+                rewind(folder.metrics, step, keep=SPLIT_STEPS, end=f"{cfg.eval.split}/")
         self.tracker = tracker() if self.first else Tracker()
         self._engine: RolloutEngine | None = None
         self.watch: Watch | None = None

@@ -136,7 +136,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     metrics = folder / "metrics.jsonl"
     checkpoints = folder / "checkpoints"
     if first:
-        rewind(metrics, newest_step(checkpoints) or 0)
+        rewind(metrics, newest_step(checkpoints) or 0, end="sft/validation")
     tracker = Tracker([JsonlSink(metrics)] if first else [])
     policy = prepare_for_training(policy, cfg.model, cfg.seed)
     module = SFTModule(
