@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -75,44 +76,57 @@ def where(folder: Path) -> str:
     return f"SFT, after step {sft[-1]['step']}" if sft else "starting"
 
 
+def trial(folder: Path, instant: float, overrides: list[str], wanted: dict) -> dict:
+    """One run that is killed `instant` seconds after it began to train, and gone on with."""
+    folder.mkdir()
+    process = launch(folder, overrides)
+    until_it_trains(process, folder)
+    time.sleep(instant)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed = where(folder)
+    complete(folder, overrides)
+    found = outcome(folder / "run")
+    shutil.rmtree(folder)
+    return {"second": round(instant, 2), "killed": killed} | {name: found[name] == wanted[name] for name in wanted}
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--trials", type=int, default=20)
+    arguments.add_argument("--jobs", type=int, default=2, help="trials at once, each on one core")
     arguments.add_argument("--seed", type=int, default=0)
     given, overrides = arguments.parse_known_args()
     rng = random.Random(given.seed)
-    trials = []
-    with tempfile.TemporaryDirectory() as place:
+    name = "_".join(["crash_test", *(override.replace("=", "_") for override in overrides)])
+    trials: list[dict] = []
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(given.jobs) as pool:
         whole = Path(place) / "whole"
         whole.mkdir()
         seconds = complete(whole, overrides)
         wanted = outcome(whole / "run")
-        for number in range(given.trials):
-            folder = Path(place) / str(number)
-            folder.mkdir()
-            instant = rng.uniform(0, seconds)
-            process = launch(folder, overrides)
-            until_it_trains(process, folder)
-            time.sleep(instant)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            killed = where(folder)
-            complete(folder, overrides)
-            found = outcome(folder / "run")
-            parts = {name: found[name] == wanted[name] for name in wanted}
-            trials.append({"second": round(instant, 2), "killed": killed, **parts})
+        started = [
+            pool.submit(trial, Path(place) / str(number), rng.uniform(0, seconds), overrides, wanted)
+            for number in range(given.trials)
+        ]
+        for done in as_completed(started):
+            trials.append(found := done.result())
+            same = found["files"] and found["metrics"]
             print(
-                f"{number + 1:>3}  {instant:6.2f} s  {killed:<24}{'equal' if all(parts.values()) else parts}",
+                f"{len(trials):>3}  {found['second']:6.2f} s  {found['killed']:<24}{'equal' if same else found}",
                 flush=True,
             )
-            shutil.rmtree(folder)
-    equal = sum(trial["files"] and trial["metrics"] for trial in trials)
+            write_json(
+                Path(__file__).parent / f"{name}.json",
+                {
+                    "command": [*RUN, *overrides],
+                    "seconds": round(seconds, 1),
+                    "equal": sum(t["files"] and t["metrics"] for t in trials),
+                    "trials": trials,
+                },
+            )
+    equal = sum(t["files"] and t["metrics"] for t in trials)
     print(f"{equal} of {len(trials)} equal; SFT, RL and evaluation take {seconds:.0f} s")
-    name = "_".join(["crash_test", *(override.replace("=", "_") for override in overrides)])
-    write_json(
-        Path(__file__).parent / f"{name}.json",
-        {"command": [*RUN, *overrides], "seconds": round(seconds, 1), "equal": equal, "trials": trials},
-    )
     sys.exit(equal != len(trials))
 
 
