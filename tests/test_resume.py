@@ -168,6 +168,25 @@ def test_a_signal_saves_the_step_and_leaves(tmp_path, whole, number, status):
 
 
 @pytest.mark.slow
+def test_cut_off_behind_the_last_evaluation(tmp_path, whole):
+    assert run_command(*RUN, cwd=tmp_path).returncode == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    finish(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_the_same_command_twice_at_once(tmp_path, whole):
+    """The second is refused while the first one lives, and no longer."""
+    process = start(tmp_path)
+    until(lambda: steps(tmp_path) >= 1, process)
+    process.send_signal(signal.SIGSTOP)  # it lives, and does not end before the second has been refused
+    assert_user_error(run_command(*RUN, cwd=tmp_path), "Another process is at this run")
+    process.kill()
+    process.wait()
+    finish(tmp_path, whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["starting", "training"])
 def test_before_a_time_limit_slurm_gets_the_job_back(tmp_path, whole, when):
     """`scontrol` is a script here that writes down what it is asked."""
