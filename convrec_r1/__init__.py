@@ -1,3 +1,4 @@
 """ConvRec-R1: train language models that answer a conversation with a ranked list of catalog items."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
+"""The only place that says it: pyproject.toml reads it here."""

@@ -1,5 +1,6 @@
 """`python -m convrec_r1`: compose the config, check it, run its task in its folder."""
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from convrec_r1.config.files import conf_folder, expand
 from convrec_r1.config.schema import Config
 from convrec_r1.errors import UserError
-from convrec_r1.run import ledger, progress
+from convrec_r1.run import forkserver, ledger, progress
 from convrec_r1.run.files import read_json
 from convrec_r1.run.folder import RunFolder, run_dir, run_name, study_dir
 from convrec_r1.run.signals import REQUEUE, Interrupted, requeue, run_to_its_end, stop
@@ -100,6 +101,7 @@ def job(composed: DictConfig) -> float | None:
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
     if hydra_cfg.mode is RunMode.MULTIRUN:
         return run_cell(composed, hydra_cfg, folder)
+    ledger.announce()
     stop.listen()
     try:
         return objective(task(composed, folder))
@@ -133,9 +135,20 @@ def run_cell(composed: DictConfig, hydra_cfg: DictConfig, folder: RunFolder) -> 
     side_by_side = "BasicLauncher" not in launcher
     environment = {ledger.CELL: str(cell.file), progress.LABEL: f"[{cell.number}] " if side_by_side else ""}
     arguments = [*hydra_cfg.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={folder.path}"]
-    status = run_to_its_end([sys.executable, "-m", "convrec_r1", *arguments], os.environ | environment)
+    process = start_cell(arguments, os.environ | environment, on_cpu=composed.trainer.accelerator == "cpu")
+    status = run_to_its_end(process)
     cell.end(status)
     return objective(read_json(folder.summary)) if status == OK else None
+
+
+def start_cell(
+    arguments: list[str], env: dict[str, str], *, on_cpu: bool
+) -> forkserver.Forked | subprocess.Popen[bytes]:
+    """A run in a process and a session of its own. On a CPU it is forked, which saves it the seconds of its imports."""
+    if on_cpu and (address := os.environ.get(forkserver.ADDRESS)):
+        with contextlib.suppress(OSError):  # of another machine, or of a server that was killed
+            return forkserver.fork(address, arguments, env=env)
+    return subprocess.Popen([sys.executable, "-m", "convrec_r1", *arguments], env=env, start_new_session=True)
 
 
 def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:

@@ -1,24 +1,36 @@
-"""Fixtures."""
+"""Fixtures. Heavy imports stand inside them: pytest-xdist's controller reads this file too, and runs no test."""
 
+import os
 from pathlib import Path
 
 import pytest
-import support
-import torch
+
+# Tests measure behaviour, not speed; two threads on a shared machine mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+pytest_plugins = ["timing"]
 
 
 @pytest.fixture
 def policy():
-    return support.tiny_policy()
+    from support import tiny_policy
+
+    return tiny_policy()
 
 
 @pytest.fixture
 def shared() -> Path:
-    if not support.SHARED.is_dir():
+    from support import SHARED
+
+    if not SHARED.is_dir():
         pytest.skip("the real data (../shared beside the project) is not here")
-    return support.SHARED
+    return SHARED
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
+    import torch
+
     torch.set_num_threads(1)

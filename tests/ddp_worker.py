@@ -1,4 +1,4 @@
-"""One of the processes of tests/test_ddp.py: ddp_worker.py FOLDER STRATEGY ALGORITHMS CUT, under torch.distributed.run."""
+"""What the processes of tests/test_ddp.py do."""
 
 import os
 import sys
@@ -10,6 +10,8 @@ from test_modules import config, reinforce, warm_policy
 from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, OptimStateKeyType, StateDictType
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
+from convrec_r1 import cli
+from convrec_r1.config import checks
 from convrec_r1.modules import fit
 
 EXACT = (
@@ -61,7 +63,8 @@ class Cut(Callback):
             os._exit(9)
 
 
-def main(folder: Path, strategy: str, algorithms: list[str], cut: int) -> None:
+def main(folder: str, strategy: str, algorithms: list[str], cut: int = -1) -> None:
+    """Train with each algorithm. cut: the step after which the process dies."""
     torch.set_num_threads(1)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     warm = warm_policy()
@@ -70,8 +73,12 @@ def main(folder: Path, strategy: str, algorithms: list[str], cut: int) -> None:
     for algo in algorithms:
         cfg = config(f"algo={algo}", *EXACT, *more)
         cfg.trainer.accelerator = "cpu"
-        reinforce(warm, cfg, folder / algo, [Cut(cut)], rank, world)
+        reinforce(warm, cfg, Path(folder) / algo, [Cut(cut)], rank, world)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","), int(sys.argv[4]))
+def command_line(*overrides: str) -> None:
+    """`python -m convrec_r1 OVERRIDES` with trainer=fsdp on CPUs, which the project itself refuses as of no use."""
+    fit.Sharded = OnCpus
+    checks.check = lambda cfg: None
+    sys.argv[1:] = overrides
+    cli.main()

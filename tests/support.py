@@ -1,14 +1,15 @@
 """What tests share: small policies and configs, where the real data stands, the command line."""
 
+import functools
+import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-
-# Tests measure behaviour, not speed; two threads on a shared machine mostly wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,6 +22,7 @@ from convrec_r1.data import movieland
 from convrec_r1.lists import format
 from convrec_r1.policy import build_policy
 from convrec_r1.policy.prompts import dialogue
+from convrec_r1.run.forkserver import ADDRESS, MODULES, ForkServer, fork
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -39,8 +41,127 @@ def make_config(*overrides: str) -> Config:
     return OmegaConf.to_object(composed)
 
 
-def run_command(*arguments: str, cwd: Path, python: str = sys.executable, timeout: int = 300, **env: str):
-    """`python -m convrec_r1 ARGUMENTS` in another process, as a user runs it."""
+VLLM = ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker")
+"""What commands with rollout=vllm need besides."""
+
+
+@functools.cache
+def _server(preload: tuple[str, ...] = ()) -> ForkServer:
+    """Commands are forked from a process that has imported what they need: the imports take longer than most commands."""
+    more = (*preload, "wandb", "transformers.models.qwen2.modeling_qwen2", "matplotlib.backends.backend_agg")
+    return ForkServer([*MODULES, *more], env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"})
+
+
+class Command:
+    """`python -m MODULE ARGUMENTS`, running: a process and a session of its own. MODULE may be one of tests/."""
+
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        cwd: Path,
+        env: dict[str, str],
+        module: str = "convrec_r1",
+        preload: tuple[str, ...] = (),
+    ) -> None:
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
+        address = _server(preload).address
+        self._process = fork(
+            address, arguments, env={**os.environ, ADDRESS: address, **env}, cwd=cwd,
+            stdout=self._out.fileno(), stderr=self._err.fileno(), module=module,
+        )  # fmt: skip
+        self.pid = self._process.pid
+        self.poll, self.kill, self.send_signal = self._process.poll, self._process.kill, self._process.send_signal
+
+    @property
+    def stdout(self) -> str:
+        return self._read(self._out)
+
+    @property
+    def stderr(self) -> str:
+        return self._read(self._err)
+
+    @property
+    def said(self) -> str:
+        return self.stdout + self.stderr
+
+    @property
+    def done(self) -> subprocess.CompletedProcess[str]:
+        """What is left of it, once it has ended."""
+        return subprocess.CompletedProcess([], self.wait(0), self.stdout, self.stderr)
+
+    def wait(self, timeout: float = 300) -> int:
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the command took more than {timeout:.0f} s:\n{self.said}") from None
+
+    def end(self) -> None:
+        """Kill it."""
+        self.kill()
+        self._process.wait()
+
+    def until(self, condition: Callable[[], object], seconds: float = 240) -> None:
+        """Wait for a condition while the command runs."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.poll() is None, self.said
+            assert time.monotonic() < end, "it took too long:\n" + self.said
+            time.sleep(0.01)
+
+    @staticmethod
+    def _read(file) -> str:
+        return os.pread(file.fileno(), 1 << 30, 0).decode(errors="replace")
+
+
+def start_command(*arguments: str, cwd: Path, preload: tuple[str, ...] = (), **env: str) -> Command:
+    """`python -m convrec_r1 ARGUMENTS`. preload: modules that its fork server imports beside the usual ones."""
+    return Command(arguments, cwd, env, preload=preload)
+
+
+def run_command(
+    *arguments: str, cwd: Path, timeout: int = 300, preload: tuple[str, ...] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
+    """The same, to its end."""
+    command = start_command(*arguments, cwd=cwd, preload=preload, **env)
+    command.wait(timeout)
+    return command.done
+
+
+def run_group(*arguments: str, cwd: Path, world: int, timeout: int = 300, module: str = "convrec_r1") -> list[Command]:
+    """The same command in `world` processes, which torchrun's environment variables make a group; all have ended."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    commands = []
+    for rank in range(world):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0,
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+        commands.append(Command(arguments, cwd, {name: str(value) for name, value in group.items()}, module))
+    for command in commands:
+        command.wait(timeout)
+    return commands
+
+
+def start_job(function: str, *arguments, cwd: Path) -> Command:
+    """`MODULE:FUNCTION` of tests/, called with `arguments` (JSON) in a process of its own."""
+    return Command((function, json.dumps(arguments)), cwd, {}, "job")
+
+
+def run_job(function: str, *arguments, cwd: Path, world: int = 1) -> list[Command]:
+    """The same in `world` processes, to their end."""
+    if world > 1:
+        return run_group(function, json.dumps(arguments), cwd=cwd, world=world, module="job")
+    command = start_job(function, *arguments, cwd=cwd)
+    command.wait()
+    return [command]
+
+
+def assert_done(commands: list[Command]) -> None:
+    assert not any(command.poll() for command in commands), "\n".join(command.said for command in commands)
+
+
+def run_python(*arguments: str, cwd: Path, python: str = sys.executable, timeout: int = 300, **env: str):
+    """The same without a fork, as a user runs it: for the few tests that are about the start itself."""
     return subprocess.run(
         [python, "-m", "convrec_r1", *arguments],
         cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, **env},

@@ -3,17 +3,19 @@
 import json
 
 import pytest
-from support import SMOKE, assert_user_error, run_command
+from support import SMOKE, assert_user_error, run_command, run_python
 
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.run.files import read_jsonl
 
+pytestmark = pytest.mark.processes("smoke")
+
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """One smoke run of the main job, for several tests to look at."""
+    """One smoke run of the main job, started as people start it, for several tests to look at."""
     cwd = tmp_path_factory.mktemp("smoke")
-    done = run_command("debug=smoke", "logger=csv", "hydra.run.dir=run", cwd=cwd)
+    done = run_python("debug=smoke", "logger=csv", "hydra.run.dir=run", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd, done
 
@@ -77,7 +79,9 @@ def test_a_second_run_shares_the_warm_start_and_evaluates_from_a_run(smoke):
 def test_every_algorithm_runs_in_one_sweep(smoke):
     cwd, _ = smoke
     algorithms = ("sft", "dr_grpo", "gspo", "dapo", "rank_grpo_reference")
-    done = run_command("-m", *SMOKE, f"algo={','.join(algorithms)}", "eval.every=0", cwd=cwd)
+    done = run_command(
+        "-m", *SMOKE, f"algo={','.join(algorithms)}", "eval.every=0", "rl.steps=1", "eval.baselines=[]", cwd=cwd
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for algo in algorithms:
         (run,) = (cwd / "outputs" / "smoke").glob(f"{algo}-*")

@@ -1,17 +1,16 @@
 """task=distill as people run it: one command, killed and run again, over HTTP, in part; and SFT on what it makes."""
 
 import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_openai import FakeOpenAI
-from support import ROOT, SMOKE, assert_user_error, make_config, run_command
+from support import ROOT, SMOKE, assert_user_error, make_config, run_command, start_command
 
+from convrec_r1.config.checks import check
 from convrec_r1.data import movieland
 from convrec_r1.data.load import load_data
 from convrec_r1.distill.export import read_demonstrations, write_dataset
@@ -20,6 +19,7 @@ from convrec_r1.distill.teachers.base import Answer
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.distill.teachers.registry import make_teacher
+from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 from convrec_r1.run.files import read_json, read_jsonl
 
@@ -59,6 +59,7 @@ def staged(tmp_path, *overrides: str):
         return cfg, data, run(cfg, data, interview, tmp_path)
 
 
+@pytest.mark.processes
 def test_the_default_pipeline_makes_demonstrations_and_their_card(tmp_path):
     done = run_command("task=distill", *SMALL, "distill.scores=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -181,6 +182,7 @@ def test_a_teacher_that_names_nothing(tmp_path, choice):
         assert found.judged.unread == found.judged.candidates == (340 if choice == "full" else 0)
 
 
+@pytest.mark.processes
 def test_over_http_everything_is_asked_once_and_no_key_stays(tmp_path, files):
     """Metadata comes from the teacher here; a tenth of the requests fail once."""
 
@@ -216,21 +218,18 @@ def test_over_http_everything_is_asked_once_and_no_key_stays(tmp_path, files):
         assert server.delivered == before
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_killed_at_any_point_and_run_again_nothing_is_paid_for_twice(tmp_path, files):
     """Killed with -9 after so many answers, again and again, until it ends by itself."""
     with FakeOpenAI(pace=0.02) as server:
         command = over_http(files, server, "teacher.concurrency=2", "distill.describe_batch=10")
         kills = 0
         for stop_at in (3, 20, 45, 70, 90):
-            with subprocess.Popen(
-                [sys.executable, "-m", "convrec_r1", *command],
-                cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ),
-            ) as process:  # fmt: skip
-                while process.poll() is None and sum(server.delivered.values()) < stop_at:
-                    time.sleep(0.002)
-                kills += process.poll() is None
-                process.send_signal(signal.SIGKILL)
+            process = start_command(*command, cwd=tmp_path)
+            while process.poll() is None and sum(server.delivered.values()) < stop_at:
+                time.sleep(0.002)
+            kills += process.poll() is None
+            process.end()
         assert kills >= 4
         done = run_command(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -251,25 +250,18 @@ def test_killed_at_any_point_and_run_again_nothing_is_paid_for_twice(tmp_path, f
     assert (made / "train.jsonl").read_bytes() == (wanted / "train.jsonl").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_two_runs_at_once_make_it_once(tmp_path, files):
     with FakeOpenAI(pace=0.02) as server:
         command = over_http(files, server)
-        runs = [
-            subprocess.Popen(
-                [sys.executable, "-m", "convrec_r1", *command, f"study=s{number}"],
-                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for number in range(2)
-        ]  # fmt: skip
+        runs = [start_command(*command, f"study=s{number}", cwd=tmp_path) for number in range(2)]
         for each in runs:
-            _, said = each.communicate(timeout=300)
-            assert each.returncode == 0, said
+            assert each.wait() == 0, each.said
         assert set(server.delivered.values()) == {1}
     assert len(list(tmp_path.glob("outputs/s?/distill-*/summary.json"))) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_sft_learns_from_what_was_distilled_in_one_command_and_from_its_folder(tmp_path):
     common = (*SMOKE, "algo=sft", "n=5", "data.train_size=24", "data.validation_size=10", "data.test_size=4",
               "distill.reflect.candidates=10", "distill.adjust.folds=2")  # fmt: skip
@@ -307,11 +299,14 @@ def test_sft_learns_from_what_was_distilled_in_one_command_and_from_its_folder(t
         (["task=distill", "teacher=openai", "teacher.model=m", "teacher.base_url=http://u:pw@h/v1"], ["password"]),
     ],
 )  # fmt: skip
-def test_misuse(tmp_path, overrides, says):
-    assert_user_error(run_command(*overrides, cwd=tmp_path), *says)
-    assert not list(tmp_path.glob("outputs/distilled/*"))
+def test_misuse(overrides, says):
+    with pytest.raises(UserError) as error:
+        check(make_config(*overrides))
+    for said in says:
+        assert said in str(error.value)
 
 
+@pytest.mark.processes
 def test_demonstrations_of_other_data_are_refused(tmp_path):
     assert run_command("task=distill", *SMALL, "distill=matched", cwd=tmp_path).returncode == 0
     (made,) = tmp_path.glob("outputs/distilled/*[!k]")
@@ -319,7 +314,7 @@ def test_demonstrations_of_other_data_are_refused(tmp_path):
     assert_user_error(done, "was made for another conversation")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="starts a server of vLLM's, which takes a minute; test_vllm_server has one of its own")
 def test_a_teacher_that_vllm_serves_here(tmp_path, files):
     """A real server with a small model that knows nothing: asked, counted, judged unreadable, and gone in the end."""
     from support import tiny_policy

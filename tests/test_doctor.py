@@ -156,6 +156,7 @@ def test_a_model_that_cannot_be_had(tmp_path):
         assert "cannot be had" in findings[0].found
 
 
+@pytest.mark.processes
 def test_the_command_line(tmp_path):
     done = run_command("task=doctor", *SMOKE, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -83,7 +83,7 @@ def sentence_model(tmp_path_factory):
     return str(next(folder.rglob("modules.json")).parent)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="downloads a model of 80 MB")
 def test_a_real_sentence_embedder(sentence_model):
     pytest.importorskip("sentence_transformers")
     embedder = tfidf("embedder=sentence-transformers", f"embedder.model={sentence_model}", "embedder.batch_size=2")
@@ -106,7 +106,7 @@ def test_a_real_sentence_embedder(sentence_model):
     assert len(last) < len(long) / 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="imports sentence-transformers: 10 s")
 def test_a_sentence_embedder_that_cannot_be_loaded(tmp_path):
     pytest.importorskip("sentence_transformers")
     for model in ("no-such-organisation/no-such-model", str(tmp_path)):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from support import SMOKE, assert_user_error, make_config, run_command, tiny_policy
+from support import SMOKE, assert_user_error, compose_config, make_config, run_command, tiny_policy
 
 from convrec_r1.config.checks import check
 from convrec_r1.config.schema import ModelConfig
@@ -37,6 +37,7 @@ from convrec_r1.rollout.vllm import process
 from convrec_r1.run import logs
 from convrec_r1.run.checkpoints import seal
 from convrec_r1.run.files import read_jsonl
+from convrec_r1.run.folder import run_dir, study_dir
 from convrec_r1.run.visible import visible
 
 SCRIPT = "<script>alert(1)</script>"
@@ -176,7 +177,7 @@ def test_a_chat_template_cannot_reach_the_system(tmp_path, model, trace):
         policy.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_pickled_checkpoint_cannot_call(tmp_path, trace):
     """The trainer's state of an interrupted run is replaced; the run that goes on from it stops, and runs nothing of it."""
     arguments = (*SMOKE, "hydra.run.dir=run", "eval.every=0", "eval.baselines=[]")
@@ -339,7 +340,7 @@ def hostile_run(tmp_path_factory):
     return root, done, compared
 
 
-@pytest.mark.slow
+@pytest.mark.processes("run")
 def test_a_run_on_hostile_titles_ends_well(hostile_run):
     root, done, compared = hostile_run
     assert done.returncode == 0, done.stdout + done.stderr
@@ -349,7 +350,7 @@ def test_a_run_on_hostile_titles_ends_well(hostile_run):
         assert "\x00" not in said
 
 
-@pytest.mark.slow
+@pytest.mark.processes("run")
 def test_its_reports_are_inert(hostile_run):
     root, _, _ = hostile_run
     text = next(root.glob("out/**/report.html")).read_text(encoding="utf-8")
@@ -367,7 +368,7 @@ def test_its_reports_are_inert(hostile_run):
     assert len({re.sub(r"\\\|", "", row).count("|") for row in rows}) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.processes("run")
 def test_no_secret_is_left_behind(hostile_run):
     root, done, compared = hostile_run
     files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
@@ -381,6 +382,7 @@ def test_no_secret_is_left_behind(hostile_run):
 # -- configs ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_a_secret_in_a_config_is_refused_and_not_repeated(tmp_path):
     secret = SECRETS["OPENAI_API_KEY"]
     for value in (secret, "'${oc.env:OPENAI_API_KEY}'", f"'Bearer {secret}'"):
@@ -402,21 +404,23 @@ def test_a_password_in_an_address_is_refused(key):
 
 
 @pytest.mark.parametrize("study", ["../../x", "a/b", "..", "/tmp/x", "'a\\b'"])
+def test_a_study_is_a_name_and_no_path(study):
+    with pytest.raises(UserError, match="is no name of a folder"):
+        study_dir(_root_=compose_config(f"study={study}"))
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
-def test_a_study_is_a_name_and_no_path(tmp_path, study, sweep):
+def test_a_study_that_is_a_path_makes_nothing(tmp_path, sweep):
     work = tmp_path / "a" / "b"
     work.mkdir(parents=True)
-    done = run_command(*sweep, *SMOKE, f"study={study}", cwd=work)
+    done = run_command(*sweep, *SMOKE, "study=../../x", cwd=work)
     assert_user_error(done, "is no name of a folder")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b"]
 
 
 def test_names_with_paths_in_them_stay_in_the_study():
-    from support import compose_config
-
     composed = compose_config("data.name=../../x", "model.name=/etc/y", "algo.name=../z", "outputs=out")
-    from convrec_r1.run.folder import run_dir
-
     parts = Path(run_dir(_root_=composed)).parts
     assert parts[:2] == ("out", "main")
     assert len(parts) == 3

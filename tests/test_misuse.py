@@ -5,6 +5,8 @@ import json
 import pytest
 from support import SMOKE, assert_user_error, run_command
 
+pytestmark = pytest.mark.processes("misuse")
+
 
 def test_an_unknown_key_and_a_bad_type(tmp_path):
     assert_user_error(run_command("rl.step=3", cwd=tmp_path), "rl.step")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import SMOKE, assert_user_error, make_config, run_command, tiny_policy
+from support import SMOKE, assert_user_error, make_config, run_command, run_group, tiny_policy
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -528,7 +528,7 @@ def test_a_tokenizer_without_eos_is_refused(base, tmp_path):
 # ---- as a user meets it ----
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_that_blows_up_is_stopped_replayed_and_gone_on_with(tmp_path):
     run = (*SMOKE, "rl.lr=1e25", "rl.grad_clip=0", "guard.action=none", "hydra.run.dir=run")
     done = run_command(*run, cwd=tmp_path)
@@ -545,11 +545,12 @@ def test_a_run_that_blows_up_is_stopped_replayed_and_gone_on_with(tmp_path):
     assert "another config" not in again.stderr, "a run that stopped may go on and skip"
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_decide_alike(tmp_path):
     run = (*SMOKE, "rl.lr=1e25", "rl.grad_clip=0", "guard.action=none", "hydra.run.dir=run")
-    done = run_command(*run, "trainer=ddp", "trainer.accelerator=cpu", cwd=tmp_path, timeout=400)
-    assert_user_error(done, "not finite: ", "task=replay")
+    first, second = run_group(*run, "trainer=ddp", "trainer.accelerator=cpu", cwd=tmp_path, world=2)
+    assert_user_error(first.done, "not finite: ", "task=replay")
+    assert second.poll() == 2
     (folder,) = (tmp_path / "run" / "faults").iterdir()
     saved = read_fault(folder)
     assert len(saved.batches) == 2

@@ -1,25 +1,23 @@
 """Checkpoints: sealed, checked, gone back from; a full disk; signals; and a run that is killed ends as one that was not."""
 
 import hashlib
-import json
 import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import SMOKE, assert_user_error, run_command
+from support import SMOKE, Command, assert_user_error, run_command, start_command
 
 from convrec_r1.errors import UserError
 from convrec_r1.run.checkpoints import damage, newest, require_whole, seal
 from convrec_r1.run.files import read_json, read_jsonl
 
-RUN = (*SMOKE, "hydra.run.dir=run", "rl.steps=6", "sft.steps=6", "eval.baselines=[]", "rl.table_every=2")
+RUN = (*SMOKE, "hydra.run.dir=run", "rl.steps=6", "sft.steps=6", "eval.baselines=[]", "rl.table_every=2", "model.layers=1",
+       "model.max_completion_length=24")  # fmt: skip
 """Checkpoints are written after every second step."""
 
 
@@ -80,6 +78,9 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path, caplog):
 
 # -- whole runs ------------------------------------------------------------------------------------------------------------
 
+whole_run = pytest.mark.processes("resume")
+"""Marks the tests that share one undisturbed run."""
+
 
 def outcome(folder: Path) -> dict:
     """All that a run computed: weights, lists and metrics, without times."""
@@ -95,19 +96,8 @@ def outcome(folder: Path) -> dict:
     return {"files": digests, "metrics": rows}
 
 
-def start(cwd: Path, *overrides: str, **env: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "convrec_r1", *RUN, *overrides],
-        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **env},
-    )  # fmt: skip
-
-
-def until(condition, process: subprocess.Popen, seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.01)
+def start(cwd: Path, *overrides: str, **env: str) -> Command:
+    return start_command(*RUN, *overrides, cwd=cwd, **env)
 
 
 def steps(cwd: Path, split: str = "train") -> int:
@@ -115,12 +105,24 @@ def steps(cwd: Path, split: str = "train") -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict:
-    """What a run comes to that nobody disturbs."""
+def undisturbed(tmp_path_factory) -> Path:
+    """Where a run has ended that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     done = run_command(*RUN, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return outcome(folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed) -> dict:
+    return outcome(undisturbed / "run")
+
+
+@pytest.fixture
+def warm(undisturbed, tmp_path) -> Path:
+    """A folder in which the SFT of that run is done."""
+    shutil.copytree(undisturbed / "outputs" / "warm_starts", tmp_path / "outputs" / "warm_starts", symlinks=True)
+    return tmp_path
 
 
 def finish(cwd: Path, whole: dict) -> str:
@@ -131,16 +133,14 @@ def finish(cwd: Path, whole: dict) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@whole_run
 def test_killed_in_sft_and_in_rl_and_with_a_damaged_checkpoint_it_ends_the_same(tmp_path, whole):
-    process = start(tmp_path)
-    until(lambda: list(tmp_path.glob("outputs/warm_starts/*/checkpoints/000002/trainer.ckpt")), process)
-    process.kill()
-    process.wait()
-    process = start(tmp_path)
-    until(lambda: (tmp_path / "run" / "checkpoints" / "000004" / "trainer.ckpt").exists(), process)
-    process.kill()
-    process.wait()
+    command = start(tmp_path)
+    command.until(lambda: list(tmp_path.glob("outputs/warm_starts/*/checkpoints/000002/trainer.ckpt")))
+    command.end()
+    command = start(tmp_path)
+    command.until(lambda: (tmp_path / "run" / "checkpoints" / "000004" / "trainer.ckpt").exists())
+    command.end()
     flip(tmp_path / "run" / "checkpoints" / "000004" / "trainer.ckpt")
     finish(tmp_path, whole)
     log = (tmp_path / "run" / "run.log").read_text()
@@ -148,114 +148,103 @@ def test_killed_in_sft_and_in_rl_and_with_a_damaged_checkpoint_it_ends_the_same(
     assert re.search("Going on from .*000002", log)
 
 
-@pytest.mark.slow
+@whole_run
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_step_and_leaves(tmp_path, whole, number, status):
-    process = start(tmp_path)
-    until(lambda: steps(tmp_path) >= 1, process)
+def test_a_signal_saves_the_step_and_leaves(warm, whole, number, status):
+    command = start(warm)
+    command.until(lambda: steps(warm) >= 1)
     told = time.monotonic()
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == status, said
+    command.send_signal(number)
+    assert command.wait(60) == status, command.said
     assert time.monotonic() - told < 30
-    assert "Traceback" not in said
-    assert "saved at step" in said
-    last = (tmp_path / "run" / "checkpoints" / "last").resolve()
+    assert "Traceback" not in command.said
+    assert "saved at step" in command.said
+    last = (warm / "run" / "checkpoints" / "last").resolve()
     assert damage(last) is None
-    assert int(last.name) == steps(tmp_path)
-    assert not (tmp_path / "run" / "summary.json").exists()
-    finish(tmp_path, whole)
+    assert int(last.name) == steps(warm)
+    assert not (warm / "run" / "summary.json").exists()
+    finish(warm, whole)
 
 
-@pytest.mark.slow
-def test_cut_off_behind_the_last_evaluation(tmp_path, whole):
-    assert run_command(*RUN, cwd=tmp_path).returncode == 0
+@whole_run
+def test_cut_off_behind_the_last_evaluation(undisturbed, tmp_path, whole):
+    shutil.copytree(undisturbed, tmp_path, symlinks=True, dirs_exist_ok=True)
     (tmp_path / "run" / "summary.json").unlink()
     finish(tmp_path, whole)
 
 
-@pytest.mark.slow
-def test_the_same_command_twice_at_once(tmp_path, whole):
+@whole_run
+def test_the_same_command_twice_at_once(warm, whole):
     """The second is refused while the first one lives, and no longer."""
-    process = start(tmp_path)
-    until(lambda: steps(tmp_path) >= 1, process)
-    process.send_signal(signal.SIGSTOP)  # it lives, and does not end before the second has been refused
-    assert_user_error(run_command(*RUN, cwd=tmp_path), "Another process is at this run")
-    process.kill()
-    process.wait()
-    finish(tmp_path, whole)
+    command = start(warm)
+    command.until(lambda: steps(warm) >= 1)
+    command.send_signal(signal.SIGSTOP)  # it lives, and does not end before the second has been refused
+    assert_user_error(run_command(*RUN, cwd=warm), "Another process is at this run")
+    command.end()
+    finish(warm, whole)
 
 
-@pytest.mark.slow
+@whole_run
 @pytest.mark.parametrize("when", ["starting", "training"])
-def test_before_a_time_limit_slurm_gets_the_job_back(tmp_path, whole, when):
+def test_before_a_time_limit_slurm_gets_the_job_back(warm, whole, when):
     """`scontrol` is a script here that writes down what it is asked."""
-    tool = tmp_path / "bin" / "scontrol"
+    tool = warm / "bin" / "scontrol"
     tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {warm}/asked\n')
     tool.chmod(0o755)
-    process = start(tmp_path, PATH=f"{tool.parent}:{os.environ['PATH']}", SLURM_JOB_ID="4711")
-    until(lambda: (tmp_path / "run" / "config.yaml").exists() if when == "starting" else steps(tmp_path) >= 1, process)
-    process.send_signal(signal.SIGUSR1)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + signal.SIGUSR1, said
-    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
-    finish(tmp_path, whole)
+    command = start(warm, PATH=f"{tool.parent}:{os.environ['PATH']}", SLURM_JOB_ID="4711")
+    command.until(lambda: (warm / "run" / "config.yaml").exists() if when == "starting" else steps(warm) >= 1)
+    command.send_signal(signal.SIGUSR1)
+    assert command.wait(60) == 128 + signal.SIGUSR1, command.said
+    assert (warm / "asked").read_text() == "requeue 4711\n"
+    finish(warm, whole)
 
 
-@pytest.mark.slow
-def test_a_second_signal_leaves_at_once_and_a_step_that_does_not_end_is_left(tmp_path):
-    """The first step takes minutes. When step 0 has been evaluated, it begins."""
+@whole_run
+@pytest.mark.parametrize("again", [True, False])
+def test_a_second_signal_leaves_at_once_and_a_step_that_does_not_end_is_left(warm, again):
+    """The first step takes minutes."""
     slow = ("rl.prompts_per_step=96", "algo.group_size=64", "model.max_completion_length=400", "eval.every=2",
             "eval.validation_size=2", "rollout.stop_at_n=false", "trainer.exit_within=4")  # fmt: skip
-    for second in (True, False):
-        process = start(tmp_path, *slow, f"hydra.run.dir={second}")
-        until(lambda second=second: "validation" in _text(tmp_path / str(second) / "metrics.jsonl"), process)
-        time.sleep(1.5)
-        told = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        if second:
-            time.sleep(0.5)
-            process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=90)[0]
-        assert process.returncode == 143, said
-        assert ("again: leaving at once" in said) == second
-        assert ("did not end within 4 s" in said.replace("\n", " ")) == (not second), said
-        assert time.monotonic() - told < (4 if second else 30)
-        assert steps(tmp_path) == 0
+    command = start(warm, *slow)
+    command.until(lambda: in_a_step(command.pid))
+    told = time.monotonic()
+    command.send_signal(signal.SIGTERM)
+    if again:
+        time.sleep(0.5)
+        command.send_signal(signal.SIGTERM)
+    assert command.wait(90) == 143, command.said
+    assert ("again: leaving at once" in command.said) == again
+    assert ("did not end within 4 s" in command.said.replace("\n", " ")) == (not again), command.said
+    assert time.monotonic() - told < (4 if again else 30)
+    assert steps(warm) == 0
 
 
-def _text(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
+def in_a_step(pid: int) -> bool:
+    """Whether a process trains: from its first step on it listens to SIGALRM, as Linux tells."""
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught, 16) >> (signal.SIGALRM - 1) & 1)
 
 
-@pytest.mark.slow
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, whole):
-    """The disk is full for files above a size that the first checkpoint's still have: a limit of the kernel's own."""
-    process = start(tmp_path)
-    until(lambda: (tmp_path / "run" / "checkpoints" / "000002" / "trainer.ckpt").exists(), process)
-    process.kill()
-    process.wait()
-    limit = 200_000
-    done = subprocess.run(
-        [sys.executable, "-m", "convrec_r1", *RUN],
-        cwd=tmp_path, capture_output=True, text=True, timeout=240,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
-    )  # fmt: skip
-    assert_user_error(done, "could not be written", "no room", "the one of step 2 is whole and stays")
-    assert damage(tmp_path / "run" / "checkpoints" / "000002") is None
-    assert not list((tmp_path / "run" / "checkpoints").glob(".*.partial"))
-    finish(tmp_path, whole)
+@whole_run
+def test_a_full_disk_leaves_the_last_good_checkpoint(warm, whole):
+    """From the second checkpoint on the disk is full for files above a size: a limit of the kernel's own."""
+    command = start(warm)
+    command.until(lambda: (warm / "run" / "checkpoints" / "000002" / "trainer.ckpt").exists())
+    resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    assert command.wait() == 2, command.said
+    assert "Traceback" not in command.said
+    for said in ("could not be written", "no room", "the one of step 2 is whole and stays"):
+        assert said in command.stderr
+    assert damage(warm / "run" / "checkpoints" / "000002") is None
+    assert not list((warm / "run" / "checkpoints").glob(".*.partial"))
+    finish(warm, whole)
 
 
-@pytest.mark.slow
-def test_a_policy_that_was_damaged_is_not_evaluated(tmp_path):
-    folder = tmp_path / "run"
-    done = run_command(*SMOKE, "hydra.run.dir=run", "rl.steps=2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    flip((folder / "checkpoints" / "last").resolve() / "policy" / "model.safetensors")
-    done = run_command(*SMOKE, "task=eval", f"checkpoint={folder}", cwd=tmp_path)
+@whole_run
+def test_a_policy_that_was_damaged_is_not_evaluated(undisturbed, tmp_path):
+    shutil.copytree(undisturbed / "run", tmp_path / "run", symlinks=True)
+    flip((tmp_path / "run" / "checkpoints" / "last").resolve() / "policy" / "model.safetensors")
+    done = run_command(*SMOKE, "task=eval", "checkpoint=run", cwd=tmp_path)
     assert_user_error(done, "is damaged: policy/model.safetensors")
-    assert read_json(folder / "summary.json")["status"] == "complete"
-    assert json.loads((folder / "summary.json").read_text())
-    shutil.rmtree(folder)
+    assert read_json(tmp_path / "run" / "summary.json")["status"] == "complete"

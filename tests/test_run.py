@@ -7,6 +7,7 @@ import wandb_offline
 from omegaconf import OmegaConf
 from support import compose_config, make_config
 
+from convrec_r1 import __version__
 from convrec_r1.errors import UserError
 from convrec_r1.run.files import read_jsonl, replacing, write_json, write_text
 from convrec_r1.run.folder import RunFolder, State
@@ -38,12 +39,13 @@ def test_a_half_written_last_line_is_not_read(tmp_path):
 def test_a_folder_knows_new_interrupted_and_complete(tmp_path):
     folder = RunFolder(tmp_path / "run")
     cfg = compose_config()
-    assert folder.begin(cfg) is State.new
-    assert OmegaConf.load(folder.config).algo.name == "rank_grpo"
+    assert folder.begin(cfg, "abc123") is State.new
+    written = OmegaConf.load(folder.config)
+    assert (written.version, written.git_sha, written.algo.name) == (__version__, "abc123", "rank_grpo")
     assert folder.begin(cfg) is State.interrupted
     folder.finish({"seconds": 1})
     assert folder.begin(cfg) is State.complete
-    assert json.loads(folder.summary.read_text()) == {"status": "complete", "seconds": 1}
+    assert json.loads(folder.summary.read_text()) == {"status": "complete", "version": __version__, "seconds": 1}
     # What is recorded about a run is not part of it.
     assert folder.begin(compose_config("logger=none", "study=other")) is State.complete
 
@@ -111,7 +113,7 @@ def test_rewind_forgets_what_will_be_computed_again(tmp_path):
     assert read_jsonl(sink.path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_wandb_keeps_runs_apart_offline(tmp_path):
     """Two runs in one process, as in a sweep: each has its own offline folder, config, group and metrics."""
     seen = {}

@@ -4,7 +4,6 @@ import copy
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -16,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fake_vllm import FakeVLLM, sampled
-from support import make_config, tiny_policy
+from support import assert_done, make_config, run_job, start_job, tiny_policy
 
 from convrec_r1.errors import UserError
 from convrec_r1.rollout.base import Sampling, SyncError, prompt_seed
@@ -382,8 +381,9 @@ def test_closing_ends_a_rollout(serve, connect, policy):
     assert time.monotonic() - started < 5
 
 
-def run_rank(rank: int, folder: str, address: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
+def run_rank(address: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     cfg = make_config("rollout=vllm_server").rollout
     cfg.servers = [address] if rank == 0 else ["http://127.0.0.1:9"]  # the first process alone speaks to them
     policy = tiny_policy()
@@ -400,14 +400,10 @@ def run_rank(rank: int, folder: str, address: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_one_of_several_trainer_processes_speaks_for_all(serve, tmp_path):
     fake = serve()
-    second = torch.multiprocessing.get_context("spawn").Process(target=run_rank, args=(1, str(tmp_path), fake.address))
-    second.start()
-    run_rank(0, str(tmp_path), fake.address)
-    second.join(60)
-    assert second.exitcode == 0
+    assert_done(run_job("test_server_faults:run_rank", fake.address, cwd=tmp_path, world=2))
     assert sorted(fake.prompts[:12]) == PROMPTS
     assert len(fake.given) == 1
 
@@ -425,17 +421,15 @@ import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)"])
 time.sleep(99)
 """
-TRAINER = """
-import sys
-from pathlib import Path
-from convrec_r1.rollout.vllm import process
-process.SERVE = [sys.executable, "-c", sys.argv[1]]
-folder = Path(sys.argv[2])
-(folder / "scratch").mkdir()
-started = process.LocalProcess([], folder / "log", folder / "scratch")
-print(started.group, flush=True)
-sys.stdin.readline()
-"""
+
+
+def train_beside_a_server(folder: str) -> None:
+    process.SERVE = [sys.executable, "-c", SERVER]
+    (Path(folder) / "scratch").mkdir()
+    started = process.LocalProcess([], Path(folder) / "log", Path(folder) / "scratch")
+    (Path(folder) / "group").write_text(str(started.group))
+    while not (Path(folder) / "done").exists():
+        time.sleep(0.05)
 
 
 def group_of(number: int) -> list[int]:
@@ -454,21 +448,22 @@ def until(condition, seconds: float = 15) -> bool:
     return False
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="process groups are read from /proc")
 @pytest.mark.parametrize("end", ["trainer killed", "trainer done", "server killed", "guard killed"])
 def test_nothing_of_a_server_stays_behind(tmp_path, end):
-    command = [sys.executable, "-c", TRAINER, SERVER, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:
-        group = int(trainer.stdout.readline())
-        assert until(lambda: len(group_of(group)) == 3)  # guard, server, child
-        if end == "trainer killed":
-            trainer.kill()
-        elif end == "server killed":
-            os.kill(sorted(group_of(group))[1], signal.SIGKILL)
-        else:
-            if end == "guard killed":
-                os.kill(group, signal.SIGKILL)
-            trainer.stdin.close()
-        assert until(lambda: not group_of(group))
-        assert (tmp_path / "scratch").exists() == (end != "trainer killed")
-        trainer.kill()
+    trainer = start_job("test_server_faults:train_beside_a_server", str(tmp_path), cwd=tmp_path)
+    trainer.until(lambda: (tmp_path / "group").exists() and (tmp_path / "group").read_text())
+    group = int((tmp_path / "group").read_text())
+    assert until(lambda: len(group_of(group)) == 3)  # guard, server, child
+    if end == "trainer killed":
+        trainer.end()
+    elif end == "server killed":
+        os.kill(sorted(group_of(group))[1], signal.SIGKILL)
+    else:
+        if end == "guard killed":
+            os.kill(group, signal.SIGKILL)
+        (tmp_path / "done").touch()
+    assert until(lambda: not group_of(group))
+    assert (tmp_path / "scratch").exists() == (end != "trainer killed")
+    trainer.end()

@@ -3,18 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from support import SMOKE, assert_user_error, run_command
+from support import SMOKE, assert_user_error, run_command, run_python, start_command
 
-from convrec_r1.run.files import read_jsonl
-from convrec_r1.run.ledger import CELL, SWEEP, Ledger, explain
+from convrec_r1.run.files import read_json, read_jsonl
+from convrec_r1.run.ledger import CELL, SWEEP, Ledger, announce, explain
 
-CELLS = (*SMOKE, "rl.steps=2", "eval.baselines=[]", "study=sweep")
+CELLS = (*SMOKE, "rl.steps=2", "eval.baselines=[]", "eval.resamples=20", "study=sweep", "model.layers=1",
+         "model.max_completion_length=24")  # fmt: skip
 
 
 def summaries(cwd: Path) -> dict[str, dict]:
@@ -25,7 +23,7 @@ def test_the_ledger_tells_the_complete_from_the_failed_and_the_killed(tmp_path, 
     monkeypatch.setenv(SWEEP, str(tmp_path / "study" / ".sweeps" / "1"))
     book = Ledger.current()
     book.folder.mkdir(parents=True)
-    done, failed, _ = (book.begin(number, tmp_path / f"run{number}") for number in range(3))
+    done, failed, killed = (book.begin(number, tmp_path / f"run{number}") for number in range(3))
     done.end(0)
     monkeypatch.setenv(CELL, str(failed.file))
     explain("disk full")
@@ -33,6 +31,9 @@ def test_the_ledger_tells_the_complete_from_the_failed_and_the_killed(tmp_path, 
     assert [(c.number, c.folder.name, c.status, c.why) for c in book.cells()] == [
         (0, "run0", 0, ""), (1, "run1", 1, "disk full"), (2, "run2", None, ""),
     ]  # fmt: skip
+    monkeypatch.setenv(CELL, str(killed.file))
+    announce()
+    assert [cell.pid for cell in book.cells()] == [None, None, os.getpid()]
     assert book.sweep_dir == tmp_path / "study"
     book.close()
     assert not (tmp_path / "study" / ".sweeps").exists()
@@ -46,10 +47,11 @@ def test_outside_of_a_sweep_nobody_keeps_a_ledger(monkeypatch):
         Ledger.current()
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_sweep_outlives_a_refused_run_and_ends_with_the_comparison(tmp_path):
+    """Started as people do, not forked: it starts the server that its cells are forked from."""
     arguments = ("-m", *CELLS, "algo=grpo,rank_grpo", "rl.prompts_per_step=2,0")
-    done = run_command(*arguments, cwd=tmp_path)
+    done = run_python(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "2 of 4 runs failed" in done.stderr
     assert "rl.prompts_per_step=0: must be at least 1" in done.stdout
@@ -68,36 +70,18 @@ def test_a_sweep_outlives_a_refused_run_and_ends_with_the_comparison(tmp_path):
     assert report.exists()
 
 
-def child_of(pid: int, deadline: float) -> int:
-    """The process that runs a cell of the sweep `pid`, once it has begun to write its metrics."""
-    while time.monotonic() < deadline:
-        for task in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parent = int(task.read_text().rsplit(")", 1)[1].split()[1])
-                command = (task.parent / "cmdline").read_bytes().decode().split("\0")
-            except (OSError, ProcessLookupError):
-                continue
-            folders = [a.partition("=")[2] for a in command if a.startswith("hydra.run.dir=")]
-            if parent == pid and folders and (Path(folders[0]) / "metrics.jsonl").exists():
-                return int(task.parent.name)
-        time.sleep(0.02)
-    raise AssertionError("no cell began")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc to find the run's process")
+@pytest.mark.processes
 def test_a_run_that_is_killed_is_reported_and_is_the_only_one_to_be_run_again(tmp_path):
-    arguments = ["-m", *CELLS, "rl.steps=40", "eval.every=0", "seed=1,2"]
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "convrec_r1", *arguments],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    os.kill(child_of(sweep.pid, time.monotonic() + 200), signal.SIGKILL)
-    out, errors = sweep.communicate(timeout=300)
-    assert sweep.returncode == 1, out + errors
-    assert "killed" in out
-    assert "signal 9" in out
-    assert "1 of 2 runs failed" in errors
+    arguments = ["-m", *CELLS, "rl.steps=8", "eval.every=0", "seed=1,2"]
+    sweep = start_command(*arguments, cwd=tmp_path)
+    begun = tmp_path / "outputs" / "sweep"
+    sweep.until(lambda: list(begun.glob("*-s1-*/metrics.jsonl")))
+    (cell,) = begun.glob(".sweeps/*/0000.json")
+    os.kill(read_json(cell)["pid"], signal.SIGKILL)
+    assert sweep.wait() == 1, sweep.said
+    assert "killed" in sweep.stdout
+    assert "signal 9" in sweep.stdout
+    assert "1 of 2 runs failed" in sweep.stderr
     (survivor,) = summaries(tmp_path)
     assert "-s2-" in survivor
     done = run_command(*arguments, cwd=tmp_path)
@@ -107,14 +91,13 @@ def test_a_run_that_is_killed_is_reported_and_is_the_only_one_to_be_run_again(tm
     assert len(summaries(tmp_path)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
 def test_launchers_of_other_processes_keep_the_same_books(tmp_path, launcher):
     """Side by side; one of three is refused. The submitit launcher's local executor is what stands in for Slurm."""
     name, *options = launcher
-    done = run_command(
-        "-m", *CELLS, f"hydra/launcher={name}", *options, "rl.prompts_per_step=2,1,0", cwd=tmp_path, timeout=500
-    )
+    cells = (*CELLS, "algo=sft", "sft.steps=1", "sft.batch_size=2,1,0", "data.test_size=2", "eval.resamples=10")
+    done = run_command("-m", *cells, f"hydra/launcher={name}", *options, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "1 of 3 runs failed" in done.stderr
     assert len(summaries(tmp_path)) == 2
@@ -122,17 +105,17 @@ def test_launchers_of_other_processes_keep_the_same_books(tmp_path, launcher):
     assert not list((tmp_path / "outputs" / "sweep").glob(".sweeps/*"))
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_optuna_searches_by_the_validation_metric(tmp_path):
-    done = run_command(
+    search = (
         "experiment=search",
         *CELLS,
+        "rl.steps=1",
         "eval.every=1",
         "eval.metric=ndcg@5",
         "hydra.sweeper.n_trials=2",
-        cwd=tmp_path,
-        timeout=500,
     )
+    done = run_command(*search, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = list(summaries(tmp_path).values())
     assert len(found) == 2
@@ -142,6 +125,7 @@ def test_optuna_searches_by_the_validation_metric(tmp_path):
     assert "rl.lr" in result
 
 
+@pytest.mark.processes
 def test_runs_side_by_side_on_one_gpu_are_refused(tmp_path):
     """Before anything is loaded: joblib would start all of them on the same device."""
     done = run_command("-m", *CELLS, "hydra/launcher=joblib", "trainer=gpu", "seed=1", cwd=tmp_path)
@@ -150,6 +134,7 @@ def test_runs_side_by_side_on_one_gpu_are_refused(tmp_path):
     assert summaries(tmp_path) == {}
 
 
+@pytest.mark.processes
 def test_a_sweep_over_a_key_that_does_not_exist_starts_nothing(tmp_path):
     assert_user_error(run_command("-m", *CELLS, "rl.step=1,2", cwd=tmp_path), "rl.step")
     assert summaries(tmp_path) == {}

@@ -4,13 +4,14 @@ import copy
 import random
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support import SMOKE, run_command, tiny_policy
+from support import VLLM, run_command, start_command, tiny_policy
 from test_modules import DATA, config, warm_policy
-from test_resume import RUN, outcome, start, until
+from test_resume import RUN, outcome
 from test_weights import with_lora
 
 from convrec_r1.errors import UserError
@@ -26,7 +27,7 @@ from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.processes("vllm"),
     pytest.mark.skipif(vllm_version() is None, reason="vLLM is not installed (make setup-vllm)"),
 ]
 
@@ -275,29 +276,32 @@ def test_training_reaches_the_same_with_either_engine(tmp_path):
         assert sum(reward[-3:]) > sum(reward[:3]) + 0.6, "both learn what users want"
 
 
-def test_the_command_trains_and_evaluates_with_it(tmp_path):
-    done = run_command(*SMOKE, "rollout=vllm", "rollout.stop_at_n=true", "hydra.run.dir=run", cwd=tmp_path)
+COMMAND = (*RUN, "rollout=vllm", "rollout.stop_at_n=true")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """Where a run has ended that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_command(*COMMAND, cwd=folder, preload=VLLM)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [r["values"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["split"] == "train"]
-    assert len(rows) == 3
+    return folder / "run"
+
+
+def test_the_command_trains_and_evaluates_with_it(undisturbed):
+    rows = [r["values"] for r in read_jsonl(undisturbed / "metrics.jsonl") if r["split"] == "train"]
+    assert len(rows) == 6
     assert max(row["sampling/sampling_logp_difference/max"] for row in rows) < 1e-4
     assert all(row["time/sync"] > 0 for row in rows)
-    rows = read_jsonl(tmp_path / "run" / "eval" / "test.jsonl")
-    assert len(rows) == 6
+    assert len(read_jsonl(undisturbed / "eval" / "test.jsonl")) == 6
 
 
-def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):
+def test_a_run_that_is_killed_ends_as_one_that_is_not(undisturbed, tmp_path):
     """Bit for bit: weights, lists and metrics, among them the log-probs that the engine gave."""
-    wanted, killed = tmp_path / "wanted", tmp_path / "killed"
-    wanted.mkdir()
-    killed.mkdir()
-    done = run_command(*RUN, "rollout=vllm", cwd=wanted, timeout=600)
+    command = start_command(*COMMAND, cwd=tmp_path, preload=VLLM)
+    command.until(lambda: (tmp_path / "run" / "checkpoints" / "000002" / "trainer.ckpt").exists())
+    command.end()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    done = run_command(*COMMAND, cwd=tmp_path, preload=VLLM)
     assert done.returncode == 0, done.stdout + done.stderr
-    process = start(killed, "rollout=vllm")
-    until(lambda: (killed / "run" / "checkpoints" / "000002" / "trainer.ckpt").exists(), process, seconds=600)
-    process.kill()
-    process.wait()
-    assert not (killed / "run" / "summary.json").exists()
-    done = run_command(*RUN, "rollout=vllm", cwd=killed, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert outcome(killed / "run") == outcome(wanted / "run")
+    assert outcome(tmp_path / "run") == outcome(undisturbed)

@@ -28,7 +28,7 @@ from convrec_r1.rollout.vllm.server import Server
 from convrec_r1.rollout.weights import stream_weights
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.processes("server"),
     pytest.mark.skipif(vllm_version() is None, reason="vLLM is not installed (make setup-vllm)"),
 ]
 

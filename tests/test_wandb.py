@@ -1,7 +1,6 @@
 """Weights & Biases: what a study would upload, and the workspace it is looked at in. No key, no network."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,25 +10,26 @@ from pathlib import Path
 
 import pytest
 import wandb_offline
-from support import ROOT, make_config, run_command
+from support import ROOT, Command, make_config, run_command
 
 from convrec_r1.errors import UserError
 from convrec_r1.report.workspace import GROUPS, build, plots
 from convrec_r1.run.files import read_jsonl
+from convrec_r1.tasks.workspace import workspace
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """The folders of a study of two seeds, recorded offline."""
     cwd = tmp_path_factory.mktemp("study")
-    done = run_command("-m", "debug=smoke", "logger=wandb", "study=pair", "seed=1,2", cwd=cwd, timeout=1800)
+    done = run_command("-m", "debug=smoke", "logger=wandb", "study=pair", "seed=1,2", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     folders = sorted(path.parent for path in cwd.glob("outputs/pair/*/summary.json"))
     assert len(folders) == 2
     return folders
 
 
-@pytest.mark.slow
+@pytest.mark.processes("study")
 def test_runs_of_a_study_belong_together(study):
     runs = [wandb_offline.read(folder) for folder in study]
     for run, folder in zip(runs, study, strict=True):
@@ -45,7 +45,7 @@ def test_runs_of_a_study_belong_together(study):
     assert len({run.id for run in runs}) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.processes("study")
 def test_what_is_uploaded_is_what_was_logged_on_our_axes(study):
     for folder in study:
         run = wandb_offline.read(folder)
@@ -66,19 +66,19 @@ def test_what_is_uploaded_is_what_was_logged_on_our_axes(study):
         assert {name: run.summary[name] for name in final} == final
 
 
-@pytest.mark.slow
+@pytest.mark.processes("study")
 def test_the_command_line_finds_a_whole_study(study):
     """As far as `wandb sync` goes without a key: it names the runs that it would upload."""
     paths = [str(path) for folder in study for path in folder.glob("wandb/offline-run-*")]
-    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *paths]
-    done = subprocess.run(command, capture_output=True, text=True, env=without_key(study[0].parent), timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "Would sync 2 run(s)" in done.stderr
+    cwd = study[0].parent
+    command = Command(("sync", "--dry-run", *paths), cwd, without_key(cwd), module="wandb")
+    assert command.wait() == 0, command.said
+    assert "Would sync 2 run(s)" in command.stderr
     for folder in study:
-        assert wandb_offline.read(folder).id in done.stderr
+        assert wandb_offline.read(folder).id in command.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.processes("study")
 def test_every_metric_of_the_workspace_is_logged_under_that_name(study):
     sections = panels(build("pair", None, "convrec-r1", n=5, ks=[5]))
     shown = {(name, panel["xAxis"]) for section in sections.values() for panel in section for name in panel["metrics"]}
@@ -164,39 +164,28 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         build("s", None, "films")
 
 
-PUBLISH = """
-import sys
-from support import make_config
-from convrec_r1.errors import UserError
-from convrec_r1.tasks.workspace import workspace
-try:
-    print("URL", workspace(make_config(*sys.argv[1:])))
-except UserError as error:
-    sys.exit(f"UserError {error}")
-"""
+def publish_job(*overrides: str) -> None:
+    try:
+        print("URL", workspace(make_config(*overrides)))
+    except UserError as error:
+        sys.exit(f"UserError {error}")
 
 
 def without_key(home: Path, **more: str) -> dict[str, str]:
-    """An environment in which nobody is logged in."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    """Variables with which nobody is logged in."""
     files = {"HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_CONFIG_DIR": str(home / "config")}
-    return {
-        **clean,
-        **files,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "WANDB_ERROR_REPORTING": "false",
-        **more,
-    }
+    return {**files, "WANDB_ERROR_REPORTING": "false", **more}
 
 
 def publish(home: Path, *overrides: str, **env: str):
     """The task in a process of its own: wandb reads keys and addresses once."""
-    command = [sys.executable, "-c", PUBLISH, "logger=wandb", "study=pair", *overrides]
-    environment = without_key(home, **env)
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
+    arguments = json.dumps(["logger=wandb", "study=pair", *overrides])
+    command = Command(("test_wandb:publish_job", arguments), home, without_key(home, **env), module="job")
+    command.wait()
+    return command.done
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_publishing_without_a_key_says_what_to_do(tmp_path):
     done = publish(tmp_path)
     assert done.returncode == 1
@@ -205,7 +194,7 @@ def test_publishing_without_a_key_says_what_to_do(tmp_path):
     assert "wandb login" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_publishing_without_a_connection_says_what_to_do(tmp_path):
     # Port 9 (discard) of this machine: nobody listens.
     unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "WANDB_HTTP_TIMEOUT": "3"}
@@ -247,7 +236,7 @@ def server():
         listening.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_publishing_uploads_the_workspace_and_returns_its_address(tmp_path, server):
     """With a stand-in for W&B's server. That the real one takes the spec is not tested: there is no key here."""
     address, views = server

@@ -1,16 +1,16 @@
 """Weights on their way to an engine: names, LoRA, shards; sums of their bits; where lines end."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support import tiny_policy
+from support import assert_done, run_job, tiny_policy
 from torch import nn
 
 from convrec_r1.config.schema import LoraConfig, ModelConfig
@@ -20,6 +20,7 @@ from convrec_r1.rollout.base import Completion, Sampling, SyncError, prompt_seed
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.lines import LineCutter
 from convrec_r1.rollout.weights import SyncCheck, WeightSums, add_up, bit_sum, stream_weights, tied_head
+from convrec_r1.run.files import read_json, write_json
 
 
 def test_the_stream_is_the_checkpoint(policy, tmp_path):
@@ -82,13 +83,14 @@ class Trained(nn.Module):
         self.policy = policy
 
 
-def _sharded(rank: int, port: int, lora: bool, result) -> None:
+def sharded(folder: str, lora: bool) -> None:
+    """What one of two processes sees."""
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
     from convrec_r1.modules.fit import _decoder_layers
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     policy = with_lora(tiny_policy()) if lora else tiny_policy()
     whole = {name: weight.clone() for name, weight in stream_weights(policy)}
     root = FSDP(Trained(policy), auto_wrap_policy=_decoder_layers, use_orig_params=True, device_id=torch.device("cpu"))
@@ -96,19 +98,20 @@ def _sharded(rank: int, port: int, lora: bool, result) -> None:
     held = sum(p.numel() for p in root.parameters())
     sent = {name: weight.clone() for name, weight in stream_weights(policy)}
     same = sent.keys() == whole.keys() and all(torch.equal(sent[name], whole[name]) for name in whole)
-    result[rank] = (same, held, sum(w.numel() for w in whole.values()), sum(p.numel() for p in root.parameters()))
+    seen = (same, held, sum(w.numel() for w in whole.values()), sum(p.numel() for p in root.parameters()))
+    write_json(Path(folder) / f"{dist.get_rank()}.json", seen)
     dist.destroy_process_group()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("lora", [False, True])
-def test_shards_are_gathered_a_layer_at_a_time(lora):
+def test_shards_are_gathered_a_layer_at_a_time(tmp_path, lora):
     """Two processes, each with half of every layer (FSDP), both see the whole in the stream and keep half after it."""
-    with mp.Manager() as manager:
-        result = manager.dict()
-        mp.spawn(_sharded, (29517 + lora, lora, result), nprocs=2)
-        for same, held, whole, after in dict(result).values():
-            assert same
-            assert held == after < (0.75 if not lora else 0.9) * whole
+    assert_done(run_job("test_weights:sharded", str(tmp_path), lora, cwd=tmp_path, world=2))
+    for rank in range(2):
+        same, held, whole, after = read_json(tmp_path / f"{rank}.json")
+        assert same
+        assert held == after < (0.75 if not lora else 0.9) * whole
 
 
 def test_bit_sums_by_hand():

@@ -15,11 +15,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from convrec_r1 import __version__
 from convrec_r1.errors import UserError
 from convrec_r1.run.files import write_json, write_text
 
 # Keys that say where a run works and how it is recorded, not what it computes: runs that differ in these alone are the same.
-NOT_IDENTITY = ("outputs", "study", "fresh", "logger", "hydra", "runs", "compare")
+NOT_IDENTITY = ("version", "git_sha", "outputs", "study", "fresh", "logger", "hydra", "runs", "compare")
 _NESTED = {
     "rollout": ("servers", "start", "transfer_folder", "start_timeout", "request_timeout", "retries", "checksum_every"),
     "teacher": ("api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "price_in",
@@ -78,8 +79,10 @@ class RunFolder:
         finally:
             lock.release()
 
-    def begin(self, cfg: DictConfig) -> State:
+    def begin(self, cfg: DictConfig, git_sha: str | None = None) -> State:
         """Claim the folder for `cfg`. Returns what was found: a new, an interrupted or a complete run of this config.
+
+        config.yaml of a new run starts with the version of the package and its commit.
 
         Raises UserError if the folder holds a run of another config.
         """
@@ -87,7 +90,8 @@ class RunFolder:
             self.clear()
         state = self.state()
         if state is State.new:
-            write_text(self.config, OmegaConf.to_yaml(cfg, resolve=True))
+            code = OmegaConf.create({"version": __version__, "git_sha": git_sha})
+            write_text(self.config, OmegaConf.to_yaml(code) + OmegaConf.to_yaml(cfg, resolve=True))
             return state
         changed = differences(
             OmegaConf.to_container(OmegaConf.load(self.config)),
@@ -103,7 +107,7 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, last of all: a folder that has it holds a finished run."""
-        write_json(self.summary, {"status": "complete", **summary})
+        write_json(self.summary, {"status": "complete", "version": __version__, **summary})
 
     def clear(self) -> None:
         """Remove what a run wrote here, and nothing else."""

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from convrec_r1.run import forkserver
 from convrec_r1.run.files import read_json, write_json
 
 SWEEP = "CONVREC_R1_SWEEP"
@@ -29,6 +30,8 @@ class Cell:
     status: int | None = None
     why: str = ""
     seconds: float = 0.0
+    pid: int | None = None
+    """Of its process, on the machine that runs it. None: it has not started."""
 
     def end(self, status: int, why: str = "") -> None:
         """why: left out, what the cell's own process said (`explain`)."""
@@ -37,10 +40,19 @@ class Cell:
         write_json(self.file, record | ended)
 
 
+def announce() -> None:
+    """Record this process's pid, if it runs a cell of a sweep."""
+    _record(pid=os.getpid())
+
+
 def explain(why: str) -> None:
-    """What this process, if it runs a cell, fails for."""
+    """Record why this process fails, if it runs a cell of a sweep."""
+    _record(why=why)
+
+
+def _record(**facts: Any) -> None:
     if file := os.environ.get(CELL):
-        write_json(Path(file), read_json(Path(file)) | {"why": why})
+        write_json(Path(file), read_json(Path(file)) | facts)
 
 
 class Ledger:
@@ -61,7 +73,7 @@ class Ledger:
     def begin(self, number: int, folder: Path) -> Cell:
         file = self.folder / f"{number:04d}.json"
         record = {"number": number, "folder": str(folder.absolute()), "began": time.time()}
-        write_json(file, record | {"status": None, "why": "", "seconds": 0.0})
+        write_json(file, record | {"status": None, "why": "", "seconds": 0.0, "pid": None})
         return Cell(file, number, folder)
 
     def cells(self) -> list[Cell]:
@@ -91,3 +103,5 @@ class OpenLedger(Callback):
         opened = Ledger(sweeps / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         opened.folder.mkdir(parents=True)
         os.environ[SWEEP] = str(opened.folder)
+        if config.trainer.accelerator == "cpu" and "Submitit" not in config.hydra.launcher._target_:
+            forkserver.provide()  # its cells run on this machine

@@ -16,7 +16,6 @@ _enabled = True
 
 LABEL = "CONVREC_R1_LABEL"
 """Set for runs that share a terminal: they say which they are, and show lines in place of bars."""
-_label = os.environ.get(LABEL, "")
 
 
 class Bar(Protocol):
@@ -30,7 +29,7 @@ def set_enabled(on: bool) -> None:
 
 
 def label() -> str:
-    return _label
+    return os.environ.get(LABEL, "")
 
 
 @contextlib.contextmanager
@@ -38,7 +37,7 @@ def bar(description: str, total: int, done: int = 0) -> Iterator[Bar]:
     """A bar from `done` to `total`; `advance(steps, note)` moves it."""
     if not _enabled:
         yield _Silent()
-    elif console.is_terminal and not _label:
+    elif console.is_terminal and not label():
         columns = (
             TextColumn("{task.description:<24}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -47,7 +46,7 @@ def bar(description: str, total: int, done: int = 0) -> Iterator[Bar]:
             task = progress.add_task(description, total=total, completed=done, note="")
             yield _Rich(progress, task)
     else:
-        lines = _Lines(f"{_label}{description}", total, done)
+        lines = _Lines(f"{label()}{description}", total, done)
         yield lines
         lines.end()
 

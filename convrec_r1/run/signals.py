@@ -10,8 +10,8 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import Protocol
 
 _log = logging.getLogger(__name__)
 
@@ -87,13 +87,20 @@ stop = Stop()
 """The process's own."""
 
 
-def run_to_its_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """A run in a process of its own; its exit status. Signals are handed on to it, and it is waited for: it may be saving.
+class Process(Protocol):
+    """What `run_to_its_end` needs of a process: `subprocess.Popen` and `run.forkserver.Forked` have it."""
 
-    Raises KeyboardInterrupt when it has ended after one. It does not hear the terminal's Ctrl-C by itself: that would be a
-    second signal, at which it leaves at once.
+    def send_signal(self, number: int, /) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+def run_to_its_end(process: Process) -> int:
+    """Wait for a run in a process of its own, and pass on signals, since it may have to save. Returns its exit status.
+
+    The process must have a session of its own: the terminal's Ctrl-C would reach it twice otherwise, and at the second signal
+    a run leaves at once. Raises KeyboardInterrupt when the process has ended after a signal.
     """
-    process = subprocess.Popen(command, env=dict(environment), start_new_session=True)
     heard = []
 
     def hand_on(number: int, _: FrameType | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from convrec_r1 import __version__
 from convrec_r1.config.schema import Config, LoggerConfig, LoggerKind
 from convrec_r1.run.files import read_jsonl, write_jsonl, write_text
 
@@ -108,7 +109,7 @@ class WandbSink:
             group=run.study,
             job_type=run.task.name,
             tags=[run.algo.name, run.model.name, run.data.name, *cfg.tags],
-            config={**config, "git_sha": sha},
+            config={"version": __version__, **config, "git_sha": sha},
             settings=settings,
             reinit="finish_previous",
         )

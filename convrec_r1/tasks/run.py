@@ -61,7 +61,7 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
 
 def _make(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None, first: bool) -> dict[str, Any]:
     if first:
-        state = folder.begin(composed)
+        state = folder.begin(composed, sha)
         if state is State.complete:
             _log.info("This run is complete: %s (fresh=true starts over)", folder.path)
             return json.loads(folder.summary.read_text(encoding="utf-8"))

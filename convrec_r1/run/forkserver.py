@@ -1,0 +1,279 @@
+"""Start runs by forking a process that has already imported what they need: milliseconds instead of seconds.
+
+A sweep starts its cells this way, and the tests their commands. A forked run is a process like any other: it has its own
+pid, session, environment, working directory, output and exit status. `fork` is the client's side, `main`, at the end, the
+server's.
+
+Not for runs on GPUs: CUDA does not survive a fork, and the seconds do not matter there.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import runpy
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MODULES = ("convrec_r1.cli", "convrec_r1.config.checks", "convrec_r1.tasks.run")
+"""What every run imports. The first one sets the variables that torch reads when it is imported."""
+SUPPORTED = sys.platform == "linux"
+"""Not on macOS: its system libraries do not survive a fork."""
+ADDRESS = "CONVREC_R1_FORKSERVER"
+"""Environment variable with the address of a server, for the processes of a sweep: they share one."""
+
+_STREAMS = (0, 1, 2)  # file descriptors of stdin, stdout and stderr
+
+
+class Forked:
+    """A process that a `ForkServer` forked. The methods are those of `subprocess.Popen`."""
+
+    def __init__(self, reply: socket.socket) -> None:
+        self._reply = reply
+        self._received = b""
+        self._server_lives = True
+        self.returncode: int | None = None
+        """Exit status, or minus the signal that killed it; None while it runs."""
+        self.pid = self._number()
+
+    def poll(self) -> int | None:
+        """`returncode`, brought up to date. 1 where the server was killed before it could tell and the process has ended."""
+        if self.returncode is None and self._server_lives and select.select([self._reply], [], [], 0)[0]:
+            try:
+                self.returncode = self._number()
+            except ConnectionError:
+                self._server_lives = False
+        if self.returncode is None and not self._server_lives and not _lives(self.pid):
+            self.returncode = 1
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same when the process has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: the process still runs after `timeout` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+            if self._server_lives:
+                select.select([self._reply], [], [], left)
+            else:
+                time.sleep(0.05)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _number(self) -> int:
+        """The next number that the server sends. Raises ConnectionError if it has gone."""
+        while b"\n" not in self._received:
+            part = self._reply.recv(64)
+            if not part:
+                raise ConnectionError("the fork server has ended")
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        return int(line)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs. One that has ended and is not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def fork(
+    address: str,
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path | str | None = None,
+    stdout: int = 1,
+    stderr: int = 2,
+    module: str = "convrec_r1",
+) -> Forked:
+    """Start `python -m MODULE ARGUMENTS` in a new session, forked from the server at `address`.
+
+    Args:
+        env: the whole environment. What libraries read from it when they are imported, they have read from the server's.
+        cwd: working directory. None: this process's.
+        stdout, stderr: file descriptors.
+
+    Raises:
+        OSError: there is no server at the address, or it ended before it could fork.
+    """
+    request = {"module": module, "arguments": list(arguments), "env": dict(env), "cwd": str(cwd or Path.cwd())}
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address)
+        with open(os.devnull, "rb") as stdin:
+            socket.send_fds(connection, [b"f"], [stdin.fileno(), stdout, stderr])
+        connection.sendall(json.dumps(request).encode())
+        connection.shutdown(socket.SHUT_WR)
+        return Forked(connection)
+    except OSError:
+        connection.close()
+        raise
+
+
+class ForkServer:
+    """A server process of its own, ended by `close` and with the process that made it."""
+
+    def __init__(self, modules: Sequence[str] = MODULES, env: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            modules: what the server imports, in this order.
+            env: its environment. None: this process's.
+        """
+        # Sockets in a folder that only this user can enter: who can connect can start processes.
+        self._folder = tempfile.TemporaryDirectory(prefix="convrec_r1-", ignore_cleanup_errors=True)
+        self.address = f"{self._folder.name}/fork"
+        read_end, self._alive = os.pipe()
+        # It listens before the server runs: requests wait while it imports.
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen(64)
+            inherited = [listener.fileno(), read_end]
+            # A session of its own, so that Ctrl-C in the terminal does not reach it. It shares our output: rich looks at it
+            # when it is imported, and would show a run in a terminal without colours otherwise.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, *map(str, inherited), *modules],
+                pass_fds=inherited, stdin=subprocess.DEVNULL, start_new_session=True, env=env,
+            )  # fmt: skip
+        os.close(read_end)
+
+    def close(self) -> None:
+        """End the server. What it has forked goes on."""
+        os.close(self._alive)
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def provide() -> None:
+    """Start a server for this process and all that inherit its environment, where it can work and unless there is one."""
+    global _provided
+    if SUPPORTED and ADDRESS not in os.environ:
+        with contextlib.suppress(OSError):  # the path of temporary files may be too long for a socket
+            _provided = ForkServer()
+            os.environ[ADDRESS] = _provided.address
+
+
+_provided: ForkServer | None = None
+
+
+# -- the server's process ----------------------------------------------------------------------------------------------------
+
+
+def main(listener: int, alive: int, modules: Sequence[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = dict(os.environ)
+    for module in modules:
+        importlib.import_module(module)
+    defaults = {name: value for name, value in os.environ.items() if name not in before}
+    request = _serve(socket.socket(fileno=listener), alive, defaults)
+    if request is not None:
+        # From here on this is a child, and nothing differs from `python -m MODULE ARGUMENTS`.
+        sys.argv = [request["module"], *request["arguments"]]
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> dict[str, Any] | None:
+    """Fork on request. Returns in each child its request, and None in the server when its maker has ended.
+
+    Args:
+        alive: end of a pipe whose other end the maker holds.
+        defaults: variables that the imports have set, for children whose environment does not have them.
+    """
+    wake, waker = os.pipe()
+    for end in (wake, waker):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    clients: dict[int, socket.socket] = {}
+    while True:
+        ready, _, _ = select.select([listener, wake, alive], [], [])
+        if wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake, 4096)
+            _report_ended(clients)
+        if alive in ready:
+            shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)  # its maker may have been killed
+            return None
+        if listener in ready:
+            client, _ = listener.accept()
+            _, streams, _, _ = socket.recv_fds(client, 1, len(_STREAMS))
+            with client.makefile("rb") as lines:
+                request = json.loads(lines.read())
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", DeprecationWarning
+                )  # other threads are OpenBLAS's, which reacts to forks
+                pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                for unused in (listener, client, *clients.values()):
+                    unused.close()
+                for end in (wake, waker, alive):
+                    os.close(end)
+                _become(request, defaults, streams)
+                return request
+            clients[pid] = client
+            for stream in streams:
+                os.close(stream)
+            with contextlib.suppress(BrokenPipeError):
+                client.sendall(b"%d\n" % pid)
+
+
+def _report_ended(clients: dict[int, socket.socket]) -> None:
+    for pid in list(clients):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            continue
+        _, status = os.waitpid(pid, 0)
+        with clients.pop(pid) as client, contextlib.suppress(BrokenPipeError):
+            client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def _become(request: dict[str, Any], defaults: Mapping[str, str], streams: Sequence[int]) -> None:
+    """Make this forked process the one that was asked for."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream, target in zip(streams, _STREAMS, strict=True):
+        os.dup2(stream, target)
+        os.close(stream)
+    os.chdir(request["cwd"])
+    sys.path[0] = request["cwd"]
+    os.environ.clear()
+    os.environ.update({**defaults, **request["env"]})
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=os.isatty(stream.fileno()) or stream is sys.stderr)
+    # Two runs must not draw the same names and numbers because they come from the same server.
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].seed()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,115 @@
+"""What the suite takes: the order of its tests, the slowest of them, and a total that a busy machine does not change.
+
+A pytest plugin. Tests that share a fixture or a file go to one worker as a group; whoever is free takes the next group, and the
+groups that took longest when `tests/durations.json` was written start first. `--record-durations` writes that file.
+"""
+
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+DURATIONS = Path(__file__).with_name("durations.json")
+SLOWEST = 20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("convrec-r1")
+    group.addoption("--record-durations", action="store_true", help=f"write {DURATIONS.name} from this run")
+    group.addoption(
+        "--max-multiple", type=float, metavar="X",
+        help="fail if the run takes more than X times the calibration loop that is timed before it",
+    )  # fmt: skip
+
+
+def calibrate(seconds: float = 3.0) -> float:
+    """Seconds that a fixed amount of work takes with every core at work, as far as this process may use them.
+
+    The loop runs in as many processes as pytest-xdist starts workers, so that a machine whose cores are taken by others shows
+    in it as it does in the tests. It is work of the interpreter: no library whose next version could be faster.
+    """
+    children = []
+    start = time.perf_counter()
+    for _ in range(os.cpu_count() or 1):
+        if (pid := os.fork()) == 0:
+            total = 0
+            for i in range(int(seconds * 10_000_000)):
+                total += i & 7
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+    return time.perf_counter() - start
+
+
+def group_of(item: pytest.Item) -> str:
+    """The tests of a file are one group, but for those that start processes: `processes("NAME")` names the group of those that
+    share a fixture, and with `processes` alone a test is a group of its own."""
+    if mark := item.get_closest_marker("processes"):
+        return f"{item.path.stem}: {mark.args[0]}" if mark.args else item.nodeid
+    return item.path.stem
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    first = {}
+    for place, item in enumerate(items):
+        first.setdefault(group_of(item), place)
+    # Of what was never timed nothing is known: it starts early.
+    items.sort(key=lambda item: (-known.get(group_of(item), 1e9), first[group_of(item)]))
+
+
+class Timing:
+    """Registered where results come together: in the controller of pytest-xdist, or in the only process."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.tests: dict[str, float] = defaultdict(float)
+        self.calibration = calibrate()
+        self.began = time.perf_counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.tests[report.nodeid] += report.duration
+
+    @property
+    def multiple(self) -> float:
+        return (time.perf_counter() - self.began) / self.calibration
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        limit = self.config.getoption("max_multiple")
+        if limit and self.multiple > limit and session.exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.config.getoption("record_durations"):
+            if self.config.getoption("dist", "no") != "loadgroup":
+                raise pytest.UsageError("--record-durations needs -n 2 --dist loadgroup: groups are named there")
+            groups: dict[str, float] = defaultdict(float)
+            for nodeid, seconds in self.tests.items():
+                groups[nodeid.rpartition("@")[2]] += seconds
+            rows = sorted(groups.items(), key=lambda row: -row[1])
+            DURATIONS.write_text(json.dumps({name: round(seconds, 1) for name, seconds in rows}, indent=0) + "\n")
+
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        took, multiple = time.perf_counter() - self.began, self.multiple
+        write = terminalreporter.write_line
+        write(f"The slowest {SLOWEST} of {len(self.tests)} tests, seconds")
+        for nodeid, seconds in sorted(self.tests.items(), key=lambda row: -row[1])[:SLOWEST]:
+            write(f"{seconds:7.1f}  {nodeid.rpartition('@')[0] or nodeid}")
+        write(f"Total: {took / 60:.1f} min, {multiple:.0f} times the calibration loop of {self.calibration:.1f} s")
+        limit = self.config.getoption("max_multiple")
+        if limit and multiple > limit:
+            write(f"Too slow: more than {limit:g} times the calibration loop. See CONTRIBUTING.md, Tests.", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "processes(group): starts processes; `make test-fast` leaves it out")
+    config.addinivalue_line("markers", "slow(reason): of `make test-slow` alone, and why")
+    timed = config.getoption("record_durations") or config.getoption("max_multiple")
+    if timed and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Timing(config))
