@@ -137,8 +137,13 @@ def run_group(*arguments: str, cwd: Path, world: int, timeout: int = 300, module
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0,
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
         commands.append(Command(arguments, cwd, {name: str(value) for name, value in group.items()}, module))
-    for command in commands:
-        command.wait(timeout)
+    try:
+        for command in commands:
+            command.wait(timeout)
+    except AssertionError:
+        for command in commands:
+            command.end()
+        raise AssertionError("\n".join(f"-- rank {i}:\n{command.said}" for i, command in enumerate(commands))) from None
     return commands
 
 
