@@ -7,7 +7,7 @@ STUDY ?= algorithms
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm run smoke test test-slow test-fast lint fmt sweep study bench wheel clean
+.PHONY: help setup setup-vllm run smoke test test-slow test-fast coverage lint fmt sweep study bench wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ test-slow: setup-vllm ## Tests that would lose their point if they were fast: do
 test-fast: setup ## Tests that start no process: under a minute
 	$(PYTEST) -m "not slow and not processes" $(ARGS)
 
+coverage: setup-vllm ## Branch coverage of the package by `make test`, in all processes that it starts and does not kill
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m $(subst $(BIN)/python -m,,$(PYTEST)) -m "not slow" $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
+
 lint: setup ## Style and format, as CI checks them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,5 +76,5 @@ wheel: setup ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## Remove what was built and installed; outputs/ stays
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

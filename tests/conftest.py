@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Tests measure behaviour, not speed; two threads on a shared machine mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 pytest_plugins = ["timing"]
+
+# ci: the same examples in every run. dev: new ones each time. nightly: twenty times as many; `--hypothesis-profile` chooses.
+settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
+settings.register_profile("dev", deadline=None, max_examples=100, print_blob=True)
+settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 @pytest.fixture

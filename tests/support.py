@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 from omegaconf import OmegaConf
 
 import convrec_r1.cli  # noqa: F401  registers the schema and the resolver
@@ -183,6 +184,11 @@ def tiny_policy(seed: int = 0, **changes):
 
 
 SMOKE = ("debug=smoke", "logger=none")
+
+
+def examples(number: int) -> int:
+    """Examples of a property, where hypothesis would take 100: as many times more as its profile asks for (conftest.py)."""
+    return number * settings.default.max_examples // 100
 
 
 def assert_user_error(done, *fragments: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from convrec_r1 import lists
 from convrec_r1.data.adapters import jsonl, reddit_v2, redial
@@ -220,7 +221,7 @@ conversations = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(conversations, min_size=1, max_size=4, unique_by=lambda conversation: conversation.id))
 def test_dump_and_read_give_the_same_back(tmp_path, written):
     path = tmp_path / "new" / "data.jsonl"

@@ -7,6 +7,7 @@ import reference_objective as slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from convrec_r1.rl import LengthShaping, group_advantages, per_token, shape_lengths
 
@@ -82,7 +83,7 @@ def test_an_unknown_scale_is_an_error():
         group_advantages(torch.zeros(4), 2, scale="batch")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100))
 @given(st.data())
 def test_group_advantages_equal_the_slow_reference(data):
     prompts, size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
@@ -168,7 +169,7 @@ def test_padding_that_is_the_eos_token_earns_nothing():
     torch.testing.assert_close(shaped, torch.tensor([[0, -0.1, 0, 0]]))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100))
 @given(st.data())
 def test_length_shaping_equals_the_slow_reference(data):
     pieces = data.draw(st.lists(st.sampled_from(["text", "blank", "newline", "text+newline"]), max_size=10))

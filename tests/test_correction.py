@@ -8,6 +8,7 @@ import reference_objective as slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 from torch import Tensor
 
 from convrec_r1.rl import importance_weights
@@ -169,7 +170,7 @@ batches = st.builds(Batch, st.integers(0, 2**31), st.integers(1, 5), st.integers
 
 
 @pytest.mark.parametrize(("kind", "unit"), COMBINATIONS)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40))
 @given(batch=batches, low=st.sampled_from([0.0, 0.5, 0.9]), high=st.sampled_from([1.1, 2.0, math.inf]))
 def test_every_combination_equals_the_slow_reference(kind, unit, batch, low, high):
     weights, metrics = batch.weights(kind, unit, low=low, high=high)
@@ -189,7 +190,7 @@ def test_every_combination_equals_the_slow_reference(kind, unit, batch, low, hig
 
 
 @pytest.mark.parametrize(("kind", "unit"), COMBINATIONS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=examples(25))
 @given(batch=batches, single=st.booleans())
 def test_a_sampler_that_is_the_policy_has_weights_of_exactly_one(kind, unit, batch, single):
     batch.sampled = batch.old = batch.old.float() if single else batch.old
@@ -199,7 +200,7 @@ def test_a_sampler_that_is_the_policy_has_weights_of_exactly_one(kind, unit, bat
     assert [metrics[f"{RATIO}/{name}"].item() for name in ("min", "mean", "max")] == pytest.approx([1, 1, 1])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60))
 @given(batch=batches)
 def test_units_multiply_up(batch):
     """A token's weight is the ratio of its probabilities; those of a list, of its tokens or of its ranks, multiply."""
@@ -236,7 +237,7 @@ def test_all_ranks_past_n_are_one_unit(kind, unit):
 
 
 @pytest.mark.parametrize(("kind", "unit"), COMBINATIONS)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20))
 @given(seed=st.integers(0, 2**31), cut=st.lists(st.integers(0, 3), min_size=6, max_size=6))
 def test_micro_batches_have_the_weights_of_the_whole(kind, unit, seed, cut):
     """Row i goes into micro-batch cut[i], in an order of its own, trimmed to its own width."""
@@ -265,7 +266,7 @@ def test_micro_batches_have_the_weights_of_the_whole(kind, unit, seed, cut):
 
 
 @pytest.mark.parametrize(("kind", "unit"), COMBINATIONS)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=examples(15))
 @given(batch=batches, left=st.integers(0, 2), right=st.integers(0, 9), junk=st.sampled_from([0.0, -50.0, math.nan]))
 def test_padding_columns_change_nothing(kind, unit, batch, left, right, junk):
     weights, metrics = batch.weights(kind, unit)

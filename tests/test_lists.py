@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 import convrec_r1
 from convrec_r1 import lists
@@ -213,13 +214,13 @@ titles = st.builds(lambda a, b, c: a + b + c, _letter, _inside, _letter).filter(
 items = st.builds(Item, titles, st.integers(1000, 9999))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200))
 @given(st.lists(items, max_size=6))
 def test_a_formatted_list_parses_to_itself(expected):
     assert parse(lists.format(expected)) == expected
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100))
 @given(st.lists(items, min_size=1, max_size=6), st.data())
 def test_a_dressed_list_parses_to_its_items(expected, data):
     """Whatever a model puts around its entries: numbers, bullets, bold, remarks, blank lines, carriage returns."""
@@ -232,7 +233,7 @@ def test_a_dressed_list_parses_to_its_items(expected, data):
     assert parse(text) == expected
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200))
 @given(st.text(st.sampled_from(list("aB1(9)5*_`'\"\u201c-. \t\r\n\u00a0\u2028")), max_size=40), st.booleans())
 def test_any_text_parses_to_at_most_one_item_a_line(text, year_required):
     found = parse(text, year_required=year_required)

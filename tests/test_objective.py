@@ -7,6 +7,7 @@ import reference_objective as slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 from torch import Tensor
 
 from convrec_r1.rl import batch_normalizer, per_token, policy_loss, surrogate_loss
@@ -260,7 +261,7 @@ batches = st.builds(Batch, st.integers(0, 2**31), st.integers(1, 5), st.integers
 
 
 @pytest.mark.parametrize("name", slow.ALGORITHMS)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40))
 @given(batch=batches, beta=st.sampled_from([0.0, 0.05]))
 def test_every_algorithm_equals_the_slow_reference(name, batch, beta):
     algorithm = slow.ALGORITHMS[name]
@@ -277,7 +278,7 @@ def test_every_algorithm_equals_the_slow_reference(name, batch, beta):
 
 
 @pytest.mark.parametrize(("ratio", "aggregation"), COMBINATIONS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=examples(25))
 @given(
     batch=batches,
     clip_low=st.sampled_from([0.06, 0.2, 0.9]),
@@ -308,7 +309,7 @@ def test_every_combination_equals_the_slow_reference(
 
 
 @pytest.mark.parametrize(("ratio", "aggregation"), COMBINATIONS)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=examples(15))
 @given(seed=st.integers(0, 2**31), cut=st.lists(st.integers(0, 3), min_size=6, max_size=6))
 def test_micro_batches_add_up_to_the_whole(ratio, aggregation, seed, cut):
     """Row i goes into micro-batch cut[i]; each is trimmed to its own width, as a collator would."""
@@ -336,7 +337,7 @@ def test_micro_batches_add_up_to_the_whole(ratio, aggregation, seed, cut):
 
 
 @pytest.mark.parametrize("name", slow.ALGORITHMS)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=examples(15))
 @given(batch=batches, left=st.integers(0, 2), right=st.integers(0, 9), junk=st.sampled_from([0.0, -50.0, math.nan]))
 def test_padding_columns_change_nothing(name, batch, left, right, junk):
     algorithm = slow.ALGORITHMS[name]
@@ -378,7 +379,7 @@ def test_normalizer_divides_the_sum(kind):
 
 
 @pytest.mark.parametrize("name", slow.ALGORITHMS)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20))
 @given(batch=batches)
 def test_on_policy_gradient_in_closed_form(name, batch):
     algorithm = slow.ALGORITHMS[name]

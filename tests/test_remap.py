@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from support import examples
 
 from convrec_r1.config.schema import RemapConfig
 from convrec_r1.distill import scores as scores_module
@@ -83,7 +84,7 @@ def test_a_hand_worked_example(kind):
     assert remap_block(inputs, range(1), MATCHED)[0] == pytest.approx([0.70710678, 0, 0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 12), st.integers(1, 12), st.integers(1, 8),
     st.sampled_from(["dense", "sparse"]), st.sampled_from([0.0, 0.3, 1.0, 2.5]), st.booleans(),
@@ -236,7 +237,7 @@ def test_ties_stand_in_catalog_order_and_what_is_left_out_is_never_chosen():
     assert top_columns(scores[:0], 3).shape == (0, 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
 def test_the_best_are_those_of_a_stable_sort_in_blocks_of_any_size(tmp_path_factory, seed, rows, columns, k):
     generator = np.random.default_rng(seed)

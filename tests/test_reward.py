@@ -10,6 +10,7 @@ import reference_objective as slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from convrec_r1.data import Catalog
 from convrec_r1.lists import WHITESPACE, Item, lines, parse
@@ -180,7 +181,7 @@ def rank_texts(text: str) -> list[str]:
     return [line for line in texts if line.strip(WHITESPACE)]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300))
 @given(st.text(st.sampled_from(list("ab(1) \t\r\v\f\n\u00a0\u2028\u3000\x1c\x85")), min_size=1, max_size=30))
 def test_ranks_of_characters_are_the_lines_of_the_text(text):
     assert [t.strip(WHITESPACE) for t in rank_texts(text)] == [line.strip(WHITESPACE) for line in lines(text)]
@@ -191,7 +192,7 @@ _entries = st.sampled_from(["Heat (1995)", "2) Ronin (1998)", "**Dune (2021)**",
 _gaps = st.text(st.sampled_from(list(" \t\r\n")), max_size=4)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200))
 @given(st.lists(_entries, min_size=1, max_size=7, unique=True), st.lists(_gaps, min_size=8, max_size=8))
 def test_the_relevance_of_a_line_belongs_to_the_rank_of_its_tokens(entries, gaps):
     """Blank lines in front, between and behind; each rank's relevance is that of its own tokens' text."""
@@ -253,7 +254,7 @@ def test_wrong_returns_are_an_error(kind, gamma, message):
         rank_returns(RELEVANCE, kind, gamma)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=25), st.sampled_from([1.0, 1.3, 2.0, 10.0]))
 def test_returns_equal_sums_written_out(row, gamma):
     relevance = torch.tensor([row], dtype=torch.float32)

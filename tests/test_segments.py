@@ -5,6 +5,7 @@ import reference_objective as slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from convrec_r1.rl import list_lengths, segment_ranks
 
@@ -123,7 +124,7 @@ def completions(draw):
     return [PAD] * draw(st.integers(0, 2)) + row + draw(st.sampled_from([[], [EOS], [EOS, PAD, PAD]])) or [PAD]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200))
 @given(st.lists(completions(), min_size=1, max_size=4))
 def test_segmentation_equals_the_state_machine(rows):
     ids, mask, newline, blank, eos = encode(rows)
@@ -135,7 +136,7 @@ def test_segmentation_equals_the_state_machine(rows):
         assert lengths[i] == slow.list_length(tokens, mask[i].tolist(), eos[ids[i]].tolist())
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100))
 @given(st.lists(st.sampled_from(["A", "B ", " ", "\n", "C\n", "\n\n", " \n"]), max_size=14))
 def test_text_of_a_rank_is_a_line_of_the_text(pieces):
     """Pieces of rank k, put together, are the k-th line that is not blank: tokens and text agree."""

@@ -65,30 +65,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (-known.get(group_of(item), 1e9), first[group_of(item)]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("This pytest-xdist does not group tests under this pytest: install pytest<9.2.")
+
+
 class Timing:
     """Registered where results come together: in the controller of pytest-xdist, or in the only process."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
+        self.limit: float | None = config.getoption("max_multiple")
         self.tests: dict[str, float] = defaultdict(float)
         self.calibration = calibrate()
+        self.took = 0.0
         self.began = time.perf_counter()
+
+    @property
+    def multiple(self) -> float:
+        return self.took / self.calibration
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.tests[report.nodeid] += report.duration
 
-    @property
-    def multiple(self) -> float:
-        return (time.perf_counter() - self.began) / self.calibration
-
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        limit = self.config.getoption("max_multiple")
-        if limit and self.multiple > limit and session.exitstatus == 0:
+        self.took = time.perf_counter() - self.began
+        self.calibration = (self.calibration + calibrate()) / 2  # others may have come or gone meanwhile
+        if self.limit and self.multiple > self.limit and session.exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.config.getoption("record_durations"):
-            if self.config.getoption("dist", "no") != "loadgroup":
-                raise pytest.UsageError("--record-durations needs -n 2 --dist loadgroup: groups are named there")
             groups: dict[str, float] = defaultdict(float)
             for nodeid, seconds in self.tests.items():
                 groups[nodeid.rpartition("@")[2]] += seconds
@@ -96,15 +102,17 @@ class Timing:
             DURATIONS.write_text(json.dumps({name: round(seconds, 1) for name, seconds in rows}, indent=0) + "\n")
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
-        took, multiple = time.perf_counter() - self.began, self.multiple
         write = terminalreporter.write_line
         write(f"The slowest {SLOWEST} of {len(self.tests)} tests, seconds")
         for nodeid, seconds in sorted(self.tests.items(), key=lambda row: -row[1])[:SLOWEST]:
             write(f"{seconds:7.1f}  {nodeid.rpartition('@')[0] or nodeid}")
-        write(f"Total: {took / 60:.1f} min, {multiple:.0f} times the calibration loop of {self.calibration:.1f} s")
-        limit = self.config.getoption("max_multiple")
-        if limit and multiple > limit:
-            write(f"Too slow: more than {limit:g} times the calibration loop. See CONTRIBUTING.md, Tests.", red=True)
+        write(
+            f"Total: {self.took / 60:.1f} min, {self.multiple:.0f} times the calibration loop of {self.calibration:.1f} s"
+        )
+        if self.limit and self.multiple > self.limit:
+            write(
+                f"Too slow: more than {self.limit:g} times the loop. CONTRIBUTING.md, Tests, says what to do.", red=True
+            )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -112,4 +120,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow(reason): of `make test-slow` alone, and why")
     timed = config.getoption("record_durations") or config.getoption("max_multiple")
     if timed and not hasattr(config, "workerinput"):
+        if config.getoption("record_durations") and config.getoption("dist", "no") != "loadgroup":
+            raise pytest.UsageError("--record-durations goes with -n 2 --dist loadgroup, where tests are in groups")
         config.pluginmanager.register(Timing(config))
