@@ -45,7 +45,8 @@ class _TokenLogProbs(torch.autograd.Function):
         return target - log_z, entropy
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _):
+    def backward(ctx, *grad_outputs: Tensor):
+        grad, _ = grad_outputs  # the entropy is not differentiable
         x, weight, targets, log_z = ctx.saved_tensors
         grad_hidden = torch.zeros(x.shape, device=x.device) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None

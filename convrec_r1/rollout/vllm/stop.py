@@ -24,8 +24,8 @@ class StopAfterLines(LogitsProcessor):
         self.requests: dict[int, _Lines] = {}
 
     @classmethod
-    def validate_params(cls, params: SamplingParams) -> None:
-        lines = (params.extra_args or {}).get("max_lines")
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        lines = (sampling_params.extra_args or {}).get("max_lines")
         if lines is not None and (not isinstance(lines, int) or lines < 1):
             raise ValueError(f"max_lines={lines!r}: must be a whole number of at least 1")
 
@@ -38,7 +38,7 @@ class StopAfterLines(LogitsProcessor):
 
     def apply(self, logits: Tensor) -> Tensor:
         full = [row for row, lines in self.requests.items() if lines.closed(self.newline, self.blank)]
-        if full:
+        if full and self.tables:
             logits[full] = -torch.inf
             logits[full, self.tables["eos"]] = 0.0
         return logits
