@@ -42,9 +42,10 @@ test: setup-vllm ## All tests, those that build, download and train included
 test-fast: setup ## Tests that need no build, no download and no whole run
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
 
-lint: setup ## Style and format, as CI checks them
+lint: setup ## Style, format and types, as CI checks them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 fmt: setup ## Put style and format right
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,8 @@
 """vLLM in the trainer's process: it has weights of its own, and shares the trainer's device."""
 
+# vLLM is optional. Where it is not installed, type checkers take this folder for it.
+# pyright: reportMissingImports=none
+
 import contextlib
 import gc
 import os
@@ -45,7 +48,7 @@ class VLLMEngine:
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 
         if self._llm is None or not self._awake:
             self.sync(self._policy)
@@ -109,7 +112,7 @@ class VLLMEngine:
             self.setup = options.setup(
                 self.cfg, self._policy, Path(folder), max_length=self.max_length, on_cpu=options.runs_on_cpu()
             )
-            from vllm import LLM
+            from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
 
             self._llm = LLM(
                 **self.setup.arguments,

@@ -1,10 +1,13 @@
 """A logits processor for vLLM that ends a completion once enough of its lines are closed."""
 
+# vLLM is optional. Where it is not installed, type checkers take this folder for it.
+# pyright: reportMissingImports=none
+
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from vllm import SamplingParams
+from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from convrec_r1.rollout.vllm.options import LINE_TABLES

@@ -3,6 +3,9 @@
 vLLM imports this by name (`worker_extension_cls`); nothing of the trainer does.
 """
 
+# vLLM is optional.
+# pyright: reportMissingImports=none
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,8 +103,9 @@ def _unpacked(module: nn.Module) -> Tensor:
 
 def _own(module: nn.Module, key: str, weight: Tensor, rank: int) -> Tensor | None:
     """Of a weight on a worker that is not the first: what no worker before holds. None: all of it is held elsewhere."""
-    if isinstance(module, QKVParallelLinear) and rank % module.num_kv_head_replicas:
-        return weight[: module.num_heads * module.head_size]  # keys and values repeat those of the worker before
+    layer: Any = module
+    if isinstance(module, QKVParallelLinear) and rank % layer.num_kv_head_replicas:
+        return weight[: layer.num_heads * layer.head_size]  # keys and values repeat those of the worker before
     if isinstance(module, ReplicatedLinear) or (isinstance(module, RowParallelLinear) and key == "bias"):
         return None
     return weight if isinstance(module, LinearBase | VocabParallelEmbedding) else None
