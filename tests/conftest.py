@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
-import support
 import torch
+from shape_checks import install
+
+install()  # before convrec_r1 is imported
+
+import support  # noqa: E402
 
 
 @pytest.fixture
