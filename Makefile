@@ -54,9 +54,10 @@ coverage: setup-vllm ## Branch coverage of the package by `make test`, in all pr
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --sort=cover
 
-lint: setup ## Style and format, as CI checks them
+lint: setup ## Style, format and types, as CI checks them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 fmt: setup ## Put style and format right
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -123,7 +124,7 @@ def job(composed: DictConfig) -> float | None:
         sys.exit(FAULT)
 
 
-def run_cell(composed: DictConfig, hydra_cfg: DictConfig, folder: RunFolder) -> float | None:
+def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> float | None:
     """A cell of a sweep, in a process of its own: whatever kills it, the others go on, and nothing of it (GPU memory,
     engines, process groups of DDP) reaches the next. In the sweep as a whole a cell that fails is a failure."""
     cell = ledger.Ledger.current().begin(hydra_cfg.job.num, folder.path)
@@ -157,7 +158,8 @@ def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
     if missing:
         raise UserError(f"These keys need a value: {', '.join(missing)}. Give them on the command line, as KEY=VALUE.")
     OmegaConf.resolve(composed)
-    cfg: Config = OmegaConf.to_object(composed)
+    cfg = OmegaConf.to_object(composed)
+    assert isinstance(cfg, Config)
     from convrec_r1.config.checks import check
 
     check(cfg)

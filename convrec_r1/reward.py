@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from convrec_r1.data.catalog import Catalog
@@ -59,7 +60,9 @@ def relevance(
     return result
 
 
-def rank_returns(relevance: Tensor | Sequence[Sequence[float]], kind: str, gamma: float | None = None) -> Tensor:
+def rank_returns(
+    relevance: Num[Tensor, "batch ranks"] | Sequence[Sequence[float]], kind: str, gamma: float | None = None
+) -> Float[Tensor, "batch ranks"]:
     """What each rank earns, [B, N] from relevance [B, N] (paper, section 3.3; design section 4).
 
     exp_inf:    r_k = rel_k                                    the paper's exp with Gamma to infinity: no return to go
@@ -85,7 +88,9 @@ def rank_returns(relevance: Tensor | Sequence[Sequence[float]], kind: str, gamma
     raise ValueError(f"unknown kind of rank returns {kind!r}: choose exp_inf, log_decay or exp")
 
 
-def sequence_reward(relevance: Tensor, n_relevant: Tensor, kind: str = "dcg") -> Tensor:
+def sequence_reward(
+    relevance: Num[Tensor, "batch ranks"], n_relevant: Int[Tensor, " batch"], kind: str = "dcg"
+) -> Float[Tensor, " batch"]:
     """What a whole list earns, [B] from relevance [B, N] and the number of ground truths [B].
 
     dcg: sum_k rel_k / log2(k+1);  ndcg: dcg over that of a list with min(N, n_relevant) hits in front;

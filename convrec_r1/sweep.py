@@ -37,7 +37,8 @@ def _show(cells: list[Cell]) -> None:
         table.add_column(name, no_wrap=name != "run", overflow="fold", justify="right" if name == "time" else "left")
     for cell in cells:
         style = "" if cell.status == 0 else "bold red"
-        table.add_row(cell.folder.name, WORDS.get(cell.status, "killed"), f"{cell.seconds:.0f} s", style=style)
+        word = "killed" if cell.status is None else WORDS.get(cell.status, "killed")
+        table.add_row(cell.folder.name, word, f"{cell.seconds:.0f} s", style=style)
     console.print(table)
     for cell in cells:
         if cell.status != 0:
@@ -50,6 +51,8 @@ def _compare(runs: list[Path], folder: Path) -> None:
     stored = OmegaConf.load(runs[0] / "config.yaml")
     evaluation = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvalConfig), stored.eval))
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CompareConfig), stored.compare))
+    assert isinstance(evaluation, EvalConfig)
+    assert isinstance(options, CompareConfig)
     try:
         compare_runs(runs, folder, options, level=evaluation.level, resamples=evaluation.resamples)
     except UserError as error:

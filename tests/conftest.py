@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from shape_checks import install
+
+install()  # before convrec_r1 is imported
 
 # Tests measure behaviour, not speed; two threads on a shared machine mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -467,8 +467,8 @@ def _stage1_ranges(cfg: Config) -> list[str]:
     return wrong
 
 
-def _get(cfg: Config, key: str):
-    value = cfg
+def _get(cfg: Config, key: str) -> Any:
+    value: Any = cfg
     for name in key.split("."):
         value = getattr(value, name)
     return value

@@ -13,7 +13,7 @@ from convrec_r1.config.schema import DataConfig, PromptStyle
 from convrec_r1.data import movieland
 from convrec_r1.data.adapters import jsonl, reddit_v2, redial
 from convrec_r1.data.demonstrations import add_demonstrations
-from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
+from convrec_r1.data.schema import SPLITS, Conversation, Dataset
 from convrec_r1.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -21,20 +21,22 @@ _log = logging.getLogger(__name__)
 _READERS = {"reddit_v2": reddit_v2.load, "redial": redial.load, "jsonl": jsonl.load}
 
 
-def load_data(cfg: DataConfig, n: int, *, need: Sequence[Split] = SPLITS) -> Dataset:
+def load_data(cfg: DataConfig, n: int, *, need: Sequence[str] = SPLITS) -> Dataset:
     """The dataset of `cfg`, cut to its sizes, with demonstrations of at most `n` items.
 
     Raises UserError for anything malformed in the files, for a split of `need` that is empty, and for a catalog that
     holds none of the ground truths (nothing could ever be rewarded).
     """
-    sizes: dict[Split, int | None] = {
+    sizes: dict[str, int | None] = {
         "train": cfg.train_size, "validation": cfg.validation_size, "test": cfg.test_size,
     }  # fmt: skip
     if cfg.adapter == "movieland":
         given = {split: size for split, size in sizes.items() if size is not None}
         data = movieland.load(seed=cfg.seed, n_items=n, sizes={**movieland.SIZES, **given})
     else:
-        data = _READERS[cfg.adapter](_path(cfg.path), catalog_path=_path(cfg.catalog))
+        path = _path(cfg.path)
+        assert path is not None  # config/checks.py: an adapter that reads files has a data.path
+        data = _READERS[cfg.adapter](path, catalog_path=_path(cfg.catalog))
         data = Dataset(data.catalog, {split: _cut(data[split], sizes[split], cfg.seed) for split in SPLITS})
     _check_splits(data, need, cfg)
     _check_catalog(data, cfg)
@@ -77,7 +79,7 @@ def _plain(conversation: Conversation) -> Conversation:
     return reddit_v2.without_instruction(conversation) if conversation.has_instruction else conversation
 
 
-def _check_splits(data: Dataset, need: Sequence[Split], cfg: DataConfig) -> None:
+def _check_splits(data: Dataset, need: Sequence[str], cfg: DataConfig) -> None:
     empty = [split for split in need if not data[split]]
     if empty:
         raise UserError(

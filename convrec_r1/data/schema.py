@@ -41,7 +41,7 @@ class Dataset:
     """What an adapter returns: the catalog and the conversations of each split, in a fixed order."""
 
     catalog: Catalog
-    splits: dict[Split, list[Conversation]] = field(default_factory=dict)
+    splits: dict[str, list[Conversation]] = field(default_factory=dict)
 
-    def __getitem__(self, split: Split) -> list[Conversation]:
+    def __getitem__(self, split: str) -> list[Conversation]:
         return self.splits[split]

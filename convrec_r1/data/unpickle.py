@@ -33,7 +33,7 @@ def load_plain(path: str | Path) -> Any:
 def _check_size(content: bytes) -> None:
     """ValueError for a pickle that announces more than it holds: a few bytes could make Python fill all memory."""
     for code, value, _ in pickletools.genops(content):
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and value > len(content):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and value is not None and value > len(content):
             raise ValueError(f"it numbers {value} objects and has {len(content)} bytes")
 
 

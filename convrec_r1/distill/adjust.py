@@ -161,7 +161,7 @@ def _fit(read: Read, pairs: _Pairs, columns: int, strength: float, start: Adjust
         x = first + y / scale
         nll, gradient = _nll_and_gradient(read, pairs, x[:columns], x[columns:])
         away = x - unchanged
-        return (nll + strength * away @ away) / total, (gradient + 2 * strength * away) / (scale * total)
+        return float((nll + strength * away @ away) / total), (gradient + 2 * strength * away) / (scale * total)
 
     found = minimize(
         objective, np.zeros(2 * columns), jac=True, method="L-BFGS-B",

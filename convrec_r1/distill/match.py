@@ -92,7 +92,7 @@ class Matcher:
                 for at in waiting[normal]:
                     found[at] = self._best(Item(*items[at]), candidates)
         return Matches(
-            np.array([match.index for match in found], dtype=np.int64),
+            np.array([match.at for match in found], dtype=np.int64),
             np.array([match.how for match in found], dtype="<U5"),
             np.array([match.score for match in found], dtype=np.float32),
         )
@@ -160,7 +160,7 @@ class Matcher:
 
 
 class _Match(NamedTuple):
-    index: int
+    at: int
     how: str
     score: float
 

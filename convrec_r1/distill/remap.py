@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,19 +45,20 @@ class RemapInputs:
     def __post_init__(self) -> None:
         if len(self.matches) and not -1 <= self.matches.min() <= self.matches.max() < self.size:
             raise ValueError(f"matches must lie in -1..{self.size - 1}")
-        vectors = (self.catalog, self.teacher, self.conversations)
-        if all(v is None for v in vectors):
+        vectors = [v for v in (self.catalog, self.teacher, self.conversations) if v is not None]
+        if not vectors:
             return
-        if any(v is None for v in vectors) or len({sparse.issparse(v) for v in vectors}) > 1:
+        if len(vectors) < 3 or len({sparse.issparse(v) for v in vectors}) > 1:
             raise ValueError("vectors must be given for catalog, teacher and conversations, of one kind")
         rows = [self.size, len(self.matches), len(self.lists)]
-        if [v.shape[0] for v in vectors] != rows or len({v.shape[1] for v in vectors}) > 1:
-            raise ValueError(f"vectors of shapes {[v.shape for v in vectors]}, expected {rows} rows of one width")
+        shapes = [_shape(v) for v in vectors]
+        if [height for height, _ in shapes] != rows or len({width for _, width in shapes}) > 1:
+            raise ValueError(f"vectors of shapes {shapes}, expected {rows} rows of one width")
 
     @cached_property
     def _product(self) -> "_Product":
         assert self.catalog is not None
-        return _Sparse(self.catalog) if sparse.issparse(self.catalog) else _Dense(self.catalog)
+        return _Dense(self.catalog) if isinstance(self.catalog, np.ndarray) else _Sparse(self.catalog)
 
 
 def position_weights(k: int) -> np.ndarray:
@@ -87,7 +88,7 @@ def remap_block(inputs: RemapInputs, rows: Sequence[int] | np.ndarray, cfg: Rema
     weights = np.concatenate([np.empty(0, dtype=np.float32), *(longest[:length] for length in lengths)])
     scores = np.zeros((len(rows), inputs.size), dtype=np.float32)
     if cfg.enabled:
-        if inputs.catalog is None:
+        if inputs.teacher is None or inputs.conversations is None:
             raise ValueError("Remap needs the vectors of the catalog, the teacher's items and the conversations")
         starts = np.concatenate([[0], np.cumsum(lengths)])
         p = sparse.csr_array((weights, named, starts), shape=(len(rows), len(inputs.matches)))
@@ -120,6 +121,11 @@ def _as_slice(index: np.ndarray) -> Index:
     return slice(int(index[0]), int(index[0]) + len(index)) if follow else index
 
 
+def _shape(vectors: Vectors) -> tuple[int, int]:
+    shape: Any = vectors.shape  # scipy has no types, and its code reads as if a matrix might have no shape
+    return shape
+
+
 class _Product(Protocol):
     def __call__(self, queries: Vectors, places: Index) -> np.ndarray:
         """[TILE, C] float32: the queries [B, D] at their places in the tile, times the catalog's vectors.
@@ -135,7 +141,8 @@ class _Dense:
         self.tile = np.zeros((TILE, len(self.vectors)), dtype=np.float32)
         self.found = np.empty((TILE, self.vectors.shape[1]), dtype=np.float32)
 
-    def __call__(self, queries: np.ndarray, places: Index) -> np.ndarray:
+    def __call__(self, queries: Vectors, places: Index) -> np.ndarray:
+        assert isinstance(queries, np.ndarray)
         self.tile[places] = queries
         np.matmul(self.tile, self.vectors, out=self.found)
         self.tile[places] = 0
@@ -152,14 +159,16 @@ class _Sparse:
                 torch.tensor(vectors.indptr, dtype=torch.int64),
                 torch.tensor(vectors.indices, dtype=torch.int64),
                 torch.tensor(vectors.data, dtype=torch.float32),
-                size=vectors.shape,
+                size=_shape(vectors),
                 check_invariants=True,
             )  # [C, D]
         # torch's memory is aligned. Where numpy's lies differs from run to run, and with it how a product may round.
-        self.tile = torch.zeros((vectors.shape[1], TILE))
-        self.found = torch.empty((vectors.shape[0], TILE))
+        height, width = _shape(vectors)
+        self.tile = torch.zeros((width, TILE))
+        self.found = torch.empty((height, TILE))
 
-    def __call__(self, queries: sparse.csr_array, places: Index) -> np.ndarray:
+    def __call__(self, queries: Vectors, places: Index) -> np.ndarray:
+        assert not isinstance(queries, np.ndarray)
         tile = self.tile.numpy()
         place = np.repeat(np.arange(TILE)[places], np.diff(queries.indptr))
         tile[queries.indices, place] = queries.data

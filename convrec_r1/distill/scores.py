@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ class ScoreStore:
             chosen[block.start : block.stop] = top_columns(scores, k)
         return chosen
 
-    def _map(self, start: int, stop: int, mode: str) -> np.ndarray:
+    def _map(self, start: int, stop: int, mode: Literal["r", "r+"]) -> np.ndarray:
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"rows {start} to {stop} of {self.rows}")
         if self.columns == 0:

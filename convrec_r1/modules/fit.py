@@ -27,7 +27,7 @@ def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
         devices=cfg.devices,
         num_nodes=cfg.nodes,
         strategy=_strategy(cfg.strategy),
-        precision=cfg.precision,
+        precision=cfg.precision,  # pyright: ignore[reportArgumentType]  # a string of the config; Lightning knows a few
         max_epochs=1,  # the loader knows the number of steps
         callbacks=list(callbacks),
         logger=False,
@@ -96,11 +96,16 @@ class Sharded(FSDPStrategy):
 
     def setup(self, trainer: pl.Trainer) -> None:
         super().setup(trainer)
-        self.lightning_module.policy.shard_root = (self.model,)
+        module = self.lightning_module
+        assert isinstance(module, StepModule)
+        assert self.model is not None
+        module.policy.shard_root = (self.model,)
 
     def training_step(self, *args, **kwargs):
+        module = self.lightning_module
+        assert module is not None
         with self.precision_plugin.train_step_context():
-            return self.lightning_module.training_step(*args, **kwargs)
+            return module.training_step(*args, **kwargs)
 
 
 def _strategy(name: str):

@@ -44,20 +44,20 @@ class SFTModule(StepModule):
         started = time.perf_counter()
         slots = sorted(batch, key=lambda s: len(s[1].prompt) + len(s[1].completion))
         examples = [example for _, example in slots]
-        batch = collate(examples, self.policy).to(self.device)
-        tokens = self.sum_over_devices(batch.mask.sum()).to(torch.float32)
+        padded = collate(examples, self.policy).to(self.device)
+        tokens = self.sum_over_devices(padded.mask.sum()).to(torch.float32)
         parts = torch.arange(len(examples), device=self.device).split(self.micro_batch)
         total = torch.zeros((), device=self.device)
 
         def loss_of(rows: torch.Tensor) -> torch.Tensor:
             nonlocal total
-            logps, _ = self.policy.score(batch.rows(rows))
+            logps, _ = self.policy.score(padded.rows(rows))
             loss = -self.checks.see("the log-probs", logps).sum() / tokens
             total += loss.detach()
             return loss
 
         def evidence(checks: Checks) -> Evidence:
-            tensors = {**vars(batch), "parts": torch.arange(len(examples)) // self.micro_batch}
+            tensors = {**vars(padded), "parts": torch.arange(len(examples)) // self.micro_batch}
             facts = {"stage": "sft", "normalizer": float(tokens)} | texts(tensors, self.policy)
             return Evidence(tensors, facts, checks.rows(parts), [slot for slot, _ in slots], [e.id for e in examples])
 

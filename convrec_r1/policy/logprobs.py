@@ -1,24 +1,41 @@
 """Log-probs and entropy of given tokens, without ever holding a [tokens, vocabulary] matrix."""
 
+from typing import Any
+
 import torch
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 CHUNK = 16_384
 """Columns of the vocabulary at a time: 151,936 (Qwen2.5) make ten passes of 64 MB per 1,000 tokens in fp32."""
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int = CHUNK):
+def token_logprobs(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    targets: Int[Tensor, " tokens"],
+    temperature: float,
+    chunk: int = CHUNK,
+) -> tuple[Float32[Tensor, " tokens"], Float32[Tensor, " tokens"]]:
     """log softmax(hidden weight^T / temperature) at `targets`, and the entropy of that distribution (detached).
 
     hidden: [M, H].  weight: [V, H].  targets: LongTensor [M].  Returns two float32 tensors [M].
     Gradients flow to hidden and weight; the backward pass computes each chunk's logits again instead of keeping them.
     """
-    return _TokenLogProbs.apply(hidden, weight, targets, 1.0 / temperature, chunk)
+    logps, entropy = _TokenLogProbs.apply(hidden, weight, targets, 1.0 / temperature, chunk)
+    return logps, entropy
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, chunk: int):
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "tokens hidden"],
+        weight: Float[Tensor, "vocab hidden"],
+        targets: Int[Tensor, " tokens"],
+        scale: float,
+        chunk: int,
+    ) -> tuple[Float32[Tensor, " tokens"], Float32[Tensor, " tokens"]]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         x = hidden.to(dtype)
@@ -45,7 +62,8 @@ class _TokenLogProbs(torch.autograd.Function):
         return target - log_z, entropy
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _):
+    def backward(ctx: Any, *grad_outputs: Float32[Tensor, " tokens"]):
+        grad, _ = grad_outputs  # the entropy is not differentiable
         x, weight, targets, log_z = ctx.saved_tensors
         grad_hidden = torch.zeros(x.shape, device=x.device) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
@@ -63,11 +81,15 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden if grad_hidden is None else grad_hidden.to(ctx.hidden_dtype), grad_weight, None, None, None
 
 
-def _logits(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+def _logits(
+    x: Float[Tensor, "tokens hidden"], weight: Float[Tensor, "columns hidden"], scale: float
+) -> Float32[Tensor, "tokens columns"]:
     return (x @ weight.to(x.dtype).T).float() * scale
 
 
-def _locate(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+def _locate(
+    targets: Int[Tensor, " tokens"], start: int, width: int
+) -> tuple[Bool[Tensor, " tokens"], Int[Tensor, " tokens"]]:
     """Whether each target lies in this chunk, and its column there (some column where it does not)."""
     column = targets - start
     return (column >= 0) & (column < width), column.clamp(0, width - 1)

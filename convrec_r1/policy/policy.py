@@ -5,6 +5,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from convrec_r1.lists import WHITESPACE
 from convrec_r1.policy.logprobs import token_logprobs
+from convrec_r1.policy.prompts import special_id
 
 
 @dataclass
@@ -62,19 +64,24 @@ class Policy(nn.Module):
     `temperature` divides the logits in `forward`, so that log-probs are those of the distribution rollouts come from.
     """
 
+    newline: Tensor
+    blank: Tensor
+    eos: Tensor
+
     def __init__(self, lm: nn.Module, tokenizer: PreTrainedTokenizerBase, *, temperature: float = 1.0) -> None:
         super().__init__()
-        self.lm = lm
+        self.lm: Any = lm  # a Hugging Face model or peft's wrapper of one: nn.Module declares none of what they do
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.shard_root: tuple[nn.Module, ...] = ()
         """The FSDP module that holds this policy's shards, if training put it there."""
         self.eos_ids = _eos_ids(self.causal_lm, tokenizer)
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+        pad = special_id(tokenizer, "pad")
+        self.pad_id = pad if pad is not None else self.eos_ids[0]
         # A hub model's own generation defaults (top_k, repetition penalty) would bend what is sampled away from what
         # is trained, in silence.
         self.causal_lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
-        newline, blank, eos = token_tables(tokenizer, self.head.weight.shape[0], self.eos_ids)
+        newline, blank, eos = token_tables(tokenizer, self.head_weight.shape[0], self.eos_ids)
         for name, table in (("newline", newline), ("blank", blank), ("eos", eos)):  # BoolTensor [V] each
             self.register_buffer(name, table, persistent=False)
         self.fused_head = self._head_is_plain()
@@ -90,7 +97,15 @@ class Policy(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        return self.causal_lm.get_output_embeddings()
+        head = self.causal_lm.get_output_embeddings()
+        assert head is not None  # of a causal LM
+        return head
+
+    @property
+    def head_weight(self) -> Tensor:
+        weight = self.head.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +129,7 @@ class Policy(nn.Module):
         t = batch.completion_ids.shape[1]
         if self.fused_head:
             hidden = self.causal_lm.get_decoder()(**inputs).last_hidden_state[:, -t - 1 : -1]  # [B, T, H]
-            logps, entropy = token_logprobs(hidden[on], self.head.weight, targets, self.temperature)
+            logps, entropy = token_logprobs(hidden[on], self.head_weight, targets, self.temperature)
         else:
             logits = self.causal_lm(**inputs, logits_to_keep=t + 1).logits[:, :-1][on]  # [M, V]
             log_p = torch.log_softmax(logits.float() / self.temperature, -1)
@@ -134,7 +149,9 @@ class Policy(nn.Module):
         ids = list(ids)
         if ids and ids[-1] in self.eos_ids:
             ids = ids[:-1]
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)  # a list of texts for a list of lists only
+        return text
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
@@ -161,8 +178,8 @@ class Policy(nn.Module):
         lm = self.causal_lm
         if weights is None:
             lm = copy.deepcopy(self.lm).merge_and_unload() if self.has_lora else self.lm
-            weights = lm.state_dict()
-        state = {name: t.detach().to("cpu", dtype) for name, t in weights.items()}
+        whole: Mapping[str, Tensor] = lm.state_dict() if weights is None else weights
+        state = {name: t.detach().to("cpu", dtype) for name, t in whole.items()}
         lm.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
@@ -173,9 +190,9 @@ class Policy(nn.Module):
             return False
         training = self.training
         self.eval()
-        ids = torch.arange(8, device=self.device)[None] % self.head.weight.shape[0]
+        ids = torch.arange(8, device=self.device)[None] % self.head_weight.shape[0]
         hidden = self.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        plain = hidden @ self.head.weight.T
+        plain = hidden @ self.head_weight.T
         logits = self.causal_lm(input_ids=ids, use_cache=False).logits
         self.train(training)
         return torch.allclose(plain.float(), logits.float(), rtol=1e-3, atol=1e-3)
@@ -227,7 +244,7 @@ def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
     """Every id that ends a completion, the tokenizer's own first."""
     configured = lm.generation_config.eos_token_id if lm.generation_config is not None else None
     configured = configured if isinstance(configured, list) else [configured]
-    ids = [tokenizer.eos_token_id, *configured]
+    ids = [special_id(tokenizer, "eos"), *configured]
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 

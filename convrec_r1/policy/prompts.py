@@ -3,8 +3,9 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from convrec_r1 import lists
 from convrec_r1.data.schema import Conversation
@@ -79,12 +80,20 @@ class PromptEncoder:
         encoded = self.tokenizer.apply_chat_template(
             chat(conversation, self.instruction), add_generation_prompt=True, tokenize=True, return_dict=True
         )
+        assert isinstance(encoded, BatchEncoding)  # return_dict
         return list(encoded["input_ids"])
 
     def completion(self, items: Sequence[Item]) -> list[int]:
         """Token ids of a list as the policy should write it, EOS last."""
         ids = self.tokenizer(lists.format(items), add_special_tokens=False)["input_ids"]
-        return [*ids, self.tokenizer.eos_token_id]
+        eos = special_id(self.tokenizer, "eos")
+        assert eos is not None  # load_policy takes no other tokenizer
+        return [*ids, eos]
+
+
+def special_id(tokenizer: PreTrainedTokenizerBase, name: Literal["eos", "pad"]) -> int | None:
+    """The tokenizer's id of a special token. transformers declares them with the types of all that it keeps beside them."""
+    return getattr(tokenizer, f"{name}_token_id")
 
 
 def chat(conversation: Conversation, instruction: str) -> list[dict[str, str]]:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from convrec_r1.config.schema import ModelConfig
 from convrec_r1.lists import lines, parse_line
-from convrec_r1.policy.prompts import PLAIN_TEMPLATE
+from convrec_r1.policy.prompts import PLAIN_TEMPLATE, special_id
 
 PAD, END = "<|pad|>", "<|end|>"
 
@@ -42,8 +42,9 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     learned = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
-        unk_token=None,
+        # Declared otherwise, but this is what `tokenizers` takes: pairs, and no unknown token in a byte-level vocabulary.
+        merges=[tuple(pair) for pair in learned["merges"]],  # pyright: ignore[reportArgumentType]
+        unk_token=None,  # pyright: ignore[reportArgumentType]
         eos_token=END,
         pad_token=PAD,
         chat_template=PLAIN_TEMPLATE,
@@ -85,6 +86,6 @@ def tiny_config(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Co
         max_position_embeddings=cfg.max_prompt_length + cfg.max_completion_length,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=special_id(tokenizer, "eos"),
+        pad_token_id=special_id(tokenizer, "pad"),
     )

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -70,7 +71,7 @@ def _gguf(requirement: str, scratch: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> Path:
     _log.info("Converting %s to safetensors (once)", gguf.name)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    lm = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    lm: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain numbers again: what is left of the quantization would forbid saving them, or make whoever
     # loads them look for packed ones.
     if any(not weight.is_floating_point() for weight in lm.state_dict().values()):

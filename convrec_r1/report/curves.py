@@ -83,7 +83,7 @@ def curve(runs: Sequence[Run], measure: Measure) -> Curve | None:
     for row, (own, values) in enumerate(seeds):
         table[row, np.searchsorted(steps, own)] = values
     # Seeds that were logged at different steps are averaged where all were; after the end of the first to end, over the rest.
-    complete = ~np.isnan(table).any(0)
+    complete = ~np.any(np.isnan(table), axis=0)
     if complete.any():
         kept = complete | (steps > min(own[-1] for own, _ in seeds))
         steps, table, complete = steps[kept], table[:, kept], complete[kept]

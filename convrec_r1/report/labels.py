@@ -1,6 +1,6 @@
 """Names and looks of systems and metrics, the same in every table and figure."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 LABELS = {
     "popularity": "Popularity", "zero_shot": "Zero-shot", "sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr.GRPO", "gspo": "GSPO",
@@ -13,7 +13,8 @@ TRAINED = "#0072B2"
 """The one system that a run trained."""
 VALIDATION = "#D55E00"
 _SERIES = (TRAINED, "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-_LINES = ("-", "--", "-.", ":")
+Line = Literal["-", "--", "-.", ":"]
+_LINES: tuple[Line, ...] = get_args(Line)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -21,7 +22,7 @@ class Style(NamedTuple):
     """How a system is drawn: colours first, then another line for each round through them."""
 
     color: str
-    line: str
+    line: Line
     marker: str
 
 

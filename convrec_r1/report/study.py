@@ -222,8 +222,9 @@ def _check_comparable(runs: Sequence[Run]) -> None:
     """UserError unless all runs were asked about the same conversations and scored by the same rules."""
     split = runs[0].split
     files = [run.conversations.read_bytes() if run.conversations else None for run in runs]
-    if all(file is not None for file in files):
-        contents = [blake2b(file, digest_size=16).hexdigest() for file in files]
+    kept = [file for file in files if file is not None]
+    if len(kept) == len(files):
+        contents = [blake2b(file, digest_size=16).hexdigest() for file in kept]
         data: tuple[str, ...] = ()
     else:
         # The ids alone do not tell: simulated conversations of another seed go by the same.
@@ -423,6 +424,7 @@ def _conversations(runs: Sequence[Run], ids: Sequence[str]) -> dict[str, Convers
     keys = {key.removeprefix("data."): value for key, value in run.config.items() if key.startswith("data.")}
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), keys))
+        assert isinstance(cfg, DataConfig)
         asked = {c.id: c for c in load_data(cfg, run.config["n"], need=[run.split])[run.split]}
     except Exception as error:  # whatever ails old data, the numbers do not depend on it
         _log.warning("The conversations are not shown: %s", error)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -28,7 +29,7 @@ from convrec_r1.run.files import replacing
 # Inches. Small, so that text can still be read on a phone.
 SIZE = (5.6, 3.9)
 SMALL = (4.2, 3.1)
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold", "axes.titlesize": 11,
     "axes.titlelocation": "left", "axes.edgecolor": "#888888", "axes.labelcolor": "#333333", "xtick.color": "#555555",
     "ytick.color": "#555555", "axes.grid": True, "grid.color": "#e8e8e8", "grid.linewidth": 0.7, "axes.axisbelow": True,
@@ -213,6 +214,7 @@ class _Page:
         top = max(float(np.nanmax(t)) for _, (_, t) in tables)
         bottom = min(float(np.nanmin(t)) for _, (_, t) in tables)
         figure, grid = _panels(len(tables), 2.1)
+        meshes = []
         grid.flat[0].invert_yaxis()  # of all panels: they share it
         for axes, (system, (edges, table)) in zip(grid.flat, tables, strict=False):
             low, high = (bottom, top) if len(rules) == 1 else (float(np.nanmin(table)), float(np.nanmax(table)))
@@ -220,6 +222,7 @@ class _Page:
                 edges, np.arange(0.5, len(table) + 1), np.ma.masked_invalid(table), cmap="viridis", vmin=low,
                 vmax=high if high > low else low + 1, rasterized=True,
             )  # fmt: skip
+            meshes.append(mesh)
             axes.grid(False)
             axes.set_title(_short(system.label, 30), fontsize=10)
             axes.set_yticks(_rank_ticks(len(table)))
@@ -230,7 +233,7 @@ class _Page:
         figure.supxlabel("RL step", fontsize=10)
         figure.suptitle("Reward per rank over training", fontsize=11, fontweight="bold", x=0.01, ha="left")
         if len(rules) == 1:
-            figure.colorbar(mesh, ax=grid, label="return of the rank", shrink=0.9)
+            figure.colorbar(meshes[-1], ax=grid, label="return of the rank", shrink=0.9)
         caption = "What each rank of the sampled lists earned over training, mean over seeds."
         if len(rules) > 1:
             caption += " The systems are paid by different returns, so each has its own scale."
@@ -291,7 +294,7 @@ class _Page:
         others = [s for s in self.study.systems if s is not self.study.baseline]
         return [s for s in others if s.kind not in ("popularity", "zero_shot")]
 
-    def line(self, axes: Axes, system: System, x: Sequence[float], y: Sequence[float]) -> None:
+    def line(self, axes: Axes, system: System, x: Sequence[float] | np.ndarray, y: Sequence[float]) -> None:
         look = self.looks[system.label]
         axes.plot(x, y, color=look.color, linestyle=look.line, marker=look.marker, markersize=4.5, linewidth=1.8)
 

@@ -15,7 +15,7 @@ from convrec_r1.errors import UserError
 from convrec_r1.run.tracker import SPLIT_STEPS
 
 if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Workspace
+    from wandb_workspaces.workspaces import Workspace  # pyright: ignore[reportMissingImports]  # optional
 
 GROUPS = ("algo.name", "reward.name")
 """Keys of the config by which runs are put together; what is left to differ within a group is the seed."""
@@ -93,8 +93,8 @@ def build(
     lists and where they are measured. UserError where wandb-workspaces is missing, and for names that it cannot filter by.
     """
     try:
-        from wandb_workspaces import workspaces as ws
-        from wandb_workspaces.reports.v2 import LinePlot
+        from wandb_workspaces import workspaces as ws  # pyright: ignore[reportMissingImports]
+        from wandb_workspaces.reports.v2 import LinePlot  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "A W&B workspace is built with wandb-workspaces, which is not installed: pip install 'convrec-r1[workspace]'."

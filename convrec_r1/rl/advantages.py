@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 Scale = Literal["std", "none"]
 
 
-def group_advantages(rewards: Tensor, group_size: int, *, scale: Scale = "std") -> Tensor:
+def group_advantages(
+    rewards: Num[Tensor, " batch"] | Num[Tensor, "batch ranks"], group_size: int, *, scale: Scale = "std"
+) -> Float[Tensor, " batch"] | Float[Tensor, "batch ranks"]:
     """How much better than its group a completion did, per sequence or per rank (design section 4).
 
         scale="std":   A = (r - mean_G) / (std_G + 1e-4), std unbiased      GRPO, arXiv 2402.03300
@@ -32,7 +35,9 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: Scale = "std") 
     return torch.where(equal, 0.0, centred).flatten(0, 1)
 
 
-def per_token(advantages: Tensor, ranks: Tensor, n: int) -> Tensor:
+def per_token(
+    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch ranks"], ranks: Int[Tensor, "batch tokens"], n: int
+) -> Float[Tensor, "batch tokens"]:
     """Spread advantages over tokens: [B, T] from [B] (every token the same) or [B, N] (each token its rank's).
 
     ranks: [B, T] of `segment_ranks`. Tokens of rank >= n (overflow) get 0 from [B, N]; tokens off the mask get 0.
@@ -56,7 +61,14 @@ class LengthShaping:
     """Every token past rank N."""
 
 
-def shape_lengths(advantages: Tensor, ranks: Tensor, is_eos: Tensor, lengths: Tensor, n: int, shaping: LengthShaping):
+def shape_lengths(
+    advantages: Float[Tensor, "batch tokens"],
+    ranks: Int[Tensor, "batch tokens"],
+    is_eos: Bool[Tensor, "batch tokens"],
+    lengths: Int[Tensor, " batch"],
+    n: int,
+    shaping: LengthShaping,
+) -> Float[Tensor, "batch tokens"]:
     """Token advantages [B, T] with length shaping added (design section 4).
 
     ranks: [B, T].  is_eos: BoolTensor [B, T].  lengths: [B], lines of each list (`list_lengths`).

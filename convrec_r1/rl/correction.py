@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from convrec_r1.rl.objective import MAX_LOG_RATIO, Ratio, unit_columns, unit_sums
@@ -11,17 +12,17 @@ Correction = Literal["none", "truncate", "mask"]
 
 
 def importance_weights(
-    old_logps: Tensor,
-    sampled_logps: Tensor,
-    mask: Tensor,
-    ranks: Tensor,
+    old_logps: Float[Tensor, "batch tokens"],
+    sampled_logps: Float[Tensor, "batch tokens"],
+    mask: Shaped[Tensor, "batch tokens"],
+    ranks: Int[Tensor, "batch tokens"],
     *,
     n: int,
     kind: Correction,
     unit: Ratio,
     low: float = 0.0,
     high: float = 2.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Float[Tensor, "batch tokens"], dict[str, Float[Tensor, ""]]]:
     """Weight of each token's unit under the trainer's policy against the sampler's, bounded, and what to watch.
 
         w_u = exp(sum_{t in u} (old_t - sampled_t))     u: the token's unit (token, rank or sequence)
@@ -85,7 +86,9 @@ def importance_weights(
     return torch.where(on, weights, 0.0), metrics
 
 
-def unit_total(values: Tensor, ranks: Tensor, n: int, unit: Ratio) -> Tensor:
+def unit_total(
+    values: Float[Tensor, "batch tokens"], ranks: Int[Tensor, "batch tokens"], n: int, unit: Ratio
+) -> Float[Tensor, "batch tokens"]:
     """Sum of `values` (0 off the mask) over each token's unit, [B, T]."""
     if unit == "token":
         return values

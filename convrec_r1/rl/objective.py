@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
 from convrec_r1.rl.advantages import per_token
@@ -15,11 +16,11 @@ Aggregation = Literal["sequence", "constant", "token", "rank"]
 
 
 def policy_loss(
-    logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    ranks: Tensor,
+    logps: Float[Tensor, "batch tokens"],
+    old_logps: Float[Tensor, "batch tokens"],
+    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch ranks"] | Float[Tensor, "batch tokens"],
+    mask: Shaped[Tensor, "batch tokens"],
+    ranks: Int[Tensor, "batch tokens"],
     *,
     n: int,
     ratio: Ratio,
@@ -27,12 +28,12 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     beta: float = 0.0,
-    ref_logps: Tensor | None = None,
+    ref_logps: Float[Tensor, "batch tokens"] | None = None,
     max_length: int | None = None,
-    normalizer: float | Tensor | None = None,
+    normalizer: float | Num[Tensor, ""] | None = None,
     dual_clip: float | None = None,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    weights: Shaped[Tensor, "batch tokens"] | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The policy loss of a batch of completions, and what to watch (design section 4).
 
     logps, old_logps, ref_logps, mask: [B, T].  ranks: LongTensor [B, T] of `segment_ranks`.
@@ -54,11 +55,11 @@ def policy_loss(
 
 
 def surrogate_loss(
-    logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    ranks: Tensor,
+    logps: Float[Tensor, "batch tokens"],
+    old_logps: Float[Tensor, "batch tokens"],
+    advantages: Float[Tensor, "batch tokens"],
+    mask: Shaped[Tensor, "batch tokens"],
+    ranks: Int[Tensor, "batch tokens"],
     *,
     n: int,
     ratio: Ratio,
@@ -66,12 +67,12 @@ def surrogate_loss(
     clip_low: float,
     clip_high: float,
     beta: float = 0.0,
-    ref_logps: Tensor | None = None,
+    ref_logps: Float[Tensor, "batch tokens"] | None = None,
     max_length: int | None = None,
-    normalizer: float | Tensor | None = None,
+    normalizer: float | Num[Tensor, ""] | None = None,
     dual_clip: float | None = None,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    weights: Shaped[Tensor, "batch tokens"] | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """Clipped surrogate with token advantages [B, T].
 
         r_u  = exp(mean_{t in u} (logp_t - old_t))                   u: the token's unit
@@ -107,18 +108,13 @@ def surrogate_loss(
     loss_t = -surrogate
     if weights is not None:
         loss_t = torch.where(on, weights.to(loss_t.dtype), 0.0) * loss_t
-    tokens = mask.sum().clamp(min=1)
-
-    def token_mean(values: Tensor) -> Tensor:
-        return (values.detach() * mask).sum() / tokens
-
     low = (r < 1 - clip_low) & (advantages < 0)
     high = (r > 1 + clip_high) & (advantages > 0)
     metrics = {
-        "clip_ratio/low_mean": token_mean(low.to(r.dtype)),
-        "clip_ratio/high_mean": token_mean(high.to(r.dtype)),
-        "clip_ratio/region_mean": token_mean((low | high).to(r.dtype)),
-        "ratio/mean": token_mean(r),
+        "clip_ratio/low_mean": token_mean(low.to(r.dtype), mask),
+        "clip_ratio/high_mean": token_mean(high.to(r.dtype), mask),
+        "clip_ratio/region_mean": token_mean((low | high).to(r.dtype), mask),
+        "ratio/mean": token_mean(r, mask),
         "ratio/max": torch.where(on, r, 0.0).detach().amax() if r.numel() else r.new_zeros(()),
     }
     if beta:
@@ -127,7 +123,7 @@ def surrogate_loss(
         d = torch.where(on, ref_logps - logps, 0.0)
         kl = d.exp() - d - 1
         loss_t = loss_t + beta * kl
-        metrics["kl"] = token_mean(kl)
+        metrics["kl"] = token_mean(kl, mask)
     if normalizer is None:
         normalizer = batch_normalizer(mask, aggregation, n=n, max_length=max_length)
     # A batch without a single token has loss 0, not 0 / 0.
@@ -136,7 +132,18 @@ def surrogate_loss(
     return (loss_t * token_weights(mask, ranks, n, aggregation)).sum() / denominator, metrics
 
 
-def unit_log_ratio(log_ratio: Tensor, mask: Tensor, ranks: Tensor, n: int, ratio: Ratio) -> Tensor:
+def token_mean(values: Float[Tensor, "batch tokens"], mask: Float[Tensor, "batch tokens"]) -> Float[Tensor, ""]:
+    """Mean of `values` over the tokens of the mask, without gradients; 0 where there are none."""
+    return (values.detach() * mask).sum() / mask.sum().clamp(min=1)
+
+
+def unit_log_ratio(
+    log_ratio: Float[Tensor, "batch tokens"],
+    mask: Float[Tensor, "batch tokens"],
+    ranks: Int[Tensor, "batch tokens"],
+    n: int,
+    ratio: Ratio,
+) -> Float[Tensor, "batch tokens"]:
     """Mean log-ratio over each token's unit, [B, T]: the log of the geometric mean of the unit's token ratios.
 
     Sequences as in GSPO (arXiv 2507.18071, eq. 7), ranks as in Rank-GRPO (arXiv 2510.20150); overflow is one unit.
@@ -152,7 +159,9 @@ def unit_log_ratio(log_ratio: Tensor, mask: Tensor, ranks: Tensor, n: int, ratio
     raise ValueError(f"unknown ratio {ratio!r}: choose token, rank or sequence")
 
 
-def token_weights(mask: Tensor, ranks: Tensor, n: int, aggregation: Aggregation) -> Tensor:
+def token_weights(
+    mask: Float[Tensor, "batch tokens"], ranks: Int[Tensor, "batch tokens"], n: int, aggregation: Aggregation
+) -> Float[Tensor, "batch tokens"]:
     """Weight of each token in the sum of losses, [B, T]; 0 off the mask."""
     if aggregation == "sequence":
         return mask / mask.sum(-1, keepdim=True).clamp(min=1)
@@ -163,7 +172,9 @@ def token_weights(mask: Tensor, ranks: Tensor, n: int, aggregation: Aggregation)
     raise ValueError(f"unknown aggregation {aggregation!r}: choose sequence, constant, token or rank")
 
 
-def batch_normalizer(mask: Tensor, aggregation: Aggregation, *, n: int, max_length: int | None = None) -> Tensor:
+def batch_normalizer(
+    mask: Shaped[Tensor, "batch tokens"], aggregation: Aggregation, *, n: int, max_length: int | None = None
+) -> Float[Tensor, ""]:
     """The denominator that a batch of completions contributes, a scalar; those of parts add up to that of the whole."""
     rows = torch.tensor(float(mask.shape[0]), device=mask.device)
     if aggregation == "sequence":
@@ -179,11 +190,13 @@ def batch_normalizer(mask: Tensor, aggregation: Aggregation, *, n: int, max_leng
     raise ValueError(f"unknown aggregation {aggregation!r}: choose sequence, constant, token or rank")
 
 
-def unit_sums(values: Tensor, ranks: Tensor, n: int) -> Tensor:
+def unit_sums(
+    values: Float[Tensor, "batch tokens"], ranks: Int[Tensor, "batch tokens"], n: int
+) -> Float[Tensor, "batch {n}+1"]:
     """Sum of `values` (0 off the mask) over each rank, the overflow bin last: [B, N+1]. Of the mask: tokens in each."""
     return values.new_zeros(values.shape[0], n + 1).scatter_add(1, unit_columns(ranks, n), values)
 
 
-def unit_columns(ranks: Tensor, n: int) -> Tensor:
+def unit_columns(ranks: Int[Tensor, "batch tokens"], n: int) -> Int[Tensor, "batch tokens"]:
     """Column of each token's unit: its rank, n for all that overflows. Tokens off the mask fall on 0, weightless."""
     return ranks.clamp(min=0, max=n)

@@ -1,10 +1,16 @@
 """Tokens -> ranks: which line of the list a token writes."""
 
 import torch
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
-def segment_ranks(completion_ids: Tensor, mask: Tensor, newline: Tensor, blank: Tensor) -> Tensor:
+def segment_ranks(
+    completion_ids: Int[Tensor, "batch tokens"],
+    mask: Shaped[Tensor, "batch tokens"],
+    newline: Bool[Tensor, " vocab"],
+    blank: Bool[Tensor, " vocab"],
+) -> Int[Tensor, "batch tokens"]:
     """The rank, counted from 0, that each completion token belongs to (design section 4).
 
     A token with a newline belongs to the rank it ends; the next token starts the next rank. Blank lines hold no rank:
@@ -28,7 +34,12 @@ def segment_ranks(completion_ids: Tensor, mask: Tensor, newline: Tensor, blank: 
     return torch.where(mask, ranks, -1)
 
 
-def list_lengths(completion_ids: Tensor, ranks: Tensor, blank: Tensor, eos: Tensor) -> Tensor:
+def list_lengths(
+    completion_ids: Int[Tensor, "batch tokens"],
+    ranks: Int[Tensor, "batch tokens"],
+    blank: Bool[Tensor, " vocab"],
+    eos: Bool[Tensor, " vocab"],
+) -> Int[Tensor, " batch"]:
     """Lines that hold text, per completion: LongTensor [B].
 
     An EOS alone on its line, after a closing newline, makes no rank.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from convrec_r1.policy.policy import Policy, TokenBatch
@@ -16,14 +17,14 @@ class RolloutBatch:
     """B = P x G completions, groups contiguous; everything on one device."""
 
     tokens: TokenBatch
-    sampled_logps: Tensor  # [B, T], what the tokens were sampled with
-    ranks: Tensor  # [B, T], -1 off the mask
-    lengths: Tensor  # [B], lines with text
-    is_eos: Tensor  # BoolTensor [B, T]
-    truncated: Tensor  # BoolTensor [B]: ran into the limit without EOS
+    sampled_logps: Float[Tensor, "batch tokens"]  # what the tokens were sampled with
+    ranks: Int[Tensor, "batch tokens"]  # -1 off the mask
+    lengths: Int[Tensor, " batch"]  # lines with text
+    is_eos: Bool[Tensor, "batch tokens"]
+    truncated: Bool[Tensor, " batch"]  # ran into the limit without EOS
 
     @property
-    def mask(self) -> Tensor:
+    def mask(self) -> Int[Tensor, "batch tokens"]:
         return self.tokens.mask
 
 

@@ -1,6 +1,7 @@
 """Rollouts by Hugging Face `generate`, on the trainer's own weights."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ class HFEngine:
         policy = self.policy
         ids, mask = (t.to(policy.device) for t in pad_rows(prompts, policy.pad_id, left=True))
         sampler = SeededSampler(seeds, sampling, policy.device)
-        output = policy.causal_lm.generate(
+        lm: Any = policy.causal_lm  # PreTrainedModel declares no generate()
+        output = lm.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=GenerationConfig(
@@ -92,13 +94,14 @@ class ClosedLines(StoppingCriteria):
         self.count: Tensor | None = None  # [b]
         self.text: Tensor | None = None  # BoolTensor [b]: the open line holds some
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+    # transformers declares tensors by the legacy classes of their dtypes, which no operation is typed to return.
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         token = input_ids[:, -1]
-        if self.count is None:
-            self.count, self.text = torch.zeros_like(token), torch.zeros_like(token, dtype=torch.bool)
-        self.text = self.text | ~self.policy.blank[token]
-        closes = self.policy.newline[token] & self.text
-        self.count, self.text = self.count + closes, self.text & ~closes
+        count = torch.zeros_like(token) if self.count is None else self.count
+        text = torch.zeros_like(token, dtype=torch.bool) if self.text is None else self.text
+        text = text | ~self.policy.blank[token]
+        closes = self.policy.newline[token] & text
+        self.count, self.text = count + closes, text & ~closes
         return self.count >= self.limit
 
 
@@ -116,7 +119,7 @@ class SeededSampler(LogitsProcessor):
             rows = [_uniform(seed, sampling.max_tokens) for seed in seeds]
             self.uniform = torch.from_numpy(np.stack(rows)).to(device)  # float64 [b, max_tokens]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         logp = torch.log_softmax(scores.float(), -1)  # [b, V]
         if self.greedy:
             token = logp.argmax(-1, keepdim=True)

@@ -5,10 +5,12 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.tensor import DTensor
 
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import SyncError
@@ -153,9 +155,9 @@ def _layer(name: str) -> str:
 
 def _units(policy: Policy) -> Iterator[tuple[contextlib.AbstractContextManager, list[tuple[str, nn.Module]]]]:
     """Modules of the causal LM that are gathered together, adapters left out."""
-    units: dict[int, tuple[nn.Module | None, list[tuple[str, nn.Module]]]] = {}
+    units: dict[int, tuple[FSDP | None, list[tuple[str, nn.Module]]]] = {}
 
-    def walk(name: str, module: nn.Module, unit: nn.Module | None) -> None:
+    def walk(name: str, module: nn.Module, unit: FSDP | None) -> None:
         if isinstance(module, FSDP):
             walk(name, module.module, module)
             return
@@ -164,12 +166,14 @@ def _units(policy: Policy) -> Iterator[tuple[contextlib.AbstractContextManager, 
             if not key.startswith("lora_"):
                 walk(f"{name}.{key}" if name else key, child, unit)
 
-    walk("", policy.causal_lm, policy.shard_root[0] if policy.shard_root else None)
+    root = policy.shard_root[0] if policy.shard_root else None
+    assert root is None or isinstance(root, FSDP)
+    walk("", policy.causal_lm, root)
     for unit, modules in units.values():
         yield _gathered(unit), modules
 
 
-def _gathered(unit: nn.Module | None) -> contextlib.AbstractContextManager:
+def _gathered(unit: FSDP | None) -> contextlib.AbstractContextManager:
     # Inside the unit's own forward its parameters are whole already.
     if unit is None or unit.training_state.name != "IDLE":
         return contextlib.nullcontext()
@@ -178,10 +182,10 @@ def _gathered(unit: nn.Module | None) -> contextlib.AbstractContextManager:
 
 def _lora(policy: Policy, base: str) -> Tensor | float:
     """What LoRA adds to the weight of the layer `base`."""
-    layer = policy.causal_lm.get_submodule(base.removesuffix(".base_layer"))
+    layer: Any = policy.causal_lm.get_submodule(base.removesuffix(".base_layer"))
     return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), 0.0)
 
 
 def _whole(parameter: Tensor) -> Tensor:
     """A DTensor's shards gathered (a collective); any other tensor as it is."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

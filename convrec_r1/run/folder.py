@@ -95,7 +95,7 @@ class RunFolder:
             return state
         changed = differences(
             OmegaConf.to_container(OmegaConf.load(self.config)),
-            OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+            as_dict(cfg, resolve=True),
         )
         if changed:
             listed = "\n".join(f"  {key}: {before} there, {now} now" for key, before, now in changed[:10])
@@ -130,13 +130,13 @@ class RunFolder:
                 path.rmdir()
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any) -> list[tuple[str, Any, Any]]:
     """Dotted keys whose values differ between two configs, identity keys only."""
     a, b = identity(before), identity(now)
     return [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
-def identity(cfg: dict[str, Any]) -> dict[str, Any]:
+def identity(cfg: Any) -> dict[str, Any]:
     """Dotted keys and values that make a run what it is, of a config as a tree or with dotted keys."""
     flat = flatten(cfg)
     asks = flat.get("task.name") == "distill" or flat.get("data.demonstrations") == "distilled"
@@ -151,8 +151,8 @@ def identity(cfg: dict[str, Any]) -> dict[str, Any]:
 def run_name(*, _root_: DictConfig) -> str:
     """`${run_name:}`: readable parts first, then a digest of all that makes the run what it is."""
     # `outputs` is no part of a name, but others refer to it.
-    plain = OmegaConf.masked_copy(_root_, [key for key in _root_ if key not in NOT_IDENTITY or key == "outputs"])
-    values = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False, enum_to_str=True)
+    plain = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key not in NOT_IDENTITY or key == "outputs"])
+    values = as_dict(plain, resolve=True)
     digest = blake2b(json.dumps(identity(values), sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
     stage = values["algo"].get("name", "?")
     parts = (
@@ -190,6 +190,13 @@ def study_dir(*, _root_: DictConfig) -> str:
             f"study={study!r} is no name of a folder: give a plain one; outputs=DIR says where studies stand."
         )
     return f"{_root_.outputs}/{study}"
+
+
+def as_dict(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    """A config's mapping as plain values, enums by their names; what is missing stays "???"."""
+    values = OmegaConf.to_container(cfg, resolve=resolve, enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ Not for runs on GPUs: CUDA does not survive a fork, and the seconds do not matte
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import random
@@ -266,7 +267,8 @@ def _become(request: dict[str, Any], defaults: Mapping[str, str], streams: Seque
     os.environ.clear()
     os.environ.update({**defaults, **request["env"]})
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=os.isatty(stream.fileno()) or stream is sys.stderr)
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(line_buffering=stream.isatty() or stream is sys.stderr)
     if "pytorch_lightning" in sys.modules:  # it has read the rank when it was imported
         sys.modules["pytorch_lightning"].utilities.rank_zero_only.rank = int(os.environ.get("RANK", "0"))
     # Two runs must not draw the same names and numbers because they come from the same server.

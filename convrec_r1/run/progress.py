@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -61,7 +61,8 @@ class _Rich:
         self.progress, self.task = progress, task
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        self.progress.update(self.task, advance=steps, **({"note": note} if note else {}))
+        fields: dict[str, Any] = {"note": note} if note else {}
+        self.progress.update(self.task, advance=steps, **fields)
 
 
 class _Lines:

@@ -101,7 +101,7 @@ class WandbSink:
         self._run = wandb.init(
             project=cfg.project,
             entity=cfg.entity,
-            mode=cfg.mode,
+            mode=cfg.mode,  # pyright: ignore[reportArgumentType]  # a string of the config, one of W&B's words
             dir=folder,
             name=folder.name,
             id=id_file.read_text().strip() if id_file.exists() else None,
@@ -131,11 +131,11 @@ class WandbSink:
     def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             columns = list(rows[0])
-            data = [
+            data: list[Any] = [
                 [row[c] if isinstance(row[c], (int, float, str)) else json.dumps(row[c]) for c in columns]
                 for row in rows
             ]
-            self._run.log({"step": step, f"tables/{name}": self._table(columns=columns, data=data)})
+            self._run.log({"step": step, f"tables/{name}": self._table(columns=[*columns], data=data)})
 
     def close(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))

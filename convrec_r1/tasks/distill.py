@@ -20,7 +20,7 @@ from convrec_r1 import __version__, lists
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import fingerprint, load_data
-from convrec_r1.data.schema import SPLITS, Split
+from convrec_r1.data.schema import SPLITS
 from convrec_r1.distill import export
 from convrec_r1.distill.forecast import forecast
 from convrec_r1.distill.pipeline import Stage1, demonstrations, run
@@ -36,7 +36,7 @@ from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
 from convrec_r1.report import card as cards
 from convrec_r1.run.files import point, read_json, write_json, write_jsonl, write_text
-from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.folder import RunFolder, as_dict
 from convrec_r1.run.tracker import Tracker, rewind
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> d
     return {"demonstrations": str(made), "card": card}
 
 
-def training_data(cfg: Config, need: Sequence[Split]) -> Dataset:
+def training_data(cfg: Config, need: Sequence[str]) -> Dataset:
     """The dataset with the demonstrations that `data.demonstrations` asks for."""
     data = load_data(cfg.data, cfg.n, need=need)
     source = cfg.data.demonstrations
@@ -122,8 +122,7 @@ def distilled_key(cfg: Config, data: Dataset, identity: str) -> str:
     """A digest of all that decides the demonstrations."""
 
     def plain(section: str) -> dict[str, Any]:
-        values = OmegaConf.to_container(OmegaConf.structured(getattr(cfg, section)), enum_to_str=True)
-        assert isinstance(values, dict)
+        values = as_dict(OmegaConf.structured(getattr(cfg, section)))
         return {key: value for key, value in values.items() if key not in _HOW[section]}
 
     asked = {split: [replace(c, demonstration=None) for c in data[split]] for split in ("train", "validation")}

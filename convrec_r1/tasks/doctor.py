@@ -70,7 +70,7 @@ def examine(cfg: Config) -> tuple[list[Finding], Estimate | None]:
         return findings, None
     if any("model.path" in line for line in wrong):
         return findings, None
-    seen, model = find_model(run, lambda: corpus(run, data))
+    seen, model = find_model(run, lambda: corpus(run, data) if data is not None else [])
     findings += seen
     if model is None:
         return findings, None
@@ -122,18 +122,23 @@ def usual_lengths(run: Config, model: Model, data: Dataset) -> Lengths:
 def make_estimate(run: Config, model: Model, data: Dataset | None, gpus: Sequence[Gpu]) -> Estimate:
     longest = Lengths(run.model.max_prompt_length, run.model.max_completion_length)
     usual = usual_lengths(run, model, data) if data else longest
-    lengths = (usual, longest)
     on_gpu, device = environment.uses_gpu(run), device_for(run.trainer)
     engine = engines_beside(run, model.size, gpus)
-    memory = tuple(estimate.memory(model.size, run, each, on_gpu=on_gpu, engine=engine) for each in lengths)
+
+    def memory(each: Lengths) -> estimate.Memory:
+        return estimate.memory(model.size, run, each, on_gpu=on_gpu, engine=engine)
+
     _, compute = estimate.number_bytes(run)
     dtype = torch.bfloat16 if compute == 2 else torch.float32
     rows = estimate.micro_batch(run) * usual.both
     speed = measure(device, model.size, rows=rows, dtype=dtype)
     examples = sum(bool(c.demonstration) for c in data["train"]) if data else 0
     steps, test = sft_steps(run.sft, examples), len(data[run.eval.split]) if data else 0
-    seconds = tuple(estimate.seconds(model.size, run, speed, each, sft_steps=steps, test=test) for each in lengths)
-    return Estimate(lengths, memory, seconds)
+
+    def seconds(each: Lengths) -> estimate.Seconds:
+        return estimate.seconds(model.size, run, speed, each, sft_steps=steps, test=test)
+
+    return Estimate((usual, longest), (memory(usual), memory(longest)), (seconds(usual), seconds(longest)))
 
 
 def engines_beside(run: Config, sizes: estimate.Size, gpus: Sequence[Gpu]) -> int:

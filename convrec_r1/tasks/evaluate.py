@@ -27,6 +27,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     data = load_data(cfg.data, cfg.n, need=[cfg.eval.split])
     popularity = Popularity.from_conversations(data["train"], data.catalog)
     evaluator = Evaluator(cfg, data.catalog, popularity)
+    assert cfg.checkpoint is not None  # config/checks.py
     path = policy_path(cfg.checkpoint)
     _log.info("Policy: %s", path)
     require_whole(Path(path).parent)

@@ -29,6 +29,7 @@ def replay(cfg: Config) -> list[str]:
 
     UserError where that is no saved batch.
     """
+    assert cfg.checkpoint is not None  # config/checks.py
     saved = read_fault(Path(cfg.checkpoint).expanduser())
     facts = saved.facts
     model = ModelConfig(

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
+from omegaconf import DictConfig
 
 from convrec_r1.config.schema import Config
 from convrec_r1.run import progress
-from convrec_r1.run.folder import RunFolder, State
+from convrec_r1.run.folder import RunFolder, State, as_dict
 from convrec_r1.run.logs import start_logging
+from convrec_r1.run.processes import global_rank
 from convrec_r1.run.tracker import Tracker, make_tracker
 from convrec_r1.tasks.compare import compare
 from convrec_r1.tasks.distill import distill, dry_run
@@ -45,7 +45,7 @@ READERS: dict[str, Callable[[Config, Path], object]] = {
 
 def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None) -> dict[str, Any]:
     """Run `cfg.task` in `folder`, unless it holds this very run complete. Returns what its summary.json says."""
-    first = rank_zero_only.rank == 0
+    first = global_rank() == 0
     progress.set_enabled(first)
     start_logging(None, is_first=first)
     task = "dry_run" if cfg.distill.dry_run and cfg.task.name == "distill" else cfg.task.name
@@ -70,7 +70,7 @@ def _make(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None,
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     pl.seed_everything(cfg.seed, verbose=False)
-    plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    plain = as_dict(composed, resolve=True)
     started = time.monotonic()
     try:
         summary = TASKS[cfg.task.name](cfg, folder, lambda: make_tracker(cfg, plain, folder, sha))

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_only
-
 from convrec_r1.config.schema import Config, GuardAction, Select, Stage
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator, write_asked
@@ -23,6 +21,7 @@ from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.files import point
 from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.processes import global_rank
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.tasks.distill import training_data
 from convrec_r1.tasks.warm_start import WarmStart, base_policy, encoder_for, evaluation_key, warm_start
@@ -53,7 +52,7 @@ class Job:
         self.evaluator = Evaluator(cfg, self.data.catalog, popularity)
         self.device = device_for(cfg.trainer)
         self.world = cfg.trainer.devices * cfg.trainer.nodes
-        self.first = rank_zero_only.rank == 0
+        self.first = global_rank() == 0
         if self.first:  # what was logged after the checkpoint will be logged again
             step = newest_step(folder.checkpoints)
             if step is None:
@@ -136,7 +135,7 @@ class Job:
             cfg.rl.prompts_per_step,
             cfg.rl.steps,
             cfg.seed,
-            rank=rank_zero_only.rank,
+            rank=global_rank(),
             world=self.world,
         )
         module = RLModule(policy, engine, encoder, self.data.catalog, cfg, self.tracker, loader.at)

@@ -11,7 +11,6 @@ from typing import Any
 import torch.distributed as dist
 from filelock import FileLock
 from omegaconf import OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 
 from convrec_r1 import __version__
 from convrec_r1.config.schema import Config, SFTConfig
@@ -26,6 +25,7 @@ from convrec_r1.policy.load import load_policy, prepare_for_training
 from convrec_r1.policy.prompts import dialogue
 from convrec_r1.run.checkpoints import newest_step
 from convrec_r1.run.files import read_jsonl, write_json
+from convrec_r1.run.processes import global_rank
 from convrec_r1.run.tracker import JsonlSink, Tracker, rewind
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
     found = WarmStart(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Helper processes of a distributed run follow the first one, which holds the lock.
-    lock = FileLock(f"{folder}.lock") if rank_zero_only.rank == 0 else None
+    lock = FileLock(f"{folder}.lock") if global_rank() == 0 else None
     if lock:
         lock.acquire()
     try:
@@ -125,14 +125,18 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     policy = base_policy(cfg, data)
     encoder = encoder_for(cfg, policy)
     train, validation = (
-        [Example(encoder.prompt(c), encoder.completion(c.demonstration), c.id) for c in conversations]
+        [
+            Example(encoder.prompt(c), encoder.completion(c.demonstration), c.id)
+            for c in conversations
+            if c.demonstration
+        ]
         for conversations in (
             with_demonstrations(data["train"], cfg.n, cfg.data.name),
-            [c for c in data["validation"] if c.demonstration],
+            data["validation"],
         )
     )
     steps = sft_steps(cfg.sft, len(train))
-    first = rank_zero_only.rank == 0
+    first = global_rank() == 0
     metrics = folder / "metrics.jsonl"
     checkpoints = folder / "checkpoints"
     if first:
@@ -149,7 +153,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
         guard=cfg.guard,
     )
     world = cfg.trainer.devices * cfg.trainer.nodes
-    loader = StepLoader(train, cfg.sft.batch_size, steps, cfg.seed, rank=rank_zero_only.rank, world=world)
+    loader = StepLoader(train, cfg.sft.batch_size, steps, cfg.seed, rank=global_rank(), world=world)
     fit(module, loader, cfg.trainer, checkpoints, description="SFT")
     if not first:
         return

@@ -67,9 +67,9 @@ def find_catalog(path: Path, names: Iterable[str]) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def by_split(conversations: Iterable[Conversation]) -> dict[Split, list[Conversation]]:
+def by_split(conversations: Iterable[Conversation]) -> dict[str, list[Conversation]]:
     """All three splits, an absent one empty, in the order given."""
-    splits: dict[Split, list[Conversation]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
     for conversation in conversations:
         splits[conversation.split].append(conversation)
     return splits

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from convrec_r1 import lists
 from convrec_r1.data.adapters.common import (
@@ -76,10 +77,13 @@ def load(path: str | Path, *, catalog_path: str | Path | None = None) -> Dataset
 
 
 def _rows(path: Path) -> Iterator[tuple[Split, int, Row]]:
-    folders = [(split, path / split) for split in SPLITS if (path / split / "state.json").is_file()]
+    folders: list[tuple[Split, Path]] = [
+        (split, path / split) for split in SPLITS if (path / split / "state.json").is_file()
+    ]
     if folders:
         for split, folder in folders:
-            yield from ((split, number, row) for number, row in enumerate(_read_arrow(folder), start=1))
+            for number, row in enumerate(_read_arrow(folder), start=1):
+                yield split, number, row
         return
     files = list(split_files(path))
     if not files:
@@ -88,7 +92,8 @@ def _rows(path: Path) -> Iterator[tuple[Split, int, Row]]:
             "data.path must name the folder that holds train, validation and test."
         )
     for split, file in files:
-        yield from ((split, number, row) for number, row in enumerate(read_jsonl(file), start=1))
+        for number, row in enumerate(read_jsonl(file), start=1):
+            yield split, number, row
 
 
 def _read_arrow(folder: Path) -> Iterator[Row]:
@@ -96,7 +101,7 @@ def _read_arrow(folder: Path) -> Iterator[Row]:
 
     try:
         # As arrow has it: a column may call itself an image or a sound, which datasets would fetch from wherever it says.
-        table = load_from_disk(str(folder)).with_format("arrow")
+        table: Any = load_from_disk(str(folder)).with_format("arrow")
         table.data.validate(full=True)  # a length that is wrong in the file would be followed out of it
         number = 0
         for batch in table.iter(batch_size=1000):
@@ -141,8 +146,8 @@ def without_instruction(conversation: Conversation) -> Conversation:
     start = _DIALOGUE.search(text)
     parts = _SPEAKER.split(text[start.end() :] if start else text)
     turns: list[tuple[Role, str]] = [("user", parts[0])]
-    turns += [
+    turns.extend(
         ("user" if who == "USER" else "assistant", said) for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    )
     messages = merge_turns(turns) or conversation.messages
     return replace(conversation, messages=messages, has_instruction=False)

@@ -54,7 +54,7 @@ def load(path: str | Path, *, catalog_path: str | Path | None = None) -> Dataset
         if not len(catalog):
             raise UserError(f"{path} mentions no films, so there is no catalog. Name one: data.catalog=FILE.")
 
-    missing = [split for split in ("validation", "test") if split not in rows]
+    missing: list[Split] = [split for split in ("validation", "test") if split not in rows]
     places: dict[str, str] = {}
     counts: Counter[str] = Counter()
     conversations = []
@@ -80,7 +80,10 @@ def load(path: str | Path, *, catalog_path: str | Path | None = None) -> Dataset
 
 def _files(path: Path) -> dict[Split, Path]:
     if not path.is_dir():  # a missing file is reported when it is read
-        return {next((split for split, names in FILES.items() if path.name in names), "train"): path}
+        for split, names in FILES.items():
+            if path.name in names:
+                return {split: path}
+        return {"train": path}
     found: dict[Split, Path] = {}
     for split, names in FILES.items():
         file = next((path / name for name in names if (path / name).is_file()), None)
@@ -120,7 +123,7 @@ def _dialogue(row: Row, counts: Counter[str]) -> Iterator[Conversation]:
                 counts["no context"] += 1
             elif liked:
                 yield Conversation(f"{dialogue}-{number}", dialogue, merge_turns(said), liked, _titles(seen))
-        said += [(role, _MENTION.sub(lambda found: str(mentions.get(found[1], found[0])), text)) for text in texts]
+        said.extend((role, _MENTION.sub(lambda found: str(mentions.get(found[1], found[0])), text)) for text in texts)
         seen += named
 
 
@@ -197,4 +200,4 @@ def _table(row: Row, key: str) -> dict:
     value = row.get(key, (dict, list), "an object by film id", {})
     if isinstance(value, list) and value:
         raise row.error(f'"{key}" must be an object by film id, found {describe(value)}.')
-    return value or {}
+    return value if isinstance(value, dict) else {}

@@ -13,14 +13,14 @@ from convrec_r1.data.movieland.simulator import Sample, simulate
 from convrec_r1.data.movieland.teacher import demonstrate
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 
-SIZES: dict[Split, int] = {"train": 2500, "validation": 200, "test": 600}
+SIZES: dict[str, int] = {"train": 2500, "validation": 200, "test": 600}
 """Conversations of each split, unless asked for otherwise."""
 
 _TEACHER = 1
 """Keeps the teacher's random numbers apart from the users' (which are seeded by seed, split and user)."""
 
 
-def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[Split, int] | None = None) -> Dataset:
+def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = None) -> Dataset:
     """The catalog and the three splits, which share no user; demonstrations have `n_items` items.
 
     A smaller split is a prefix of a larger one with the same seed. Splits that `sizes` leaves out have their default
@@ -30,7 +30,7 @@ def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[Split, int] | None 
     if not 1 <= n_items <= len(catalog) // 2:
         raise ValueError(f"n_items must be between 1 and {len(catalog) // 2}, found {n_items}")
     wanted = {**SIZES, **(sizes or {})}
-    splits: dict[Split, list[Conversation]] = {}
+    splits: dict[str, list[Conversation]] = {}
     for split in SPLITS:
         samples = simulate(split, wanted[split], seed=seed)
         splits[split] = [
@@ -39,7 +39,7 @@ def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[Split, int] | None 
     return Dataset(catalog, splits)
 
 
-def load_samples(*, seed: int = 0, sizes: Mapping[Split, int] | None = None) -> dict[str, Sample]:
+def load_samples(*, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, Sample]:
     """Conversation id -> what `load` with the same arguments made it from: for a teacher that knows what was said."""
     wanted = {**SIZES, **(sizes or {})}
     return {

@@ -93,7 +93,7 @@ class Film:
 @cache
 def load_films() -> tuple[Film, ...]:
     """Every film, in the order of the table (by title, articles left aside)."""
-    text = files(__package__).joinpath("films.csv").read_text(encoding="utf-8")
+    text = files("convrec_r1.data.movieland").joinpath("films.csv").read_text(encoding="utf-8")
     return tuple(
         Film(
             item=Item(row["title"], int(row["year"])),

@@ -75,14 +75,14 @@ def _write(ranking: Sequence[Item], seen: Sequence[Item], n: int, rng: np.random
     lines = []
     for item, draw in zip(ranking[:n], rng.random(n), strict=False):
         if draw < edges[0]:
-            lines.append(OFF_CATALOG[rng.integers(len(OFF_CATALOG))])
+            lines.append(OFF_CATALOG[int(rng.integers(len(OFF_CATALOG)))])
         elif draw < edges[1] and item.year is not None:
             shift = int(rng.integers(1, 4)) * (1 if rng.random() < 0.5 else -1)
             lines.append(str(item._replace(year=item.year + shift)))
         elif draw < edges[2]:
             lines.append(item.title)
         elif draw < edges[3]:
-            lines.append(str(seen[rng.integers(len(seen))]))
+            lines.append(str(seen[int(rng.integers(len(seen)))]))
         else:
             lines.append(str(item))
     return lines

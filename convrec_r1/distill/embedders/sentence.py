@@ -64,7 +64,7 @@ class SentenceEmbedder:
 
 
 def _load(cfg: EmbedderConfig) -> Any:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]  # optional
 
     try:
         return SentenceTransformer(str(cfg.model), revision=cfg.revision, device=cfg.device, trust_remote_code=False)

@@ -24,7 +24,7 @@ class TfidfEmbedder:
             strip_accents="unicode",
             ngram_range=(1, cfg.ngrams),
             max_features=cfg.max_features,
-            dtype=np.float32,
+            dtype=np.float32,  # pyright: ignore[reportArgumentType]  # untyped there: taken from its default, float64
         )
         self._empty = False
 

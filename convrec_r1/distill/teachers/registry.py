@@ -1,7 +1,6 @@
 """Teacher kinds -> how to make one. Imports happen on use: what is not chosen need not be installed."""
 
 from convrec_r1.config.schema import Config, TeacherKind
-from convrec_r1.data.schema import Split
 from convrec_r1.distill.teachers.base import Teacher
 
 
@@ -12,7 +11,7 @@ def make_teacher(cfg: Config) -> Teacher:
             from convrec_r1.data.movieland import load_samples
             from convrec_r1.distill.teachers.simulated import SimulatedTeacher
 
-            sizes: dict[Split, int | None] = {"train": cfg.data.train_size, "validation": cfg.data.validation_size}
+            sizes: dict[str, int | None] = {"train": cfg.data.train_size, "validation": cfg.data.validation_size}
             given = {split: size for split, size in sizes.items() if size is not None}
             return SimulatedTeacher(load_samples(seed=cfg.data.seed, sizes=given), cfg.data.seed)
         case TeacherKind.openai:

@@ -58,6 +58,7 @@ def examine(server: Server, policy: Policy, *, max_length: int, transfer: str | 
     except (KeyError, TypeError):
         raise UserError(f"What answers at {server.address} is no vLLM server. Correct rollout.servers.") from None
     wrong = [*_version(version)] or [*_endpoints(server)]
+    engine = None
     if not wrong:
         engine = _describe(server)
         wrong = ["it was not started with this project's worker (--worker-extension-cls)."]
@@ -69,6 +70,7 @@ def examine(server: Server, policy: Policy, *, max_length: int, transfer: str | 
             + "\n".join(f"  - {line}" for line in wrong)
             + f"\nOne that does is started, where this project is installed, with:\n  {_command(max_length, transfer)}"
         )
+    assert engine is not None  # nothing is wrong with it
     return engine
 
 

@@ -63,6 +63,7 @@ class Fleet:
         """New weights for all, which `bring_up` then delivers. Draws all of them."""
         self._published += 1
         version = f"{self._run}-{self._published}"
+        assert self.transfer is not None
         self.transfer.publish(self.check.watch(weights), version)
         self.version = version
 
@@ -125,12 +126,15 @@ class Fleet:
 
     def _give(self, member: Member) -> None:
         """The newest weights, unless it has them."""
-        if self.version is None or member.server.weight_version() == self.version:
+        server = member.known_server
+        if self.version is None or server.weight_version() == self.version:
             return
-        self.transfer.deliver(member.server)
-        self.check.compare(member.name, member.server.weight_sums)
+        assert self.transfer is not None
+        self.transfer.deliver(server)
+        self.check.compare(member.name, server.weight_sums)
 
     def _give_again(self, member: Member) -> None:
+        assert self.transfer is not None
         if not self.transfer.lasting:
             raise UserError(
                 f"{member.name} came back without its weights, and the trainer's are newer by now. {GO_ON} "
@@ -159,7 +163,9 @@ class Fleet:
     # A rollout
 
     async def _carry_out(self, job: "_Job") -> None:
-        self._rollout = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
+        assert task is not None
+        self._rollout = asyncio.get_running_loop(), task
         drives = [asyncio.create_task(self._drive(member, job)) for member in self.live]
         done = asyncio.create_task(job.done.wait())
         waiting = {done, *drives}
@@ -201,8 +207,8 @@ class Fleet:
     async def _serve(self, member: Member, job: "_Job") -> None:
         """Ends with the first failure; what was under way then goes back to the job."""
         # Twice what it advances at a time, so that a group that ends makes room for one that waits there already.
-        slots = min(len(job.requests), math.ceil(2 * member.engine.max_num_seqs / job.n))
-        async with member.server.session() as session:
+        slots = min(len(job.requests), math.ceil(2 * member.known_engine.max_num_seqs / job.n))
+        async with member.known_server.session() as session:
             serving = [asyncio.create_task(self._slot(member, session, job)) for _ in range(slots)]
             try:
                 ended, _ = await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
@@ -213,11 +219,12 @@ class Fleet:
 
     async def _slot(self, member: Member, session: httpx.AsyncClient, job: "_Job") -> None:
         """Group after group."""
+        assert self.version is not None
         while True:
             place = await job.take()
             prompt, sampling = job.requests[place]
             try:
-                group = await member.server.generate(session, prompt, sampling, self.version)
+                group = await member.known_server.generate(session, prompt, sampling, self.version)
             except BaseException:
                 job.put_back(place)
                 raise

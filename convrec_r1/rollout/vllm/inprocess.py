@@ -1,5 +1,8 @@
 """vLLM in the trainer's process: it has weights of its own, and shares the trainer's device."""
 
+# vLLM is optional. Where it is not installed, type checkers take this folder for it.
+# pyright: reportMissingImports=none
+
 import contextlib
 import gc
 import os
@@ -45,14 +48,14 @@ class VLLMEngine:
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 
         if self._llm is None or not self._awake:
             self.sync(self._policy)
         together = self.cfg.tensor_parallel_size
         requests, mine = _of_all(list(zip(prompts, seeds, strict=True)), together)
         eos_ids = self._policy.eos_ids
-        outputs = self._llm.generate(
+        outputs = self._running.generate(
             [{"prompt_token_ids": list(prompt)} for prompt, _ in requests],
             [
                 SamplingParams(**options.sampling_arguments(sampling, seed, eos_ids), flat_logprobs=True)
@@ -61,7 +64,7 @@ class VLLMEngine:
             use_tqdm=_progress(on_progress) if on_progress and together == 1 else False,
         )
         if self.cfg.sleep:
-            self._llm.sleep(level=2)
+            self._running.sleep(level=2)
             self._awake = False
         return [
             [self.cut(_completion(choice), sampling.max_lines) for choice in output.outputs] for output in outputs[mine]
@@ -73,15 +76,15 @@ class VLLMEngine:
         if self._llm is None:
             self._start()
         if not self._awake:
-            self._llm.wake_up(tags=["weights"])
+            self._running.wake_up(tags=["weights"])
         weights = self.check.watch(stream_weights(policy, dtype=self.setup.dtype, tied=self.setup.tied))
         # Always with an iterator: without one vLLM silently loads again what it started from.
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._running.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if not self._awake:
-            self._llm.wake_up(tags=["kv_cache"])
+            self._running.wake_up(tags=["kv_cache"])
             self._awake = True
-        self._llm.reset_prefix_cache()
-        self.check.compare("vLLM", lambda: _over_workers(self._llm.collective_rpc("weight_sums")))
+        self._running.reset_prefix_cache()
+        self.check.compare("vLLM", lambda: _over_workers(self._running.collective_rpc("weight_sums")))
 
     def close(self) -> None:
         """Give the memory back, and the process group if the engine made one."""
@@ -98,13 +101,18 @@ class VLLMEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @property
+    def _running(self) -> Any:
+        assert self._llm is not None
+        return self._llm
+
     def _start(self) -> None:
         self._owns_group = not dist.is_initialized()
         with tempfile.TemporaryDirectory(prefix="convrec-r1-") as folder, _undisturbed():
             self.setup = options.setup(
                 self.cfg, self._policy, Path(folder), max_length=self.max_length, on_cpu=options.runs_on_cpu()
             )
-            from vllm import LLM
+            from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
 
             self._llm = LLM(
                 **self.setup.arguments,
@@ -185,7 +193,8 @@ def _progress(on_progress: Callable[[int], None]) -> Callable[..., Any]:
     class Silent(tqdm):
         def __init__(self, iterable=None, **options: Any) -> None:
             self.counts = iterable is None
-            super().__init__(iterable, **options | {"file": open(os.devnull, "w")})  # noqa: SIM115
+            options["file"] = open(os.devnull, "w")  # noqa: SIM115
+            super().__init__(iterable, **options)
 
         def update(self, n: float | None = 1) -> None:
             super().update(n)

@@ -44,6 +44,18 @@ class Member:
         self._suspect = self._closed = False
 
     @property
+    def known_server(self) -> Server:
+        """Of a member that has been renewed."""
+        assert self.server is not None
+        return self.server
+
+    @property
+    def known_engine(self) -> Engine:
+        """Of a member that has been renewed, and not failed since."""
+        assert self.engine is not None
+        return self.engine
+
+    @property
     def name(self) -> str:
         return f"{self.title} at {self.server.address}" if self.launch and self.server else self.title
 
@@ -53,15 +65,15 @@ class Member:
         patience: seconds for a server that is not ours to come up.
         """
         if self.launch:
-            if self.process and (self._suspect or (self.engine and not self.server.is_well())):
+            if self.process and (self._suspect or (self.engine and not self.known_server.is_well())):
                 self.process.stop()
             if not (self.process and self.process.alive()):
                 self._start()
         elif self.engine is None:
             self.server = Server(self.address, timeout=self.cfg.request_timeout)
-        self.server.wait_until_up(self.cfg.start_timeout if self.launch else patience, self._hopeless)
+        self.known_server.wait_until_up(self.cfg.start_timeout if self.launch else patience, self._hopeless)
         if self.engine is None:
-            self.engine = self.examine(self.server)
+            self.engine = self.examine(self.known_server)
         give(self)
         self.ready = self.met = True
 
@@ -89,6 +101,7 @@ class Member:
         if self.process:
             self.process.stop()  # whatever is left of it
             self.counts["restarts"] += 1
+        assert self.launch is not None
         self.process = self.launch()
         _log.info("%s is starting, which takes about a minute. Its log: %s", self.title, self.process.log)
         self.server = Server(self.process.address, timeout=self.cfg.request_timeout)

@@ -3,6 +3,9 @@
 Written against vLLM 0.32's interfaces and never run: it takes two GPUs, and none was at hand.
 """
 
+# vLLM is optional.
+# pyright: reportMissingImports=none
+
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -1,5 +1,8 @@
 """How an engine is set up: the same arguments for one in process and for a server."""
 
+# vLLM is optional.
+# pyright: reportMissingImports=none
+
 import json
 import os
 import warnings

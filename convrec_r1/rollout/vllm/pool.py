@@ -74,7 +74,7 @@ class ServerEngine:
             if on_progress and place in mine:
                 on_progress(sampling.n)
 
-        groups = self.ranks.share(lambda: self._fleet.generate([r for part in parts for r in part], done))
+        groups = self.ranks.share(lambda: self._open_fleet.generate([r for part in parts for r in part], done))
         if self.ranks.own and on_progress:
             on_progress(len(own) * sampling.n)
         return [[self.cut(completion, sampling.max_lines) for completion in groups[place]] for place in mine]
@@ -87,7 +87,7 @@ class ServerEngine:
         problem = None
         if self.ranks.own == 0:
             try:
-                self._fleet.publish(weights)
+                self._open_fleet.publish(weights)
             except Exception as error:
                 problem = error
         for _ in weights:  # where training is sharded, every process has a share in gathering them
@@ -110,10 +110,11 @@ class ServerEngine:
         """Every server up and fit for the run. Returns how they take weights: in which dtype, and whether tied."""
         if not self._fleet:
             self._open()
-        fleet = self._fleet
+        fleet = self._open_fleet
         fleet.version = None  # the weights that they have count no more
         fleet.bring_up()
-        ways = {(m.engine.dtype, m.engine.tied, m.engine.transfer): m.name for m in fleet.live}
+        engines = [(member.known_engine, member.name) for member in fleet.live]
+        ways = {(engine.dtype, engine.tied, engine.transfer): name for engine, name in engines}
         if len(ways) > 1:
             raise UserError(
                 "The servers of a run must take the same weights in the same way. These do not: "
@@ -132,8 +133,15 @@ class ServerEngine:
         """What was published, delivered to every server."""
         if problem:
             raise problem
-        self._fleet.bring_up()
-        self._fleet.transfer.withdraw_older()
+        fleet = self._open_fleet
+        fleet.bring_up()
+        assert fleet.transfer is not None
+        fleet.transfer.withdraw_older()
+
+    @property
+    def _open_fleet(self) -> Fleet:
+        assert self._fleet is not None
+        return self._fleet
 
     def _open(self) -> None:
         cfg, policy = self.cfg, self._policy
@@ -149,12 +157,13 @@ class ServerEngine:
         if cfg.servers:
             members = [member(f"The vLLM server at {address}", address=address) for address in cfg.servers]
         else:
-            members = [
-                member(f"vLLM server {k}", launch=launch) for k, launch in enumerate(self._launchers(backend), start=1)
-            ]
+            assert backend is not None  # as these are no given servers
+            assert self._logs is not None
+            launchers = self._launchers(backend, self._logs)
+            members = [member(f"vLLM server {k}", launch=launch) for k, launch in enumerate(launchers, start=1)]
         self._fleet = Fleet(members, cfg, self.counts)
 
-    def _launchers(self, backend: str) -> list[Callable[[], LocalProcess]]:
+    def _launchers(self, backend: str, logs: Path) -> list[Callable[[], LocalProcess]]:
         """What starts each of the servers that are ours."""
         cfg, on_cpu, scratch = self.cfg, computes_on_cpu(), Path(self._scratch.name)
         setup = options.setup(cfg, self._policy, scratch / "model", max_length=self.max_length, on_cpu=on_cpu)
@@ -162,11 +171,11 @@ class ServerEngine:
         if on_cpu and cfg.tensor_parallel_size == 1:
             # A process less than vLLM gives a single worker on CPUs, and a third of the start.
             flags += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
-        gpus: list[list[str] | None] = [None] * cfg.start
+        gpus: Sequence[list[str] | None] = [None] * cfg.start
         if not on_cpu:
             gpus = assign_gpus(visible_gpus(), self.ranks.size, cfg.start, cfg.tensor_parallel_size)
         return [
-            partial(LocalProcess, flags, self._logs / f"server-{k}.log", scratch, gpus[k - 1])
+            partial(LocalProcess, flags, logs / f"server-{k}.log", scratch, gpus[k - 1])
             for k in range(1, cfg.start + 1)
         ]
 

@@ -87,7 +87,7 @@ class LocalProcess:
 def _environment(gpus: list[str] | None, settings: Mapping[str, str]) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     seen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    return inherited | seen | {"PYTHONUNBUFFERED": "1"} | settings
+    return inherited | seen | {"PYTHONUNBUFFERED": "1"} | dict(settings)
 
 
 def free_port() -> int:

@@ -140,7 +140,8 @@ class Server:
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         try:
-            response = self._http.request(method, path, **{"timeout": self.timeout} | options)
+            options.setdefault("timeout", self.timeout)
+            response = self._http.request(method, path, **options)
         except httpx.TimeoutException as error:
             raise ServerHung(f"{path} gave no answer in time") from error
         except httpx.HTTPError as error:

@@ -1,10 +1,13 @@
 """A logits processor for vLLM that ends a completion once enough of its lines are closed."""
 
+# vLLM is optional. Where it is not installed, type checkers take this folder for it.
+# pyright: reportMissingImports=none
+
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from vllm import SamplingParams
+from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from convrec_r1.rollout.vllm.options import LINE_TABLES
@@ -24,8 +27,8 @@ class StopAfterLines(LogitsProcessor):
         self.requests: dict[int, _Lines] = {}
 
     @classmethod
-    def validate_params(cls, params: SamplingParams) -> None:
-        lines = (params.extra_args or {}).get("max_lines")
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        lines = (sampling_params.extra_args or {}).get("max_lines")
         if lines is not None and (not isinstance(lines, int) or lines < 1):
             raise ValueError(f"max_lines={lines!r}: must be a whole number of at least 1")
 
@@ -38,7 +41,7 @@ class StopAfterLines(LogitsProcessor):
 
     def apply(self, logits: Tensor) -> Tensor:
         full = [row for row, lines in self.requests.items() if lines.closed(self.newline, self.blank)]
-        if full:
+        if full and self.tables:
             logits[full] = -torch.inf
             logits[full, self.tables["eos"]] = 0.0
         return logits

@@ -3,6 +3,9 @@
 vLLM imports this by name (`worker_extension_cls`); nothing of the trainer does.
 """
 
+# vLLM is optional.
+# pyright: reportMissingImports=none
+
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +28,10 @@ ROWS = 512
 
 class WeightSync:
     """Methods that workers gain, for `collective_rpc`."""
+
+    model_runner: Any  # these three are the worker's own
+    vllm_config: Any
+    device: torch.device
 
     def weight_sums(self) -> dict[str, int]:
         """Sums of the bits of this worker's share of the weights, by layer (`WeightSums`).
@@ -82,21 +89,23 @@ def _unpacked(module: nn.Module) -> Tensor:
 
     Exact: every sum has one term that is not zero.
     """
+    layer: Any = module  # vLLM sets these attributes without declaring them
     if isinstance(module, ParallelLMHead):
-        width, dtype = module.embedding_dim, module.weight.dtype
+        width, dtype = layer.embedding_dim, layer.weight.dtype
     else:
-        width, dtype = module.input_size_per_partition, module.params_dtype
+        width, dtype = layer.input_size_per_partition, layer.params_dtype
     columns = []
     for start in range(0, width, ROWS):
         unit = torch.eye(width, dtype=dtype)[start : start + ROWS]
-        columns.append(module.quant_method.apply(module, unit, None))  # [rows, out]
+        columns.append(layer.quant_method.apply(module, unit, None))  # [rows, out]
     return torch.cat(columns).T
 
 
 def _own(module: nn.Module, key: str, weight: Tensor, rank: int) -> Tensor | None:
     """Of a weight on a worker that is not the first: what no worker before holds. None: all of it is held elsewhere."""
-    if isinstance(module, QKVParallelLinear) and rank % module.num_kv_head_replicas:
-        return weight[: module.num_heads * module.head_size]  # keys and values repeat those of the worker before
+    layer: Any = module
+    if isinstance(module, QKVParallelLinear) and rank % layer.num_kv_head_replicas:
+        return weight[: layer.num_heads * layer.head_size]  # keys and values repeat those of the worker before
     if isinstance(module, ReplicatedLinear) or (isinstance(module, RowParallelLinear) and key == "bias"):
         return None
     return weight if isinstance(module, LinearBase | VocabParallelEmbedding) else None
@@ -132,8 +141,9 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         self.receive_weights(self.parse_update_info(update_info))  # a file is read when it is read: nothing to wait for
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
+        model: Any = self.model  # vLLM declares it as any nn.Module
         with safe_open(update_info.path, framework="pt", device=str(self.device)) as file:
-            self.model.load_weights((name, file.get_tensor(name)) for name in update_info.names)
+            model.load_weights((name, file.get_tensor(name)) for name in update_info.names)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
