@@ -23,6 +23,7 @@ EXACT = (
     "algo.beta=0.01",
     "rl.lr=1e-3",
     "rl.weight_decay=0.1",
+    "model.max_completion_length=24",
 )
 """Several passes and minibatches, so that which lists share an update matters."""
 

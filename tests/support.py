@@ -1,5 +1,6 @@
 """What tests share: small policies and configs, where the real data stands, the command line."""
 
+import copy
 import functools
 import json
 import os
@@ -12,9 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hypothesis import settings
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import convrec_r1.cli  # noqa: F401  registers the schema and the resolver
 from convrec_r1.config.files import conf_folder, expand
@@ -29,11 +33,31 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-def compose_config(*overrides: str):
-    """The config that the command line would compose, as Hydra has it."""
+def hydra_compose(*overrides: str) -> DictConfig:
+    """The config that the command line would compose."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=expand(overrides))
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """The same, in a tenth of the time where the groups were composed before: values are set last, in Hydra as here."""
+    parsed = OverridesParser.create().parse_overrides(expand(overrides))
+    values = [override for override in parsed if is_value(override)]
+    groups = [override.input_line for override in parsed if not is_value(override)]
+    composed = copy.deepcopy(_composed(*groups))
+    ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    return composed
+
+
+_composed = functools.cache(hydra_compose)
+
+
+def is_value(override: Override) -> bool:
+    """Whether it is KEY=VALUE, and chooses no group."""
+    key = override.key_or_group
+    plain = override.type is OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+    return plain and not key.startswith("hydra.") and not (conf_folder() / key).is_dir()
 
 
 def make_config(*overrides: str) -> Config:
@@ -48,8 +72,11 @@ VLLM = ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker")
 
 @functools.cache
 def _server(preload: tuple[str, ...] = ()) -> ForkServer:
-    """Commands are forked from a process that has imported what they need: the imports take longer than most commands."""
-    more = (*preload, "wandb", "transformers.models.qwen2.modeling_qwen2", "matplotlib.backends.backend_agg")
+    """Commands are forked from a process that has imported what they need: the imports take longer than most commands.
+
+    wandb is not among it: it makes a temporary folder when it is imported, which the first command would remove at its end.
+    """
+    more = (*preload, "transformers.models.qwen2.modeling_qwen2", "matplotlib.backends.backend_agg")
     return ForkServer([*MODULES, *more], env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"})
 
 

@@ -10,6 +10,15 @@ from convrec_r1.run.files import read_jsonl
 
 pytestmark = pytest.mark.processes("smoke")
 
+QUICK = (
+    "eval.every=0",
+    "rl.steps=1",
+    "eval.baselines=[]",
+    "eval.resamples=20",
+    "model.layers=1",
+    "model.max_completion_length=24",
+)
+
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):

@@ -1,10 +1,12 @@
 """Configuration: every file composes, wrong keys are named, what cannot work is refused before anything loads."""
 
 import itertools
+import re
 
 import pytest
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
-from support import ROOT, compose_config, make_config
+from support import ROOT, compose_config, hydra_compose, make_config
 
 from convrec_r1.config.checks import check
 from convrec_r1.config.files import conf_folder, expand
@@ -26,6 +28,25 @@ def options(group: str) -> list[str]:
 def test_every_file_composes_into_the_schema(group, name):
     cfg = make_config(f"{group}={name}", "data.path=x", "model.path=x" if name == "hub" else "seed=1")
     assert cfg.n >= 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("seed=3", "rl.lr=1e-3", "n=4"), ("algo=grpo", "algo.mu=2"), ("debug=smoke", "rl.steps=4", "eval.ks=[1,2]"),
+        ("experiment=search", "rl.steps=3"), ("model=Org/Name", "+teacher.extra.a=b"), ("algo/shaping=none", "~debug"),
+    ],
+)  # fmt: skip
+def test_tests_compose_what_hydra_composes(overrides):
+    assert OmegaConf.to_yaml(compose_config(*overrides)) == OmegaConf.to_yaml(hydra_compose(*overrides))
+
+
+@pytest.mark.parametrize("wrong", ["rl.step=3", "rl.steps=lots", "nothing=1"])
+def test_tests_refuse_what_hydra_refuses(wrong):
+    with pytest.raises(ConfigCompositionException) as ours:
+        compose_config(wrong)
+    with pytest.raises(ConfigCompositionException, match=re.escape(str(ours.value))):
+        hydra_compose(wrong)
 
 
 def test_the_groups_offer_what_the_readme_names():

@@ -50,12 +50,12 @@ def test_outside_of_a_sweep_nobody_keeps_a_ledger(monkeypatch):
 @pytest.mark.processes
 def test_a_sweep_outlives_a_refused_run_and_ends_with_the_comparison(tmp_path):
     """Started as people do, not forked: it starts the server that its cells are forked from."""
-    arguments = ("-m", *CELLS, "algo=grpo,rank_grpo", "rl.prompts_per_step=2,0")
+    arguments = ("-m", *CELLS, "rl.prompts_per_step=2,0,1")
     done = run_python(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "2 of 4 runs failed" in done.stderr
+    assert "1 of 3 runs failed" in done.stderr
     assert "rl.prompts_per_step=0: must be at least 1" in done.stdout
-    assert sorted(name.split("-")[0] for name in summaries(tmp_path)) == ["grpo", "rank_grpo"]
+    assert len(summaries(tmp_path)) == 2
     assert len(list((tmp_path / "outputs" / "warm_starts").glob("*/warm_start.json"))) == 1, "one warm start for both"
     report = tmp_path / "outputs" / "sweep" / "comparison" / "report.html"
     assert "Rank-GRPO" in report.read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def test_a_sweep_outlives_a_refused_run_and_ends_with_the_comparison(tmp_path):
 
 @pytest.mark.processes
 def test_a_run_that_is_killed_is_reported_and_is_the_only_one_to_be_run_again(tmp_path):
-    arguments = ["-m", *CELLS, "rl.steps=8", "eval.every=0", "seed=1,2"]
+    arguments = ["-m", *CELLS, "rl.steps=5", "eval.every=0", "seed=1,2"]
     sweep = start_command(*arguments, cwd=tmp_path)
     begun = tmp_path / "outputs" / "sweep"
     sweep.until(lambda: list(begun.glob("*-s1-*/metrics.jsonl")))
@@ -94,14 +94,13 @@ def test_a_run_that_is_killed_is_reported_and_is_the_only_one_to_be_run_again(tm
 @pytest.mark.processes
 @pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
 def test_launchers_of_other_processes_keep_the_same_books(tmp_path, launcher):
-    """Side by side; one of three is refused. The submitit launcher's local executor is what stands in for Slurm."""
+    """Side by side; one of two is refused. The submitit launcher's local executor is what stands in for Slurm."""
     name, *options = launcher
-    cells = (*CELLS, "algo=sft", "sft.steps=1", "sft.batch_size=2,1,0", "data.test_size=2", "eval.resamples=10")
+    cells = (*CELLS, "algo=sft", "sft.steps=1", "sft.batch_size=2,0", "data.test_size=2", "eval.resamples=10")
     done = run_command("-m", *cells, f"hydra/launcher={name}", *options, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "1 of 3 runs failed" in done.stderr
-    assert len(summaries(tmp_path)) == 2
-    assert (tmp_path / "outputs" / "sweep" / "comparison" / "report.html").exists()
+    assert "1 of 2 runs failed" in done.stderr
+    assert len(summaries(tmp_path)) == 1
     assert not list((tmp_path / "outputs" / "sweep").glob(".sweeps/*"))
 
 

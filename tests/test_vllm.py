@@ -251,6 +251,9 @@ def reinforce(policy, engine, cfg, folder, data=DATA["train"]) -> list[dict]:
     return [record["values"] for record in read_jsonl(folder / "metrics.jsonl")]
 
 
+@pytest.mark.slow(
+    reason="two trainings, compared statistically; that either engine samples from the policy is shown above"
+)
 def test_training_reaches_the_same_with_either_engine(tmp_path):
     """Other random numbers, the same run: twelve steps' rewards and lengths differ by no more than three standard errors."""
     items = [c.demonstration[0] for c in DATA["train"]]
@@ -276,7 +279,7 @@ def test_training_reaches_the_same_with_either_engine(tmp_path):
         assert sum(reward[-3:]) > sum(reward[:3]) + 0.6, "both learn what users want"
 
 
-COMMAND = (*RUN, "rollout=vllm", "rollout.stop_at_n=true")
+COMMAND = (*RUN, "rollout=vllm", "rollout.stop_at_n=true", "rl.steps=4")
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +293,7 @@ def undisturbed(tmp_path_factory) -> Path:
 
 def test_the_command_trains_and_evaluates_with_it(undisturbed):
     rows = [r["values"] for r in read_jsonl(undisturbed / "metrics.jsonl") if r["split"] == "train"]
-    assert len(rows) == 6
+    assert len(rows) == 4
     assert max(row["sampling/sampling_logp_difference/max"] for row in rows) < 1e-4
     assert all(row["time/sync"] > 0 for row in rows)
     assert len(read_jsonl(undisturbed / "eval" / "test.jsonl")) == 6

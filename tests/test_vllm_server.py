@@ -201,6 +201,9 @@ def test_training_a_step_ahead(engine, policy, tmp_path):
     assert_samples_from(engine, trained)
 
 
+@pytest.mark.slow(
+    reason="vLLM's server starts a second time: a minute; test_server_faults has servers that start at once"
+)
 def test_a_server_killed_in_the_middle_of_a_rollout(engine, policy):
     policy = moved(policy, 7)
     engine.sync(policy)

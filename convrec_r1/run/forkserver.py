@@ -7,6 +7,7 @@ server's.
 Not for runs on GPUs: CUDA does not survive a fork, and the seconds do not matter there.
 """
 
+import atexit
 import contextlib
 import importlib
 import io
@@ -21,11 +22,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 MODULES = ("convrec_r1.cli", "convrec_r1.config.checks", "convrec_r1.tasks.run")
 """What every run imports. The first one sets the variables that torch reads when it is imported."""
@@ -193,9 +195,36 @@ def main(listener: int, alive: int, modules: Sequence[str]) -> None:
     defaults = {name: value for name, value in os.environ.items() if name not in before}
     request = _serve(socket.socket(fileno=listener), alive, defaults)
     if request is not None:
-        # From here on this is a child, and nothing differs from `python -m MODULE ARGUMENTS`.
         sys.argv = [request["module"], *request["arguments"]]
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        _run(request["module"])
+
+
+def _run(module: str) -> NoReturn:
+    """`python -m MODULE` in a forked process, and its end as Python's own.
+
+    Only the interpreter's last step is left out: it frees every module one by one, which takes seconds after a fork, as each
+    page that it touches is copied first.
+    """
+    status = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if stop.code is not None and not isinstance(stop.code, int):
+            print(stop.code, file=sys.stderr)
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]  waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(status & 0xFF)
 
 
 def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> dict[str, Any] | None:
