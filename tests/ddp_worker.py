@@ -15,7 +15,6 @@ from convrec_r1.config import checks
 from convrec_r1.modules import fit
 
 EXACT = (
-    "rl.steps=3",
     "rl.prompts_per_step=4",
     "algo.group_size=4",
     "algo.mu=2",
@@ -26,6 +25,8 @@ EXACT = (
     "model.max_completion_length=24",
 )
 """Several passes and minibatches, so that which lists share an update matters."""
+SHARDED = "rank_grpo"
+"""Trained a step longer: with shards it is cut off after the second one."""
 
 
 class OnCpus(fit.Sharded):
@@ -72,7 +73,7 @@ def main(folder: str, strategy: str, algorithms: list[str], cut: int = -1) -> No
     more = (f"trainer={strategy}", f"trainer.devices={world}") if world > 1 else ()
     fit.Sharded = OnCpus
     for algo in algorithms:
-        cfg = config(f"algo={algo}", *EXACT, *more)
+        cfg = config(f"algo={algo}", f"rl.steps={3 if algo == SHARDED else 2}", *EXACT, *more)
         cfg.trainer.accelerator = "cpu"
         reinforce(warm, cfg, Path(folder) / algo, [Cut(cut)], rank, world)
 

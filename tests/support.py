@@ -156,8 +156,8 @@ def run_command(
     return command.done
 
 
-def run_group(*arguments: str, cwd: Path, world: int, timeout: int = 300, module: str = "convrec_r1") -> list[Command]:
-    """The same command in `world` processes, which torchrun's environment variables make a group; all have ended."""
+def start_group(*arguments: str, cwd: Path, world: int, module: str = "convrec_r1") -> list[Command]:
+    """The same command in `world` processes, which torchrun's environment variables make a group."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     commands = []
@@ -165,6 +165,12 @@ def run_group(*arguments: str, cwd: Path, world: int, timeout: int = 300, module
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0,
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
         commands.append(Command(arguments, cwd, {name: str(value) for name, value in group.items()}, module))
+    return commands
+
+
+def run_group(*arguments: str, cwd: Path, world: int, timeout: int = 300, module: str = "convrec_r1") -> list[Command]:
+    """The same, to their end."""
+    commands = start_group(*arguments, cwd=cwd, world=world, module=module)
     try:
         for command in commands:
             command.wait(timeout)

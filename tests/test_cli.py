@@ -74,7 +74,7 @@ def test_another_config_does_not_write_over_it(smoke):
 
 def test_a_second_run_shares_the_warm_start_and_evaluates_from_a_run(smoke):
     cwd, _ = smoke
-    done = run_command(*SMOKE, "algo=grpo", "hydra.run.dir=other", cwd=cwd)
+    done = run_command(*SMOKE, "algo=grpo", "eval.baselines=[]", "hydra.run.dir=other", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warm start: using" in done.stdout
     done = run_command(*SMOKE, "task=eval", "checkpoint=run", "hydra.run.dir=scored", cwd=cwd)
@@ -100,10 +100,10 @@ def test_every_algorithm_runs_in_one_sweep(smoke):
 
 def test_r1_zero_and_a_policy_by_path(smoke):
     cwd, _ = smoke
-    done = run_command(*SMOKE, "warm_start=null", "hydra.run.dir=zero", cwd=cwd)
+    done = run_command(*SMOKE, *QUICK, "warm_start=null", "hydra.run.dir=zero", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sft" not in json.loads((cwd / "zero" / "summary.json").read_text())["metrics"]
-    done = run_command(*SMOKE, "warm_start=run/checkpoints/last/policy", "hydra.run.dir=from_path", cwd=cwd)
+    done = run_command(*SMOKE, *QUICK, "warm_start=run/checkpoints/last/policy", "hydra.run.dir=from_path", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -111,6 +111,7 @@ def test_lora_and_off_policy_passes_run(smoke):
     cwd, _ = smoke
     done = run_command(
         *SMOKE,
+        *QUICK,
         "algo.mu=2",
         "algo.minibatches=2",
         "model.lora.enabled=true",

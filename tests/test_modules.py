@@ -1,6 +1,7 @@
 """Training steps: independent of micro-batches, resumable, the same algorithm that rl/ computes."""
 
 import copy
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,11 @@ def config(*overrides: str):
 
 def warm_policy(heads: int = 2):
     """A policy that has seen enough lists to write some, so that groups differ."""
+    return copy.deepcopy(_warm_policy(heads))
+
+
+@functools.cache  # several files want it
+def _warm_policy(heads: int):
     policy = tiny_policy(seed=3, hidden_size=32, intermediate_size=64, heads=heads)
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", 3, 128)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)

@@ -35,7 +35,7 @@ pytestmark = [
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15], [16]]
 SEEDS = [prompt_seed(0, 0, i) for i in range(4)]
 GREEDY = Sampling(temperature=0, max_tokens=20)
-LONG = Sampling(n=4, max_tokens=200)
+LONG = Sampling(n=4, max_tokens=100)
 LENGTH = 256
 
 

@@ -22,7 +22,10 @@ from convrec_r1.tasks.workspace import workspace
 def study(tmp_path_factory):
     """The folders of a study of two seeds, recorded offline."""
     cwd = tmp_path_factory.mktemp("study")
-    done = run_command("-m", "debug=smoke", "logger=wandb", "study=pair", "seed=1,2", cwd=cwd)
+    done = run_command(
+        "-m", "debug=smoke", "logger=wandb", "study=pair", "seed=1,2", "model.layers=1", "model.max_completion_length=24",
+        "eval.baselines=[]", "eval.resamples=20", cwd=cwd,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     folders = sorted(path.parent for path in cwd.glob("outputs/pair/*/summary.json"))
     assert len(folders) == 2
