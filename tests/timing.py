@@ -9,6 +9,7 @@ import os
 import time
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -25,24 +26,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
-def calibrate(seconds: float = 3.0) -> float:
-    """Seconds that a fixed amount of work takes with every core at work, as far as this process may use them.
+def calibrate() -> list[float]:
+    """Seconds that a fixed amount of work takes with every core at work, five times.
 
-    The loop runs in as many processes as pytest-xdist starts workers, so that a machine whose cores are taken by others shows
-    in it as it does in the tests. It is work of the interpreter: no library whose next version could be faster.
+    The loop runs in as many processes as there are cores, so that a machine whose cores are taken by others shows in it as it
+    does in the tests. It is work of the interpreter: no library whose next version could be faster.
     """
-    children = []
-    start = time.perf_counter()
-    for _ in range(os.cpu_count() or 1):
-        if (pid := os.fork()) == 0:
-            total = 0
-            for i in range(int(seconds * 10_000_000)):
-                total += i & 7
-            os._exit(0)
-        children.append(pid)
-    for pid in children:
-        os.waitpid(pid, 0)
-    return time.perf_counter() - start
+    times = []
+    for _ in range(5):
+        children = []
+        start = time.perf_counter()
+        for _ in range(os.cpu_count() or 1):
+            if (pid := os.fork()) == 0:
+                total = 0
+                for i in range(10_000_000):
+                    total += i & 7
+                os._exit(0)
+            children.append(pid)
+        for pid in children:
+            os.waitpid(pid, 0)
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def group_of(item: pytest.Item) -> str:
@@ -77,13 +81,13 @@ class Timing:
         self.config = config
         self.limit: float | None = config.getoption("max_multiple")
         self.tests: dict[str, float] = defaultdict(float)
-        self.calibration = calibrate()
+        self.loops = calibrate()
         self.took = 0.0
         self.began = time.perf_counter()
 
     @property
     def multiple(self) -> float:
-        return self.took / self.calibration
+        return self.took / median(self.loops)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.tests[report.nodeid] += report.duration
@@ -91,7 +95,7 @@ class Timing:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.took = time.perf_counter() - self.began
-        self.calibration = (self.calibration + calibrate()) / 2  # others may have come or gone meanwhile
+        self.loops += calibrate()  # others may have come or gone meanwhile
         if self.limit and self.multiple > self.limit and session.exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.config.getoption("record_durations"):
