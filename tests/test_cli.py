@@ -85,17 +85,13 @@ def test_a_second_run_shares_the_warm_start_and_evaluates_from_a_run(smoke):
     ]
 
 
-def test_every_algorithm_runs_in_one_sweep(smoke):
+@pytest.mark.parametrize("algo", ["sft", "dr_grpo", "gspo", "dapo", "rank_grpo_reference"])
+def test_every_other_algorithm_runs(smoke, algo):
     cwd, _ = smoke
-    algorithms = ("sft", "dr_grpo", "gspo", "dapo", "rank_grpo_reference")
-    done = run_command(
-        "-m", *SMOKE, f"algo={','.join(algorithms)}", "eval.every=0", "rl.steps=1", "eval.baselines=[]", cwd=cwd
-    )
+    done = run_command(*SMOKE, *QUICK, f"algo={algo}", f"hydra.run.dir={algo}", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
-    for algo in algorithms:
-        (run,) = (cwd / "outputs" / "smoke").glob(f"{algo}-*")
-        assert (run / "checkpoints" / "last" / "policy" / "config.json").exists()
-        assert json.loads((run / "summary.json").read_text())["algo"] == algo
+    assert (cwd / algo / "checkpoints" / "last" / "policy" / "config.json").exists()
+    assert json.loads((cwd / algo / "summary.json").read_text())["algo"] == algo
 
 
 def test_r1_zero_and_a_policy_by_path(smoke):

@@ -326,7 +326,7 @@ def hostile_run(tmp_path_factory):
     write_data(root / "data", titles, 3)
     done = run_command(
         *SMOKE[:1], "logger=wandb", "data=jsonl", "data.path=data", "data.name='a|b <b>x</b>'", "data.demonstrations=neighbours",
-        "model.name='m|n'", "data.train_size=24", "sft.steps=40", "hydra.run.dir=runs/run", cwd=root, timeout=580, **SECRETS,
+        "model.name='m|n'", "data.train_size=24", "sft.steps=15", "hydra.run.dir=runs/run", cwd=root, timeout=580, **SECRETS,
     )  # fmt: skip
     compared = run_command(
         "task=compare",

@@ -49,9 +49,8 @@ def test_outside_of_a_sweep_nobody_keeps_a_ledger(monkeypatch):
 
 @pytest.mark.processes
 def test_a_sweep_outlives_a_refused_run_and_ends_with_the_comparison(tmp_path):
-    """Started as people do, not forked: it starts the server that its cells are forked from."""
     arguments = ("-m", *CELLS, "rl.prompts_per_step=2,0,1")
-    done = run_python(*arguments, cwd=tmp_path)
+    done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "1 of 3 runs failed" in done.stderr
     assert "rl.prompts_per_step=0: must be at least 1" in done.stdout
@@ -68,6 +67,16 @@ def test_a_sweep_outlives_a_refused_run_and_ends_with_the_comparison(tmp_path):
     assert done.returncode == 2
     assert done.stdout.count("This run is complete") == 2
     assert report.exists()
+
+
+@pytest.mark.slow(
+    reason="imports all twice: the command is no fork, and starts a server that its cells are forked from"
+)
+def test_a_sweep_as_people_start_it(tmp_path):
+    done = run_python("-m", *CELLS, "algo=sft", "sft.batch_size=2,0", cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "1 of 2 runs failed" in done.stderr
+    assert len(summaries(tmp_path)) == 1
 
 
 @pytest.mark.processes

@@ -111,7 +111,7 @@ class Timing:
         for nodeid, seconds in sorted(self.tests.items(), key=lambda row: -row[1])[:SLOWEST]:
             write(f"{seconds:7.1f}  {nodeid.rpartition('@')[0] or nodeid}")
         write(
-            f"Total: {self.took / 60:.1f} min, {self.multiple:.0f} times the calibration loop of {self.calibration:.1f} s"
+            f"Total: {self.took / 60:.1f} min, {self.multiple:.0f} times the calibration loop of {median(self.loops):.2f} s"
         )
         if self.limit and self.multiple > self.limit:
             write(
