@@ -2,13 +2,14 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, Command, start_job
+from support import ROOT, Command, _server, start_job
 
 from convrec_r1.run import forkserver
 from convrec_r1.run.forkserver import ForkServer, fork
@@ -124,6 +125,12 @@ def test_a_server_that_cannot_start_is_noticed(tmp_path):
     server.close()
     with pytest.raises(OSError, match=r"No such file|refused"):
         fork(server.address, [], env=dict(os.environ))
+
+
+def test_a_client_that_goes_away_harms_nobody(tmp_path):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(_server().address)
+    assert start_job("test_forkserver:leave", 0, cwd=tmp_path).wait(60) == 0
 
 
 def test_a_process_whose_server_is_killed_is_waited_for():

@@ -5,7 +5,7 @@ import json
 import pytest
 import wandb_offline
 from omegaconf import OmegaConf
-from support import compose_config, make_config
+from support import ROOT, compose_config, make_config
 
 from convrec_r1 import __version__
 from convrec_r1.errors import UserError
@@ -60,6 +60,11 @@ def test_a_folder_of_another_run_is_refused_until_told_to_start_over(tmp_path):
     assert folder.begin(compose_config("rl.lr=1e-5", "fresh=true")) is State.new
     assert not folder.summary.exists()
     assert (tmp_path / "run" / "mine.txt").exists()
+
+
+def test_the_citation_and_the_changelog_name_this_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert __version__ in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_an_empty_folder_goes_away_and_a_used_one_stays(tmp_path):

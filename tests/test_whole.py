@@ -10,6 +10,7 @@ import zipfile
 import pytest
 from support import ROOT, SHARED, SMOKE, assert_done, run_command, run_group
 
+from convrec_r1 import __version__
 from convrec_r1.run.files import read_jsonl
 
 
@@ -45,6 +46,7 @@ def test_a_wheel_holds_the_package_and_its_configs_and_composes_elsewhere(tmp_pa
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"convrec_r1-{__version__}-")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
@@ -54,6 +56,7 @@ def test_a_wheel_holds_the_package_and_its_configs_and_composes_elsewhere(tmp_pa
     assert {str(file.relative_to(ROOT)) for file in tracked} <= {
         str(file.relative_to(site)) for file in site.rglob("*")
     }
+    assert next(site.glob("*.dist-info/licenses/LICENSE")).read_bytes() == (ROOT / "LICENSE").read_bytes()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     # Its dependencies are those of this environment; `-S` leaves out what makes the checkout importable there.

@@ -205,25 +205,24 @@ def _run(module: str) -> NoReturn:
     Only the interpreter's last step is left out: it frees every module one by one, which takes seconds after a fork, as each
     page that it touches is copied first.
     """
-    status = 0
+    status, interrupted = 0, False
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         if stop.code is not None and not isinstance(stop.code, int):
             print(stop.code, file=sys.stderr)
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
-        status = 1
+        status, interrupted = 1, isinstance(error, KeyboardInterrupt)
     threading._shutdown()  # type: ignore[attr-defined]  waits for threads that are no daemons
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
             stream.flush()
+    if interrupted:  # Python dies of the signal, for whoever waits for it to see
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(status & 0xFF)
 
 
@@ -251,13 +250,13 @@ def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> 
             return None
         if listener in ready:
             client, _ = listener.accept()
-            _, streams, _, _ = socket.recv_fds(client, 1, len(_STREAMS))
-            with client.makefile("rb") as lines:
-                request = json.loads(lines.read())
+            received = _receive(client)
+            if received is None:
+                continue
+            request, streams = received
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # other threads are OpenBLAS's, which reacts to forks
+                # Python warns of other threads. There are OpenBLAS's, and OpenBLAS prepares them for forks.
+                warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -270,8 +269,19 @@ def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> 
             clients[pid] = client
             for stream in streams:
                 os.close(stream)
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):  # the client has gone
                 client.sendall(b"%d\n" % pid)
+
+
+def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """A request and the file descriptors of its streams. None: the client was killed before it had sent them."""
+    try:
+        _, streams, _, _ = socket.recv_fds(client, 1, len(_STREAMS))
+        with client.makefile("rb") as lines:
+            return json.loads(lines.read()), streams
+    except (OSError, ValueError):
+        client.close()
+        return None
 
 
 def _report_ended(clients: dict[int, socket.socket]) -> None:
@@ -279,7 +289,7 @@ def _report_ended(clients: dict[int, socket.socket]) -> None:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             continue
         _, status = os.waitpid(pid, 0)
-        with clients.pop(pid) as client, contextlib.suppress(BrokenPipeError):
+        with clients.pop(pid) as client, contextlib.suppress(OSError):
             client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
