@@ -45,8 +45,8 @@ test: setup-vllm ## The tests: everything but test-slow
 test-slow: setup-vllm ## Tests that would lose their point if they were fast: downloads, second servers
 	$(PYTEST) -m slow $(ARGS)
 
-test-fast: setup ## Tests that start no process: under a minute
-	$(PYTEST) -m "not slow and not processes" $(ARGS)
+test-fast: setup ## Tests that start no process, train nothing and wait for nothing: under a minute
+	$(PYTEST) -m "not slow and not processes and not long" $(ARGS)
 
 coverage: setup-vllm ## Branch coverage of the package by `make test`, in all processes that it starts and does not kill
 	$(BIN)/coverage erase

@@ -30,6 +30,8 @@ from convrec_r1.run.files import read_jsonl, write_text
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.tasks import compare as task
 
+pytestmark = pytest.mark.long
+
 ASKED = [conversation(i, [ITEMS[i]], cluster=f"user{i // 2}") for i in range(6)]
 TOP, NONE = (1, 0, 0, 0, 0), (0, 0, 0, 0, 0)
 # With one ground truth NDCG@5 is 1 / log2(1 + its rank): 1 at rank 1, 0.5 at rank 3, 0 without.

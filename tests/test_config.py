@@ -24,6 +24,7 @@ def options(group: str) -> list[str]:
     return [name for found, name in FILES if found == group]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_every_file_composes_into_the_schema(group, name):
     cfg = make_config(f"{group}={name}", "data.path=x", "model.path=x" if name == "hub" else "seed=1")
@@ -117,6 +118,7 @@ def test_the_named_studies():
     }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [s for s in STUDIES if s != "search"])
 @pytest.mark.parametrize("scale", ["cpu", "full"])
 def test_every_cell_of_every_study_can_work(name, scale, tmp_path):

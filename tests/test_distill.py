@@ -23,6 +23,8 @@ from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 from convrec_r1.run.files import read_json, read_jsonl
 
+pytestmark = pytest.mark.long
+
 SMALL = ("data.train_size=24", "data.validation_size=10", "data.test_size=4", "n=5", "distill.reflect.candidates=10",
          "distill.adjust.folds=2", "logger=none")  # fmt: skip
 

@@ -18,6 +18,8 @@ from convrec_r1.doctor.model import find_model, size_of
 from convrec_r1.errors import UserError
 from convrec_r1.tasks.doctor import doctor, examine
 
+pytestmark = pytest.mark.long
+
 SMALL = Size(
     parameters=1000, trainable=1000, matrices=600, layers=2, hidden=8, intermediate=16, q=8, kv=4, vocab=50, unit=300
 )

@@ -9,6 +9,8 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 from fuzz import TARGETS, hunt
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_few_cases_of_each(name):

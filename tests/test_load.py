@@ -10,6 +10,8 @@ from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 from convrec_r1.tasks.warm_start import evaluation_key, sft_steps, warm_start_key
 
+pytestmark = pytest.mark.long
+
 A, B, C, D, E = (Item(name, 2000) for name in "ABCDE")
 
 

@@ -23,6 +23,8 @@ from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
+pytestmark = pytest.mark.long
+
 ALGORITHMS = ("grpo", "dr_grpo", "gspo", "rank_grpo", "dapo", "rank_grpo_reference")
 DATA = movieland.load(seed=0, n_items=3, sizes={"train": 24, "validation": 4, "test": 4})
 # What the warm policy imitates is what its users want, so that some of its lists earn a reward and others do not.

@@ -33,6 +33,8 @@ from convrec_r1.run.files import read_json, read_jsonl, write_json
 from convrec_r1.run.tracker import JsonlSink, Tracker
 from convrec_r1.tasks.replay import replay
 
+pytestmark = pytest.mark.long
+
 DATA = movieland.load(seed=0, n_items=3, sizes={"train": 24, "validation": 4, "test": 4})
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 

@@ -19,6 +19,8 @@ from convrec_r1.rollout.pipeline import Order, Pipeline
 from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
+pytestmark = pytest.mark.long
+
 TIMES = ("time/", "tokens_per_second")
 
 

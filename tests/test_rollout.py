@@ -9,6 +9,8 @@ from convrec_r1.rollout.base import SEEDS_APART, Sampling, prompt_seed
 from convrec_r1.rollout.batch import make_batch
 from convrec_r1.rollout.hf import HFEngine, SeededSampler
 
+pytestmark = pytest.mark.long
+
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15], [16]]
 SEEDS = [prompt_seed(0, 0, i) for i in range(4)]
 

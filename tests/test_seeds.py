@@ -13,6 +13,8 @@ from convrec_r1.evaluate.statistics import (
     paired_cluster_bootstrap,
 )
 
+pytestmark = pytest.mark.long
+
 
 def systems(generator, seeds, *, clusters=200, between_seeds=0.0, interaction=0.5, paired=True, difference=0.0):
     """Two systems' values, [S, M] each, and the clusters, of 1 to 7 samples.

@@ -24,6 +24,8 @@ from convrec_r1.rollout.vllm.options import engine_seed
 from convrec_r1.rollout.vllm.placement import assign_gpus
 from convrec_r1.rollout.vllm.pool import ServerEngine
 
+pytestmark = pytest.mark.long
+
 PROMPTS = [[5 + i, 6, 7 + i] for i in range(12)]
 SEEDS = [prompt_seed(0, 0, i) for i in range(12)]
 SAMPLING = Sampling(n=3, max_tokens=4)

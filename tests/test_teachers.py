@@ -20,6 +20,8 @@ from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.distill.teachers.openai import OpenAITeacher, retry_after
 from convrec_r1.errors import UserError
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):

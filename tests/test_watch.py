@@ -18,6 +18,8 @@ from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
+pytestmark = pytest.mark.long
+
 VALUES = {0: 0.1, 1: 0.2, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.3, 6: 0.45}
 """What each step's evaluation says; step 2 is the best, and step 4, which equals it, is no gain."""
 

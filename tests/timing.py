@@ -121,6 +121,7 @@ class Timing:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "processes(group): starts processes; `make test-fast` leaves it out")
+    config.addinivalue_line("markers", "long: trains or waits, for seconds; `make test-fast` leaves it out")
     config.addinivalue_line("markers", "slow(reason): of `make test-slow` alone, and why")
     timed = config.getoption("record_durations") or config.getoption("max_multiple")
     if timed and not hasattr(config, "workerinput"):
