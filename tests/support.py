@@ -27,7 +27,7 @@ from convrec_r1.data import movieland
 from convrec_r1.lists import format
 from convrec_r1.policy import build_policy
 from convrec_r1.policy.prompts import dialogue
-from convrec_r1.run.forkserver import ADDRESS, MODULES, ForkServer, fork
+from convrec_r1.run.forkserver import ADDRESS, MODULES, SUPPORTED, ForkServer, fork
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -41,7 +41,7 @@ def hydra_compose(*overrides: str) -> DictConfig:
 
 
 def compose_config(*overrides: str) -> DictConfig:
-    """The same, in a tenth of the time where the groups were composed before: values are set last, in Hydra as here."""
+    """Like `hydra_compose`, with the composition of the groups cached. Values are set last, as in Hydra."""
     parsed = OverridesParser.create().parse_overrides(expand(overrides))
     values = [override for override in parsed if is_value(override)]
     groups = [override.input_line for override in parsed if not is_value(override)]
@@ -81,22 +81,33 @@ def _server(preload: tuple[str, ...] = ()) -> ForkServer:
 
 
 class Command:
-    """`python -m MODULE ARGUMENTS`, running: a process and a session of its own. MODULE may be one of tests/."""
+    """`python -m MODULE ARGUMENTS`, running: a process and a session of its own. MODULE may be one of tests/.
+
+    A variable of the environment that is None is unset.
+    """
 
     def __init__(
         self,
         arguments: tuple[str, ...],
         cwd: Path,
-        env: dict[str, str],
+        env: dict[str, str | None],
         module: str = "convrec_r1",
         preload: tuple[str, ...] = (),
     ) -> None:
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
-        address = _server(preload).address
-        self._process = fork(
-            address, arguments, env={**os.environ, ADDRESS: address, **env}, cwd=cwd,
-            stdout=self._out.fileno(), stderr=self._err.fileno(), module=module,
-        )  # fmt: skip
+        streams = {"stdout": self._out.fileno(), "stderr": self._err.fileno()}
+        environment = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
+        if SUPPORTED:
+            address = _server(preload).address
+            self._process = fork(
+                address, arguments, env={ADDRESS: address, **environment}, cwd=cwd, module=module, **streams
+            )
+        else:
+            command = [sys.executable, "-m", module, *arguments]
+            paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+            self._process = subprocess.Popen(
+                command, env={**environment, **paths}, cwd=cwd, start_new_session=True, **streams
+            )
         self.pid = self._process.pid
         self.poll, self.kill, self.send_signal = self._process.poll, self._process.kill, self._process.send_signal
 
@@ -114,7 +125,7 @@ class Command:
 
     @property
     def done(self) -> subprocess.CompletedProcess[str]:
-        """What is left of it, once it has ended."""
+        """The result of the command, which has ended."""
         return subprocess.CompletedProcess([], self.wait(0), self.stdout, self.stderr)
 
     def wait(self, timeout: float = 300) -> int:
@@ -200,7 +211,7 @@ def assert_done(commands: list[Command]) -> None:
 
 
 def run_python(*arguments: str, cwd: Path, python: str = sys.executable, timeout: int = 300, **env: str):
-    """The same without a fork, as a user runs it: for the few tests that are about the start itself."""
+    """Run `python -m convrec_r1 ARGUMENTS` in a new interpreter, as people do, without the fork server."""
     return subprocess.run(
         [python, "-m", "convrec_r1", *arguments],
         cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, **env},

@@ -62,7 +62,13 @@ def test_the_groups_offer_what_the_readme_names():
 
 
 @pytest.mark.parametrize(
-    ("algo", "reward"), itertools.product(("grpo", "rank_grpo", "rank_grpo_log_decay"), options("reward"))
+    ("algo", "reward"),
+    sorted(
+        {
+            *itertools.product(options("algo"), ("exp_inf", "exp")),
+            *itertools.product(("grpo", "rank_grpo"), options("reward")),
+        }
+    ),
 )
 def test_algorithms_and_rewards_combine(algo, reward):
     check(make_config(f"algo={algo}", f"reward={reward}"))

@@ -28,7 +28,14 @@ def facts(file: str) -> None:
     import torch
 
     drawn = (random.random(), np.random.random(), torch.rand(1).item())
-    where = (os.getpid(), os.getsid(0), os.getcwd(), os.environ.get("ONLY_HERE"), sys.stdin.read())
+    where = (
+        os.getpid(),
+        os.getsid(0),
+        os.getcwd(),
+        os.environ.get("ONLY_HERE"),
+        sys.stdin.read(),
+        torch.get_num_threads(),
+    )
     Path(file).write_text(repr((*where, *drawn)))
     print("out", flush=True)
     print("err", file=sys.stderr, flush=True)
@@ -53,13 +60,13 @@ def test_a_process_has_what_was_asked_for(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         command = Command(
-            ("test_forkserver:facts", f'["{folder}/facts"]'), folder, {"ONLY_HERE": name}, module="job"
+            ("test_forkserver:facts", f'["{folder}/facts"]'), folder, {"ONLY_HERE": name, "OMP_NUM_THREADS": "3"}, module="job"
         )  # fmt: skip
         assert command.wait(60) == 0, command.said
         assert (command.stdout, command.stderr) == ("out\n", "err\n")
-        pid, session, cwd, variable, stdin, *drawn = eval((folder / "facts").read_text())
+        pid, session, cwd, variable, stdin, threads, *drawn = eval((folder / "facts").read_text())
         assert pid == session == command.pid
-        assert (cwd, variable, stdin) == (str(folder), name, "")
+        assert (cwd, variable, stdin, threads) == (str(folder), name, "", 3)
         known.append((pid, *drawn))
     assert all(first != second for first, second in zip(*known, strict=True)), "nothing random is shared"
     assert "ONLY_HERE" not in os.environ

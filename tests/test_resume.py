@@ -227,9 +227,11 @@ def in_a_step(pid: int) -> bool:
 
 @whole_run
 def test_a_full_disk_leaves_the_last_good_checkpoint(warm, whole):
-    """From the second checkpoint on the disk is full for files above a size: a limit of the kernel's own."""
+    """The disk is full for files above a size that the first checkpoint's still have: a limit of the kernel's own."""
     command = start(warm)
     command.until(lambda: (warm / "run" / "checkpoints" / "000002" / "trainer.ckpt").exists())
+    command.end()
+    command = start(warm)
     resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     assert command.wait() == 2, command.said
     assert "Traceback" not in command.said

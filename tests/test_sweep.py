@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from support import SMOKE, assert_user_error, run_command, run_python, start_command
 
+from convrec_r1.cli import start_cell
+from convrec_r1.run.checkpoints import damage
 from convrec_r1.run.files import read_json, read_jsonl
+from convrec_r1.run.forkserver import ADDRESS
 from convrec_r1.run.ledger import CELL, SWEEP, Ledger, announce, explain
 
 CELLS = (*SMOKE, "rl.steps=2", "eval.baselines=[]", "eval.resamples=20", "study=sweep", "model.layers=1",
@@ -49,12 +53,12 @@ def test_outside_of_a_sweep_nobody_keeps_a_ledger(monkeypatch):
 
 @pytest.mark.processes
 def test_a_sweep_outlives_a_refused_run_and_ends_with_the_comparison(tmp_path):
-    arguments = ("-m", *CELLS, "rl.prompts_per_step=2,0,1")
+    arguments = ("-m", *CELLS, "algo=grpo,rank_grpo", "rl.prompts_per_step=2,0")
     done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "1 of 3 runs failed" in done.stderr
+    assert "2 of 4 runs failed" in done.stderr
     assert "rl.prompts_per_step=0: must be at least 1" in done.stdout
-    assert len(summaries(tmp_path)) == 2
+    assert sorted(name.split("-")[0] for name in summaries(tmp_path)) == ["grpo", "rank_grpo"]
     assert len(list((tmp_path / "outputs" / "warm_starts").glob("*/warm_start.json"))) == 1, "one warm start for both"
     report = tmp_path / "outputs" / "sweep" / "comparison" / "report.html"
     assert "Rank-GRPO" in report.read_text(encoding="utf-8")
@@ -69,9 +73,7 @@ def test_a_sweep_outlives_a_refused_run_and_ends_with_the_comparison(tmp_path):
     assert report.exists()
 
 
-@pytest.mark.slow(
-    reason="imports all twice: the command is no fork, and starts a server that its cells are forked from"
-)
+@pytest.mark.slow(reason="starts Python twice: the command, and the fork server that it starts for its cells")
 def test_a_sweep_as_people_start_it(tmp_path):
     done = run_python("-m", *CELLS, "algo=sft", "sft.batch_size=2,0", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -101,15 +103,40 @@ def test_a_run_that_is_killed_is_reported_and_is_the_only_one_to_be_run_again(tm
 
 
 @pytest.mark.processes
+def test_a_signal_to_a_sweep_reaches_its_run_which_saves(tmp_path):
+    sweep = start_command("-m", *CELLS, "rl.steps=200", "eval.every=0", "seed=1,2", cwd=tmp_path)
+    trained = tmp_path / "outputs" / "sweep"
+    sweep.until(lambda: any('"train"' in file.read_text() for file in trained.glob("*-s1-*/metrics.jsonl")))
+    sweep.send_signal(signal.SIGTERM)
+    assert sweep.wait(60) == 130, sweep.said
+    (last,) = trained.glob("*-s1-*/checkpoints/last")
+    assert damage(last.resolve()) is None
+    assert summaries(tmp_path) == {}
+    assert not list(trained.glob("*-s2-*/metrics.jsonl"))
+
+
+@pytest.mark.processes
+def test_a_cell_starts_without_a_fork_server_too(tmp_path):
+    """Its address is another machine's, or it was killed."""
+    env = {**os.environ, "COLUMNS": "80"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ADDRESS, str(tmp_path / "nobody"))
+        process = start_cell(["--help"], env, on_cpu=True)
+    assert isinstance(process, subprocess.Popen)
+    assert process.wait(60) == 0
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
 def test_launchers_of_other_processes_keep_the_same_books(tmp_path, launcher):
-    """Side by side; one of two is refused. The submitit launcher's local executor is what stands in for Slurm."""
+    """Side by side; one of three is refused. The submitit launcher's local executor is what stands in for Slurm."""
     name, *options = launcher
-    cells = (*CELLS, "algo=sft", "sft.steps=1", "sft.batch_size=2,0", "data.test_size=2", "eval.resamples=10")
+    cells = (*CELLS, "algo=sft", "sft.steps=1", "sft.batch_size=2,1,0", "data.test_size=2", "eval.resamples=10")
     done = run_command("-m", *cells, f"hydra/launcher={name}", *options, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "1 of 2 runs failed" in done.stderr
-    assert len(summaries(tmp_path)) == 1
+    assert "1 of 3 runs failed" in done.stderr
+    assert len(summaries(tmp_path)) == 2
+    assert (tmp_path / "outputs" / "sweep" / "comparison" / "report.html").exists()
     assert not list((tmp_path / "outputs" / "sweep").glob(".sweeps/*"))
 
 

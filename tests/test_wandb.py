@@ -1,6 +1,7 @@
 """Weights & Biases: what a study would upload, and the workspace it is looked at in. No key, no network."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -174,10 +175,11 @@ def publish_job(*overrides: str) -> None:
         sys.exit(f"UserError {error}")
 
 
-def without_key(home: Path, **more: str) -> dict[str, str]:
-    """Variables with which nobody is logged in."""
+def without_key(home: Path, **more: str) -> dict[str, str | None]:
+    """Variables with which nobody is logged in. None: unset."""
+    unset = {name: None for name in os.environ if name.startswith("WANDB_")}
     files = {"HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_CONFIG_DIR": str(home / "config")}
-    return {**files, "WANDB_ERROR_REPORTING": "false", **more}
+    return {**unset, **files, "WANDB_ERROR_REPORTING": "false", **more}
 
 
 def publish(home: Path, *overrides: str, **env: str):

@@ -8,7 +8,7 @@ import sysconfig
 import zipfile
 
 import pytest
-from support import ROOT, SHARED, SMOKE, assert_done, run_command, run_group
+from support import ROOT, SHARED, SMOKE, run_command
 
 from convrec_r1 import __version__
 from convrec_r1.run.files import read_jsonl
@@ -16,8 +16,9 @@ from convrec_r1.run.files import read_jsonl
 
 @pytest.mark.processes
 def test_two_processes_share_a_run(tmp_path):
-    """As torchrun starts them; test_ddp has processes that Lightning starts."""
-    assert_done(run_group(*SMOKE, "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run", cwd=tmp_path, world=2))
+    """Lightning starts the second one, as it does for people."""
+    done = run_command(*SMOKE, "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [r["step"] for r in records if r["split"] == "train"] == [1, 2, 3], "one record a step, not one a process"
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "complete"
@@ -52,8 +53,8 @@ def test_a_wheel_holds_the_package_and_its_configs_and_composes_elsewhere(tmp_pa
         archive.extractall(site)
     ours = {str(file.relative_to(ROOT / "conf")) for file in (ROOT / "conf").rglob("*.yaml")}
     assert {str(file.relative_to(site / "convrec_r1" / "conf")) for file in site.rglob("conf/**/*.yaml")} == ours
-    tracked = [file for file in (ROOT / "convrec_r1").rglob("*.*") if "__pycache__" not in file.parts]
-    assert {str(file.relative_to(ROOT)) for file in tracked} <= {
+    package = [file for file in (ROOT / "convrec_r1").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert {str(file.relative_to(ROOT)) for file in package} <= {
         str(file.relative_to(site)) for file in site.rglob("*")
     }
     assert next(site.glob("*.dist-info/licenses/LICENSE")).read_bytes() == (ROOT / "LICENSE").read_bytes()

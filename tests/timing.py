@@ -15,6 +15,7 @@ import pytest
 
 DURATIONS = Path(__file__).with_name("durations.json")
 SLOWEST = 20
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +37,7 @@ def calibrate() -> list[float]:
     for _ in range(5):
         children = []
         start = time.perf_counter()
-        for _ in range(os.cpu_count() or 1):
+        for _ in range(CORES):
             if (pid := os.fork()) == 0:
                 total = 0
                 for i in range(10_000_000):

@@ -37,6 +37,11 @@ ADDRESS = "CONVREC_R1_FORKSERVER"
 """Environment variable with the address of a server, for the processes of a sweep: they share one."""
 
 _STREAMS = (0, 1, 2)  # file descriptors of stdin, stdout and stderr
+_NOT_ITS_OWN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that a scheduler or a terminal may send to all of a job. The server stays until its maker ends: it has to tell the
+exit status of runs that are still saving."""
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables that Lightning reads a process's rank from, when it is imported."""
 
 
 class Forked:
@@ -51,7 +56,7 @@ class Forked:
         self.pid = self._number()
 
     def poll(self) -> int | None:
-        """`returncode`, brought up to date. 1 where the server was killed before it could tell and the process has ended."""
+        """Return the exit status, None while the process runs. 1 if the server died first and the status is unknown."""
         if self.returncode is None and self._server_lives and select.select([self._reply], [], [], 0)[0]:
             try:
                 self.returncode = self._number()
@@ -62,7 +67,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The same when the process has ended.
+        """Wait for the process to end. Returns its exit status.
 
         Raises:
             subprocess.TimeoutExpired: the process still runs after `timeout` seconds.
@@ -134,7 +139,7 @@ def fork(
         connection.sendall(json.dumps(request).encode())
         connection.shutdown(socket.SHUT_WR)
         return Forked(connection)
-    except OSError:
+    except BaseException:  # Ctrl-C among them: the server forks nothing for a client that has gone
         connection.close()
         raise
 
@@ -188,7 +193,8 @@ _provided: ForkServer | None = None
 
 
 def main(listener: int, alive: int, modules: Sequence[str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _NOT_ITS_OWN:
+        signal.signal(number, signal.SIG_IGN)
     before = dict(os.environ)
     for module in modules:
         importlib.import_module(module)
@@ -197,6 +203,8 @@ def main(listener: int, alive: int, modules: Sequence[str]) -> None:
     if request is not None:
         sys.argv = [request["module"], *request["arguments"]]
         _run(request["module"])
+    atexit._run_exitfuncs()
+    os._exit(0)  # at once: it holds the output of its maker
 
 
 def _run(module: str) -> NoReturn:
@@ -257,7 +265,13 @@ def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> 
             with warnings.catch_warnings():
                 # Python warns of other threads. There are OpenBLAS's, and OpenBLAS prepares them for forks.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError:  # no memory or no process left: the client starts the run in another way
+                    client.close()
+                    for stream in streams:
+                        os.close(stream)
+                    continue
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 for unused in (listener, client, *clients.values()):
@@ -274,14 +288,24 @@ def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> 
 
 
 def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """A request and the file descriptors of its streams. None: the client was killed before it had sent them."""
+    """A request and the file descriptors of its streams. None: the client is not there any more."""
+    streams: list[int] = []
     try:
+        client.settimeout(5.0)
         _, streams, _, _ = socket.recv_fds(client, 1, len(_STREAMS))
         with client.makefile("rb") as lines:
-            return json.loads(lines.read()), streams
+            request = json.loads(lines.read())
+        client.settimeout(None)
+        gone = select.poll()
+        gone.register(client, 0)
+        if not gone.poll(0):  # POLLHUP is always asked for
+            return request, streams
     except (OSError, ValueError):
-        client.close()
-        return None
+        pass
+    client.close()
+    for stream in streams:
+        os.close(stream)
+    return None
 
 
 def _report_ended(clients: dict[int, socket.socket]) -> None:
@@ -296,7 +320,8 @@ def _report_ended(clients: dict[int, socket.socket]) -> None:
 def _become(request: dict[str, Any], defaults: Mapping[str, str], streams: Sequence[int]) -> None:
     """Make this forked process the one that was asked for."""
     os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (*_NOT_ITS_OWN, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, target in zip(streams, _STREAMS, strict=True):
         os.dup2(stream, target)
@@ -308,8 +333,15 @@ def _become(request: dict[str, Any], defaults: Mapping[str, str], streams: Seque
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=stream.isatty() or stream is sys.stderr)
-    if "pytorch_lightning" in sys.modules:  # it has read the rank when it was imported
-        sys.modules["pytorch_lightning"].utilities.rank_zero_only.rank = int(os.environ.get("RANK", "0"))
+    atexit.unregister(
+        shutil.rmtree
+    )  # folders that an import has made, as matplotlib's: they are the server's to remove
+    # What has been read from the environment when it was imported.
+    if "pytorch_lightning" in sys.modules:
+        rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+        sys.modules["pytorch_lightning"].utilities.rank_zero_only.rank = int(rank)
+    if "torch" in sys.modules and (threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdigit():
+        sys.modules["torch"].set_num_threads(max(1, int(threads)))
     # Two runs must not draw the same names and numbers because they come from the same server.
     random.seed()
     if "numpy" in sys.modules:

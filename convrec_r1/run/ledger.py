@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from convrec_r1.run import forkserver
 from convrec_r1.run.files import read_json, write_json
+from convrec_r1.run.signals import is_first_process
 
 SWEEP = "CONVREC_R1_SWEEP"
 """Environment variable with the folder of the sweep's ledger, for the processes that its launcher starts."""
@@ -41,8 +42,9 @@ class Cell:
 
 
 def announce() -> None:
-    """Record this process's pid, if it runs a cell of a sweep."""
-    _record(pid=os.getpid())
+    """Record this process's pid, if it is the first of a cell of a sweep."""
+    if is_first_process():
+        _record(pid=os.getpid())
 
 
 def explain(why: str) -> None:
@@ -51,8 +53,9 @@ def explain(why: str) -> None:
 
 
 def _record(**facts: Any) -> None:
-    if file := os.environ.get(CELL):
-        write_json(Path(file), read_json(Path(file)) | facts)
+    file = Path(os.environ.get(CELL, ""))
+    if file.is_file():  # the sweep may have ended
+        write_json(file, read_json(file) | facts)
 
 
 class Ledger:
