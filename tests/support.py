@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -226,6 +227,10 @@ def tiny_policy(seed: int = 0, **changes):
     corpus = [dialogue(c) for c in data["train"]] + [format(c.demonstration) + "\n" for c in data["train"]]
     return build_policy(cfg, seed=seed, corpus=lambda: corpus)
 
+
+needs_no_tracer = pytest.mark.skipif(
+    sys.gettrace() is not None, reason="Hydra takes coverage's tracer for a debugger: traces"
+)
 
 SMOKE = ("debug=smoke", "logger=none")
 

@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from support import SMOKE, assert_user_error, run_command
+from support import SMOKE, assert_user_error, needs_no_tracer, run_command
 
 pytestmark = pytest.mark.processes("misuse")
 
 
+@needs_no_tracer
 def test_an_unknown_key_and_a_bad_type(tmp_path):
     assert_user_error(run_command("rl.step=3", cwd=tmp_path), "rl.step")
     assert_user_error(run_command("rl.steps=lots", cwd=tmp_path), "lots")

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import SMOKE, assert_user_error, run_command, run_python, start_command
+from support import SMOKE, assert_user_error, needs_no_tracer, run_command, run_python, start_command
 
 from convrec_r1.cli import start_cell
 from convrec_r1.run.checkpoints import damage
@@ -169,6 +169,7 @@ def test_runs_side_by_side_on_one_gpu_are_refused(tmp_path):
     assert summaries(tmp_path) == {}
 
 
+@needs_no_tracer
 @pytest.mark.processes
 def test_a_sweep_over_a_key_that_does_not_exist_starts_nothing(tmp_path):
     assert_user_error(run_command("-m", *CELLS, "rl.step=1,2", cwd=tmp_path), "rl.step")
