@@ -32,6 +32,8 @@ from convrec_r1.run.forkserver import ADDRESS, MODULES, SUPPORTED, ForkServer, f
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+PATHS = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+"""Variables with which a process imports this checkout and its tests."""
 
 
 def hydra_compose(*overrides: str) -> DictConfig:
@@ -78,7 +80,7 @@ def _server(preload: tuple[str, ...] = ()) -> ForkServer:
     wandb is not among it: it makes a temporary folder when it is imported, which the first command would remove at its end.
     """
     more = (*preload, "transformers.models.qwen2.modeling_qwen2", "matplotlib.backends.backend_agg")
-    return ForkServer([*MODULES, *more], env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"})
+    return ForkServer([*MODULES, *more], env={**os.environ, **PATHS})
 
 
 class Command:
@@ -105,9 +107,8 @@ class Command:
             )
         else:
             command = [sys.executable, "-m", module, *arguments]
-            paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
             self._process = subprocess.Popen(
-                command, env={**environment, **paths}, cwd=cwd, start_new_session=True, **streams
+                command, env={**environment, **PATHS}, cwd=cwd, start_new_session=True, **streams
             )
         self.pid = self._process.pid
         self.poll, self.kill, self.send_signal = self._process.poll, self._process.kill, self._process.send_signal
@@ -233,6 +234,8 @@ needs_no_tracer = pytest.mark.skipif(
 )
 
 SMOKE = ("debug=smoke", "logger=none")
+SMALL_MODEL = ("model.layers=1", "model.max_completion_length=24")
+"""For commands in which the model plays no part: half the time."""
 
 
 def examples(number: int) -> int:

@@ -3,21 +3,14 @@
 import json
 
 import pytest
-from support import SMOKE, assert_user_error, run_command, run_python
+from support import SMALL_MODEL, SMOKE, assert_user_error, run_command, run_python
 
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.run.files import read_jsonl
 
 pytestmark = pytest.mark.processes("smoke")
 
-QUICK = (
-    "eval.every=0",
-    "rl.steps=1",
-    "eval.baselines=[]",
-    "eval.resamples=20",
-    "model.layers=1",
-    "model.max_completion_length=24",
-)
+QUICK = ("eval.every=0", "rl.steps=1", "eval.baselines=[]", "eval.resamples=20", *SMALL_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT, Command, _server, start_job
+from support import PATHS, Command, _server, start_job
 
 from convrec_r1.run import forkserver
 from convrec_r1.run.forkserver import ForkServer, fork
@@ -101,7 +101,7 @@ def test_a_server_ends_with_its_maker_and_what_it_forked_goes_on(tmp_path):
     """The maker is killed. Then the process it started is waited for by nobody, and is told to end by its pid."""
     maker = subprocess.Popen(
         [sys.executable, "-c", MAKER, str(tmp_path / "pids")],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "TMPDIR": str(tmp_path)},
+        env={**os.environ, **PATHS, "TMPDIR": str(tmp_path)},
     )
     until((tmp_path / "pids").exists)
     server, child = map(int, (tmp_path / "pids").read_text().split())
@@ -141,7 +141,7 @@ def test_a_client_that_goes_away_harms_nobody(tmp_path):
 
 
 def test_a_process_whose_server_is_killed_is_waited_for():
-    server = ForkServer([], env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"})
+    server = ForkServer([], env={**os.environ, **PATHS})
     child = fork(server.address, ["test_forkserver:sleep", "[]"], env=dict(os.environ), module="job")
     server._process.kill()
     server.close()

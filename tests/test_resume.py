@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from support import SMOKE, Command, assert_user_error, run_command, start_command
+from support import SMALL_MODEL, SMOKE, Command, assert_user_error, run_command, start_command
 
 from convrec_r1.errors import UserError
 from convrec_r1.run.checkpoints import damage, newest, require_whole, seal
 from convrec_r1.run.files import read_json, read_jsonl
 
-RUN = (*SMOKE, "hydra.run.dir=run", "rl.steps=6", "sft.steps=6", "eval.baselines=[]", "rl.table_every=2", "model.layers=1",
-       "model.max_completion_length=24")  # fmt: skip
+RUN = (*SMOKE, "hydra.run.dir=run", "rl.steps=6", "sft.steps=6", "eval.baselines=[]", "rl.table_every=2",
+       *SMALL_MODEL)  # fmt: skip
 """Checkpoints are written after every second step."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import wandb_offline
-from support import ROOT, Command, make_config, run_command
+from support import ROOT, SMALL_MODEL, Command, make_config, run_command
 
 from convrec_r1.errors import UserError
 from convrec_r1.report.workspace import GROUPS, build, plots
@@ -24,7 +24,7 @@ def study(tmp_path_factory):
     """The folders of a study of two seeds, recorded offline."""
     cwd = tmp_path_factory.mktemp("study")
     done = run_command(
-        "-m", "debug=smoke", "logger=wandb", "study=pair", "seed=1,2", "model.layers=1", "model.max_completion_length=24",
+        "-m", "debug=smoke", "logger=wandb", "study=pair", "seed=1,2", *SMALL_MODEL,
         "eval.baselines=[]", "eval.resamples=20", cwd=cwd,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
