@@ -23,14 +23,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from convrec_r1.base import progress
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_json
+from convrec_r1.base.signals import REQUEUE, Interrupted, requeue, run_to_its_end, stop
+from convrec_r1.base.visible import visible
 from convrec_r1.config.files import conf_folder, expand
 from convrec_r1.config.schema import Config
-from convrec_r1.errors import UserError
-from convrec_r1.run import forkserver, ledger, progress
-from convrec_r1.run.files import read_json
+from convrec_r1.run import forkserver
 from convrec_r1.run.folder import RunFolder, run_dir, run_name, study_dir
-from convrec_r1.run.signals import REQUEUE, Interrupted, requeue, run_to_its_end, stop
-from convrec_r1.run.visible import visible
+from convrec_r1.studies import ledger
 
 OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit status: of what went well, of a fault of ours, of what the user can put right, after Ctrl-C."""
@@ -83,7 +85,7 @@ def main() -> None:
         traceback.print_exc()  # a launcher gave up; what became of the cells so far is in the ledger
         broke_off = True
     if ledger.opened:
-        from convrec_r1.sweep import conclude  # draws figures: seconds to import, and one run does not need it
+        from convrec_r1.studies.sweep import conclude  # draws figures: seconds to import, and one run does not need it
 
         sys.exit(max(conclude(ledger.opened), FAULT if broke_off else OK))
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
+from convrec_r1.base.files import read_jsonl, write_json
 from convrec_r1.policy.logprobs import token_logprobs
 from convrec_r1.rl import LengthShaping, group_advantages, per_token, policy_loss, segment_ranks, shape_lengths
-from convrec_r1.run.files import read_jsonl, write_json
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from convrec_r1.config.schema import EmbedderConfig, EmbedderKind, RemapConfig
+from convrec_r1.base.files import write_json
 from convrec_r1.distill.adjust import _nll_and_gradient, _Pairs, fit_adjust
+from convrec_r1.distill.config import EmbedderConfig, EmbedderKind, RemapConfig
 from convrec_r1.distill.embedders.registry import make_embedder
 from convrec_r1.distill.metadata import read_metadata
 from convrec_r1.distill.remap import RemapInputs, remap_block
 from convrec_r1.distill.scores import ScoreStore
-from convrec_r1.run.files import write_json
 
 ROOT = Path(__file__).parent
 REDIAL = ROOT.parents[1] / "shared" / "data" / "redial"

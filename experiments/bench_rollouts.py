@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import convrec_r1.__main__  # noqa: F401  registers the schema
+from convrec_r1.base.files import write_json
 from convrec_r1.config.files import conf_folder
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
@@ -38,7 +39,6 @@ from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import Sampling, prompt_seed
 from convrec_r1.rollout.registry import make_engine, vllm_version
 from convrec_r1.rollout.vllm.options import sampling_arguments
-from convrec_r1.run.files import write_json
 from convrec_r1.run.tracker import Tracker
 from convrec_r1.tasks.warm_start import base_policy, encoder_for
 

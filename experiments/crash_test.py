@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from test_resume import outcome
 
-from convrec_r1.run.files import read_jsonl, write_json
+from convrec_r1.base.files import read_jsonl, write_json
 
 RUN = (
     "debug=smoke",

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 
 SLOW = 10.0
 HERE = Path(__file__).parent

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from convrec_r1.config.schema import MatchConfig
+from convrec_r1.base.files import write_json
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.distill.answers import recommended
+from convrec_r1.distill.config import MatchConfig
 from convrec_r1.distill.match import HOWS, Matcher
 from convrec_r1.lists import Item, lines, parse
-from convrec_r1.run.files import write_json
 
 ROOT = Path(__file__).parent
 SHARED = ROOT.parents[1] / "shared" / "data"

@@ -11,8 +11,8 @@ import numpy as np
 
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.lists import lines, parse_line
-from convrec_r1.report.run_files import find_runs
-from convrec_r1.report.study import read_study
+from convrec_r1.studies.run_files import find_runs
+from convrec_r1.studies.study import read_study
 
 STRETCHES = ((1, 5), (6, 10), (11, 15), (16, 20))
 

@@ -23,10 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import convrec_r1.cli  # noqa: F401  registers the schema and the resolver
 from convrec_r1.config.files import conf_folder, expand
-from convrec_r1.config.schema import Config, ModelConfig, ModelSource
+from convrec_r1.config.schema import Config
 from convrec_r1.data import movieland
 from convrec_r1.lists import format
 from convrec_r1.policy import build_policy
+from convrec_r1.policy.config import ModelConfig, ModelSource
 from convrec_r1.policy.prompts import dialogue
 from convrec_r1.run.forkserver import ADDRESS, MODULES, SUPPORTED, ForkServer, fork
 

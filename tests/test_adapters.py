@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from support import examples
 
 from convrec_r1 import lists
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters import jsonl, reddit_v2, redial
 from convrec_r1.data.adapters.common import merge_turns, split_by_hash
 from convrec_r1.data.adapters.rows import read_jsonl
 from convrec_r1.data.schema import SPLITS, Conversation, Message
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.distill import adjust
 from convrec_r1.distill.adjust import cross_validate, fit_adjust
 from convrec_r1.distill.scores import ScoreStore
-from convrec_r1.errors import UserError
 
 
 @pytest.fixture

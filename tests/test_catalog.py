@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.unpickle import load_plain
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -5,8 +5,8 @@ import json
 import pytest
 from support import SMALL_MODEL, SMOKE, assert_user_error, run_command, run_python
 
+from convrec_r1.base.files import read_jsonl
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.run.files import read_jsonl
 
 pytestmark = pytest.mark.processes("smoke")
 

@@ -11,24 +11,24 @@ import pytest
 from fake_runs import ITEMS, N, conversation, lifelike, list_with_hits, write_run
 from rich.console import Console
 
-from convrec_r1.config.schema import CompareConfig
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_jsonl, write_text
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import crossed_difference, holm, paired_cluster_bootstrap
 from convrec_r1.lists import Item, format
-from convrec_r1.report import study_figures
-from convrec_r1.report.comparison import compare_systems
-from convrec_r1.report.curves import Measure, curve, logged
-from convrec_r1.report.examples import RANDOM, SPREAD, choose_examples, mark_lines
-from convrec_r1.report.html import MINUS, number, p_value, signed, verdict
-from convrec_r1.report.html import NONE as ABSENT
-from convrec_r1.report.labels import styles
-from convrec_r1.report.naming import name_systems, telling_keys
-from convrec_r1.report.run_files import Reader, find_runs
-from convrec_r1.report.study import read_study
-from convrec_r1.run.files import read_jsonl, write_text
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.tasks import compare as task
+from convrec_r1.studies import compare as task
+from convrec_r1.studies import study_figures
+from convrec_r1.studies.comparison import compare_systems
+from convrec_r1.studies.config import CompareConfig
+from convrec_r1.studies.curves import Measure, curve, logged
+from convrec_r1.studies.examples import RANDOM, SPREAD, choose_examples, mark_lines
+from convrec_r1.studies.html import MINUS, number, p_value, signed, verdict
+from convrec_r1.studies.html import NONE as ABSENT
+from convrec_r1.studies.labels import styles
+from convrec_r1.studies.naming import name_systems, telling_keys
+from convrec_r1.studies.run_files import Reader, find_runs
+from convrec_r1.studies.study import read_study
 
 pytestmark = pytest.mark.long
 

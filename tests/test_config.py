@@ -8,9 +8,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from support import ROOT, compose_config, hydra_compose, make_config
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.config.checks import check
 from convrec_r1.config.files import conf_folder, expand
-from convrec_r1.errors import UserError
 from convrec_r1.run.folder import run_dir, run_name
 
 GROUPS = (

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from support import SMOKE, assert_done, run_command, run_job, start_command, start_group
 from test_modules import ALGORITHMS, distance
 
-from convrec_r1.run.files import read_json, read_jsonl
+from convrec_r1.base.files import read_json, read_jsonl
 
 shared = pytest.mark.processes("ddp")
 """Marks the tests that share what one process learns."""

@@ -10,6 +10,8 @@ import pytest
 from fake_openai import FakeOpenAI
 from support import ROOT, SMOKE, assert_user_error, make_config, run_command, start_command
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_json, read_jsonl
 from convrec_r1.config.checks import check
 from convrec_r1.data import movieland
 from convrec_r1.data.load import load_data
@@ -19,9 +21,7 @@ from convrec_r1.distill.teachers.base import Answer
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.distill.teachers.registry import make_teacher
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
-from convrec_r1.run.files import read_json, read_jsonl
 
 pytestmark = pytest.mark.long
 

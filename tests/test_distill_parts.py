@@ -10,23 +10,23 @@ import pytest
 from datasets import load_from_disk
 from support import make_config
 
-from convrec_r1.config.schema import ReflectConfig
+from convrec_r1.base.errors import UserError
 from convrec_r1.data import movieland
 from convrec_r1.data.adapters import jsonl, reddit_v2
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation, Dataset, Message
 from convrec_r1.distill import export
+from convrec_r1.distill.config import ReflectConfig
 from convrec_r1.distill.questions import describe, judge, recommend, repair
 from convrec_r1.distill.reflect import reflect
 from convrec_r1.distill.skew import skew, truths_skew
+from convrec_r1.distill.task import with_distilled
 from convrec_r1.distill.teachers.base import Answer
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.distill.teachers.simulated import SimulatedTeacher
-from convrec_r1.errors import UserError
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item
-from convrec_r1.tasks.distill import with_distilled
 
 HEAT, ALIEN, CLUE, BIG = Item("Heat", 1995), Item("Alien", 1979), Item("Clue", 1985), Item("Big", 1988)
 FILMS = [HEAT, ALIEN, CLUE, BIG]

@@ -10,13 +10,13 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from support import SMOKE, assert_user_error, make_config, run_command, tiny_policy
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.doctor import environment, estimate
 from convrec_r1.doctor.environment import Gpu
 from convrec_r1.doctor.estimate import Lengths, Size, Speed
 from convrec_r1.doctor.findings import Level, failures
 from convrec_r1.doctor.model import find_model, size_of
-from convrec_r1.errors import UserError
-from convrec_r1.tasks.doctor import doctor, examine
+from convrec_r1.doctor.task import doctor, examine
 
 pytestmark = pytest.mark.long
 

@@ -11,11 +11,11 @@ import pytest
 from scipy import sparse
 from support import SHARED, make_config
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data import movieland
 from convrec_r1.distill import known
 from convrec_r1.distill.embedders.registry import make_embedder
 from convrec_r1.distill.export import write_dataset
-from convrec_r1.errors import UserError
 
 ITEMS = ["Alien (1979)\nhorror\nspace, monsters", "Heat (1995)\ncrime\nheist", "Moana (2016)\nfamily\nthe sea"]
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from convrec_r1.config.schema import GuardConfig
+from convrec_r1.modules.config import GuardConfig
 from convrec_r1.modules.guard import Guard, limits
 
 QUIET = {

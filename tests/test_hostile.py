@@ -19,26 +19,26 @@ import torch
 from rich.console import Console
 from support import SMOKE, assert_user_error, compose_config, make_config, run_command, tiny_policy
 
+from convrec_r1.base import logs
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_jsonl
+from convrec_r1.base.visible import visible
 from convrec_r1.config.checks import check
-from convrec_r1.config.schema import ModelConfig
 from convrec_r1.data.adapters import jsonl, reddit_v2
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.load import fingerprint
 from convrec_r1.data.schema import Conversation
-from convrec_r1.errors import UserError
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import score
 from convrec_r1.lists import Item, format, parse
+from convrec_r1.policy.config import ModelConfig
 from convrec_r1.policy.load import load_policy
 from convrec_r1.policy.wheel import model_from_wheel
-from convrec_r1.report import markdown
 from convrec_r1.rollout.vllm import process
-from convrec_r1.run import logs
 from convrec_r1.run.checkpoints import seal
-from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.folder import run_dir, study_dir
-from convrec_r1.run.visible import visible
+from convrec_r1.studies import markdown
 
 SCRIPT = "<script>alert(1)</script>"
 TITLES = {

@@ -3,10 +3,10 @@
 import pytest
 from support import make_config
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data import Catalog, Conversation, Dataset, Message
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.load import fingerprint, load_data, with_demonstrations
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 from convrec_r1.tasks.warm_start import evaluation_key, sft_steps, warm_start_key
 

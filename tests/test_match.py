@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convrec_r1.config.schema import MatchConfig
 from convrec_r1.data import movieland
+from convrec_r1.distill.config import MatchConfig
 from convrec_r1.distill.match import Matcher, normalise
 from convrec_r1.lists import Item
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.distill.metadata import Metadata, key, read_metadata
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 
 HEAT = Metadata("Heat", 1995, ("crime", "drama"), ("heist",), ("Michael Mann", "Al Pacino"), "A thief and a detective.")

@@ -10,17 +10,18 @@ import pytest
 import torch
 from support import make_config, tiny_policy
 
-from convrec_r1.config.schema import LoraConfig, ModelConfig, OptimConfig, Schedule
+from convrec_r1.base.files import read_jsonl
 from convrec_r1.data import movieland
 from convrec_r1.modules.callbacks import Marks, Watch
+from convrec_r1.modules.config import OptimConfig, Schedule
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader, schedule
 from convrec_r1.policy import PromptEncoder
+from convrec_r1.policy.config import LoraConfig, ModelConfig
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rollout.registry import make_engine
-from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = pytest.mark.long

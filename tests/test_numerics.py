@@ -11,27 +11,27 @@ from support import SMOKE, assert_user_error, make_config, run_command, run_grou
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_json, read_jsonl, write_json
 from convrec_r1.config.checks import check
-from convrec_r1.config.schema import ModelConfig
 from convrec_r1.data import Catalog, Conversation, Message, movieland
-from convrec_r1.errors import UserError
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import score
 from convrec_r1.lists import Item
 from convrec_r1.modules.finite import KEPT, Checks, read_fault, weights_are_finite
 from convrec_r1.modules.fit import fit
+from convrec_r1.modules.replay import replay
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.sft import Example, SFTModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder, load_policy
+from convrec_r1.policy.config import ModelConfig
 from convrec_r1.reward import relevance
 from convrec_r1.rl import LengthShaping, shape_lengths
 from convrec_r1.rollout.base import Completion
 from convrec_r1.rollout.batch import make_batch
 from convrec_r1.rollout.registry import make_engine
-from convrec_r1.run.files import read_json, read_jsonl, write_json
 from convrec_r1.run.tracker import JsonlSink, Tracker
-from convrec_r1.tasks.replay import replay
 
 pytestmark = pytest.mark.long
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_modules import DATA, config, distance, warm_policy
 
+from convrec_r1.base.files import read_jsonl
 from convrec_r1.modules.callbacks import Marks, Watch
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.rl import RLModule
@@ -16,7 +17,6 @@ from convrec_r1.policy import PromptEncoder
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.pipeline import Order, Pipeline
-from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = pytest.mark.long

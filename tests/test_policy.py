@@ -7,11 +7,11 @@ import pytest
 import torch
 from support import tiny_policy
 
-from convrec_r1.config.schema import LoraConfig, ModelConfig, ModelSource
+from convrec_r1.base.errors import UserError
 from convrec_r1.data import Conversation, Message, movieland
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item, format, parse
 from convrec_r1.policy import PromptEncoder, TokenBatch, load_policy
+from convrec_r1.policy.config import LoraConfig, ModelConfig, ModelSource
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.policy.logprobs import token_logprobs
 from convrec_r1.policy.policy import pad_rows, token_tables

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 from support import examples
 
-from convrec_r1.config.schema import RemapConfig
+from convrec_r1.base.errors import UserError
 from convrec_r1.distill import scores as scores_module
+from convrec_r1.distill.config import RemapConfig
 from convrec_r1.distill.remap import TILE, RemapInputs, position_weights, remap_block
 from convrec_r1.distill.scores import ScoreStore, top_columns
-from convrec_r1.errors import UserError
 
 MATCHED = RemapConfig(enabled=False)
 

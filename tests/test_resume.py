@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from support import SMALL_MODEL, SMOKE, Command, assert_user_error, run_command, start_command
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_json, read_jsonl
 from convrec_r1.run.checkpoints import damage, newest, require_whole, seal
-from convrec_r1.run.files import read_json, read_jsonl
 
 RUN = (*SMOKE, "hydra.run.dir=run", "rl.steps=6", "sft.steps=6", "eval.baselines=[]", "rl.table_every=2",
        *SMALL_MODEL)  # fmt: skip

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from support import ROOT, compose_config, make_config
 
 from convrec_r1 import __version__
-from convrec_r1.errors import UserError
-from convrec_r1.run.files import read_jsonl, replacing, write_json, write_text
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_jsonl, replacing, write_json, write_text
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.tracker import CsvSink, JsonlSink, Tracker, make_tracker, rewind
 

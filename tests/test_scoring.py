@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation, Message
-from convrec_r1.errors import UserError
 from convrec_r1.evaluate.list_quality import (
     catalog_coverage,
     catalog_indices,

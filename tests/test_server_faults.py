@@ -17,7 +17,7 @@ import torch.distributed as dist
 from fake_vllm import FakeVLLM, sampled
 from support import assert_done, make_config, run_job, start_job, tiny_policy
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.rollout.base import Sampling, SyncError, prompt_seed
 from convrec_r1.rollout.vllm import process
 from convrec_r1.rollout.vllm.options import engine_seed

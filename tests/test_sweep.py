@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from support import SMALL_MODEL, SMOKE, assert_user_error, needs_no_tracer, run_command, run_python, start_command
 
+from convrec_r1.base.files import read_json, read_jsonl
 from convrec_r1.cli import start_cell
 from convrec_r1.run.checkpoints import damage
-from convrec_r1.run.files import read_json, read_jsonl
 from convrec_r1.run.forkserver import ADDRESS
-from convrec_r1.run.ledger import CELL, SWEEP, Ledger, announce, explain
+from convrec_r1.studies.ledger import CELL, SWEEP, Ledger, announce, explain
 
 CELLS = (*SMOKE, "rl.steps=2", "eval.baselines=[]", "eval.resamples=20", "study=sweep", *SMALL_MODEL)  # fmt: skip
 

@@ -14,13 +14,13 @@ import pytest
 from fake_openai import FakeOpenAI, completion
 from support import make_config
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.distill.teachers import pace
 from convrec_r1.distill.teachers.base import Answer, Chat, Question
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.cost import Estimate, estimate, price, worded
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.distill.teachers.openai import OpenAITeacher, retry_after
-from convrec_r1.errors import UserError
 
 pytestmark = pytest.mark.long
 

@@ -14,7 +14,8 @@ from test_modules import DATA, config, warm_policy
 from test_resume import RUN, outcome
 from test_weights import with_lora
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_jsonl
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
@@ -23,7 +24,6 @@ from convrec_r1.rollout.base import SEEDS_APART, Sampling, SyncError, prompt_see
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.registry import make_engine, vllm_version
 from convrec_r1.rollout.vllm.options import CPU_HEAD_SIZES
-from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = [

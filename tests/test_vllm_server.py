@@ -16,7 +16,7 @@ from test_modules import config
 from test_pipeline import reinforce
 from test_server_faults import group_of, until
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.rl import segment_ranks
 from convrec_r1.rollout.base import Sampling, SyncError, prompt_seed
 from convrec_r1.rollout.hf import HFEngine

@@ -13,10 +13,10 @@ import pytest
 import wandb_offline
 from support import ROOT, SMALL_MODEL, Command, make_config, run_command
 
-from convrec_r1.errors import UserError
-from convrec_r1.report.workspace import GROUPS, build, plots
-from convrec_r1.run.files import read_jsonl
-from convrec_r1.tasks.workspace import workspace
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_jsonl
+from convrec_r1.studies.publish import workspace
+from convrec_r1.studies.workspace import GROUPS, build, plots
 
 
 @pytest.fixture(scope="module")

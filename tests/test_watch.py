@@ -7,15 +7,15 @@ import pytest
 import torch
 from test_modules import DATA, config, warm_policy
 
-from convrec_r1.config.schema import GuardConfig
+from convrec_r1.base.files import read_jsonl
 from convrec_r1.modules.callbacks import Marks, Watch
+from convrec_r1.modules.config import GuardConfig
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder, load_policy
 from convrec_r1.rollout.registry import make_engine
-from convrec_r1.run.files import read_jsonl
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = pytest.mark.long

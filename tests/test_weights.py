@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from support import assert_done, run_job, tiny_policy
 from torch import nn
 
-from convrec_r1.config.schema import LoraConfig, ModelConfig
+from convrec_r1.base.files import read_json, write_json
+from convrec_r1.policy.config import LoraConfig, ModelConfig
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rl import segment_ranks
 from convrec_r1.rollout.base import Completion, Sampling, SyncError, prompt_seed
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.lines import LineCutter
 from convrec_r1.rollout.weights import SyncCheck, WeightSums, add_up, bit_sum, stream_weights, tied_head
-from convrec_r1.run.files import read_json, write_json
 
 
 def test_the_stream_is_the_checkpoint(policy, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from support import ROOT, SHARED, SMOKE, run_command
 
 from convrec_r1 import __version__
-from convrec_r1.run.files import read_jsonl
+from convrec_r1.base.files import read_jsonl
 
 
 @pytest.mark.processes

@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from convrec_r1.config.schema import (
-    Advantage,
-    Aggregation,
-    Config,
-    Correction,
-    EmbedderKind,
-    ModelSource,
-    PromptStyle,
-    ReturnKind,
-    RolloutConfig,
-    Select,
-    Stage,
-    TeacherKind,
-)
+from convrec_r1.base.errors import UserError
+from convrec_r1.config.schema import Config
+from convrec_r1.data.config import PromptStyle
 from convrec_r1.data.registry import ADAPTERS
-from convrec_r1.errors import UserError
+from convrec_r1.distill.config import EmbedderKind, TeacherKind
+from convrec_r1.evaluate.config import Select
+from convrec_r1.policy.config import ModelSource
+from convrec_r1.reward.config import ReturnKind
+from convrec_r1.rl.config import Advantage, Aggregation, Stage
+from convrec_r1.rollout.config import Correction, RolloutConfig
 from convrec_r1.rollout.registry import ENGINES, vllm_version
 
 TASKS = ("train", "eval", "distill", "compare", "workspace", "replay", "doctor")

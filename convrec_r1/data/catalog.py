@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.rows import (
     describe,
     encodable,
@@ -18,7 +19,6 @@ from convrec_r1.data.adapters.rows import (
     unreadable,
 )
 from convrec_r1.data.unpickle import load_plain
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item, fold
 
 _log = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from convrec_r1.config.schema import DataConfig, PromptStyle
+from convrec_r1.base.errors import UserError
 from convrec_r1.data import movieland
 from convrec_r1.data.adapters import jsonl, reddit_v2, redial
+from convrec_r1.data.config import DataConfig, PromptStyle
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset
-from convrec_r1.errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 
 # The containers that a pickle names instead of spelling them out with an opcode; `__builtin__` is Python 2's module.
 _ADMITTED = {"set": set, "frozenset": frozenset, "bytearray": bytearray}

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.progress import bar
 from convrec_r1.distill.scores import ScoreStore
-from convrec_r1.errors import UserError
-from convrec_r1.run.progress import bar
 
 _AT_A_TIME = 2**22
 """Scores whose softmax is computed at a time. Fixed, so that sums are made in one order whatever the machine."""

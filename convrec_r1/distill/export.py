@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 from convrec_r1 import lists
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import replacing
 from convrec_r1.data.adapters import jsonl
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset
-from convrec_r1.errors import UserError
 from convrec_r1.policy.prompts import chat
-from convrec_r1.run.files import replacing
 
 
 def write_dataset(data: Dataset, folder: Path) -> None:

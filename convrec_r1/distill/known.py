@@ -3,12 +3,13 @@
 import logging
 from pathlib import Path
 
-from convrec_r1.config.schema import Config, DataConfig
+from convrec_r1.base.errors import UserError
+from convrec_r1.config.schema import Config
 from convrec_r1.data.adapters import jsonl, reddit_v2, redial
 from convrec_r1.data.adapters.common import find_catalog
+from convrec_r1.data.config import DataConfig
 from convrec_r1.data.movieland.films import catalog_films
 from convrec_r1.distill.metadata import Key, Metadata, key, read_metadata
-from convrec_r1.errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from rapidfuzz import fuzz, process
 
-from convrec_r1.config.schema import MatchConfig
+from convrec_r1.distill.config import MatchConfig
 from convrec_r1.lists import Item, fold
 
 HOWS = ("exact", "year", "title", "fuzzy", "none")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.rows import Row, describe, one_line, parse_json, read_jsonl, to_item, unreadable
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item, fold
 
 _log = logging.getLogger(__name__)

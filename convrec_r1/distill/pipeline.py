@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from convrec_r1.config.schema import Config, RemapConfig
+from convrec_r1.base.progress import bar
+from convrec_r1.config.schema import Config
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation, Dataset
 from convrec_r1.distill import known
 from convrec_r1.distill.adjust import Adjustment, cross_validate, fit_adjust
 from convrec_r1.distill.answers import recommended
+from convrec_r1.distill.config import RemapConfig
 from convrec_r1.distill.describe import describe_items
 from convrec_r1.distill.embedders.registry import make_embedder
 from convrec_r1.distill.match import Matcher, Matches
@@ -25,7 +27,6 @@ from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.evaluate.popularity import ItemIndex, Popularity
 from convrec_r1.lists import Item, fold
 from convrec_r1.policy.prompts import dialogue
-from convrec_r1.run.progress import bar
 
 _log = logging.getLogger(__name__)
 

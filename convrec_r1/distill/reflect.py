@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convrec_r1.config.schema import ReflectConfig
 from convrec_r1.data.schema import Conversation
 from convrec_r1.distill.answers import ratings
+from convrec_r1.distill.config import ReflectConfig
 from convrec_r1.distill.questions import judge, repair
 from convrec_r1.distill.teachers.base import Question
 from convrec_r1.distill.teachers.interview import Interview

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from convrec_r1.config.schema import RemapConfig
+from convrec_r1.distill.config import RemapConfig
 from convrec_r1.distill.embedders.base import Vectors
 
 TILE = 128

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 
 Rows = Sequence[int] | np.ndarray
 _AT_A_TIME = 2**23

@@ -18,10 +18,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from convrec_r1.config.files import conf_folder
-from convrec_r1.config.schema import Config, LoggerKind, ModelSource, TeacherKind
+from convrec_r1.config.schema import Config
+from convrec_r1.distill.config import TeacherKind
 from convrec_r1.doctor.findings import Finding, Level, size
+from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.wheel import cache_folder
 from convrec_r1.rollout.registry import vllm_version
+from convrec_r1.run.config import LoggerKind
 
 GIB = 1 << 30
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from convrec_r1.config.schema import Config, GuardAction, Stage
+from convrec_r1.config.schema import Config
+from convrec_r1.modules.config import GuardAction
 from convrec_r1.policy.logprobs import CHUNK
+from convrec_r1.rl.config import Stage
 
 GIB = 1 << 30
 

@@ -19,10 +19,11 @@ from transformers import (
 )
 from transformers import Qwen2ForCausalLM as TinyModel
 
-from convrec_r1.config.schema import Config, ModelConfig, ModelSource
+from convrec_r1.config.schema import Config
 from convrec_r1.doctor.estimate import Size
 from convrec_r1.doctor.findings import Finding, Level
 from convrec_r1.doctor.findings import size as shown
+from convrec_r1.policy.config import ModelConfig, ModelSource
 from convrec_r1.policy.load import with_lora
 from convrec_r1.policy.tiny import tiny_config, train_tokenizer
 from convrec_r1.policy.wheel import cache_folder

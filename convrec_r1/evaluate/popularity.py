@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item, fold
 
 SEGMENTS = ("head", "mid", "tail")

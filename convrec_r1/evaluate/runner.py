@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from convrec_r1.base.progress import bar
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Conversation
 from convrec_r1.data.adapters.jsonl import dump
@@ -15,7 +16,6 @@ from convrec_r1.evaluate.scoring import Evaluation, score
 from convrec_r1.lists import format
 from convrec_r1.policy import Policy, PromptEncoder
 from convrec_r1.rollout.base import RolloutEngine, Sampling
-from convrec_r1.run.progress import bar
 
 
 class Evaluator:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import replacing
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation
-from convrec_r1.errors import UserError
 from convrec_r1.evaluate.list_quality import (
     catalog_coverage,
     catalog_indices,
@@ -22,8 +23,8 @@ from convrec_r1.evaluate.list_quality import (
 from convrec_r1.evaluate.metrics import Ideal, per_list_metrics
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item, fold
-from convrec_r1.reward import Position, relevance
-from convrec_r1.run.files import replacing
+from convrec_r1.reward import relevance
+from convrec_r1.reward.rank import Position
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import point
+from convrec_r1.base.progress import bar
+from convrec_r1.base.signals import stop
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.step import StepModule
 from convrec_r1.rollout.weights import save_policy
 from convrec_r1.run.checkpoints import STATE, newest_step, seal
-from convrec_r1.run.files import point
-from convrec_r1.run.progress import bar
-from convrec_r1.run.signals import stop
 
 _log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from convrec_r1.config.schema import ModelConfig
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_json, write_json
 from convrec_r1.policy import Policy, load_policy
+from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rollout.weights import save_policy
-from convrec_r1.run.files import read_json, write_json
 
 KEPT = 3
 """Faults that are kept, the newest ones: each has a copy of the weights, and a run that skips could fill a disk."""

@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import FSDPStrategy
 
-from convrec_r1.config.schema import TrainerConfig
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.signals import Interrupted
 from convrec_r1.modules.callbacks import Checkpoints, Leave, Marks, ProgressBar
+from convrec_r1.modules.config import TrainerConfig
 from convrec_r1.modules.step import StepLoader, StepModule
 from convrec_r1.run.checkpoints import STATE, newest
-from convrec_r1.run.signals import Interrupted
 
 _log = logging.getLogger(__name__)
 

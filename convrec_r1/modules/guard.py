@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convrec_r1.config.schema import GuardConfig
+from convrec_r1.modules.config import GuardConfig
 
 
 @dataclass(frozen=True)

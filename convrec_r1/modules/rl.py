@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convrec_r1.config.schema import Advantage, Config
+from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Conversation
 from convrec_r1.evaluate.list_quality import list_quality, parsed_lines
 from convrec_r1.modules.finite import Checks, Evidence, texts
@@ -26,6 +26,7 @@ from convrec_r1.rl import (
     shape_lengths,
     surrogate_loss,
 )
+from convrec_r1.rl.config import Advantage
 from convrec_r1.rollout.base import RolloutEngine, Sampling, prompt_seed
 from convrec_r1.rollout.batch import RolloutBatch, make_batch
 from convrec_r1.rollout.pipeline import Order, Pipeline

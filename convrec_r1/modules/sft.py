@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from convrec_r1.config.schema import GuardConfig, SFTConfig
+from convrec_r1.modules.config import GuardConfig, SFTConfig
 from convrec_r1.modules.finite import Checks, Evidence, texts
 from convrec_r1.modules.step import Slots, StepModule
 from convrec_r1.policy import Policy, TokenBatch

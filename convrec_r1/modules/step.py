@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from convrec_r1.config.schema import GuardConfig, NonFinite, OptimConfig, Schedule
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.modules.config import GuardConfig, NonFinite, OptimConfig, Schedule
 from convrec_r1.modules.finite import (
     GRADIENT,
     LOSS,

@@ -1,7 +1,23 @@
 """The one policy that SFT, RL, rollouts and evaluation share."""
 
-from convrec_r1.policy.load import build_policy, load_policy
-from convrec_r1.policy.policy import Policy, TokenBatch
-from convrec_r1.policy.prompts import PromptEncoder
+from typing import TYPE_CHECKING
+
+from convrec_r1.base.lazy import lazy
+
+if TYPE_CHECKING:
+    from convrec_r1.policy.load import build_policy, load_policy
+    from convrec_r1.policy.policy import Policy, TokenBatch
+    from convrec_r1.policy.prompts import PromptEncoder
 
 __all__ = ["Policy", "PromptEncoder", "TokenBatch", "build_policy", "load_policy"]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Policy": "policy",
+        "PromptEncoder": "prompts",
+        "TokenBatch": "policy",
+        "build_policy": "load",
+        "load_policy": "load",
+    },
+)

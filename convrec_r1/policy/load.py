@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from convrec_r1.config.schema import LoraConfig, ModelConfig, ModelSource
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.policy.config import LoraConfig, ModelConfig, ModelSource
 from convrec_r1.policy.policy import Policy
 from convrec_r1.policy.tiny import tiny_model, train_tokenizer
 from convrec_r1.policy.wheel import model_from_wheel

@@ -8,8 +8,8 @@ from typing import Literal
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from convrec_r1 import lists
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.schema import Conversation
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 
 SPEAKERS = {"user": "User", "assistant": "Recommender"}

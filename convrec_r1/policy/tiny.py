@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from convrec_r1.config.schema import ModelConfig
 from convrec_r1.lists import lines, parse_line
+from convrec_r1.policy.config import ModelConfig
 from convrec_r1.policy.prompts import PLAIN_TEMPLATE, special_id
 
 PAD, END = "<|pad|>", "<|end|>"

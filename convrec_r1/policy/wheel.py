@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -8,10 +8,15 @@ Shapes: B completions (P prompts x G), T completion tokens, N ranks, V vocabular
     objective    advantages, log-probs and weights -> loss
 """
 
-from convrec_r1.rl.advantages import LengthShaping, group_advantages, per_token, shape_lengths
-from convrec_r1.rl.correction import importance_weights
-from convrec_r1.rl.objective import batch_normalizer, policy_loss, surrogate_loss
-from convrec_r1.rl.segments import list_lengths, segment_ranks
+from typing import TYPE_CHECKING
+
+from convrec_r1.base.lazy import lazy
+
+if TYPE_CHECKING:
+    from convrec_r1.rl.advantages import LengthShaping, group_advantages, per_token, shape_lengths
+    from convrec_r1.rl.correction import importance_weights
+    from convrec_r1.rl.objective import batch_normalizer, policy_loss, surrogate_loss
+    from convrec_r1.rl.segments import list_lengths, segment_ranks
 
 __all__ = [
     "LengthShaping",
@@ -25,3 +30,19 @@ __all__ = [
     "shape_lengths",
     "surrogate_loss",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "LengthShaping": "advantages",
+        "batch_normalizer": "objective",
+        "group_advantages": "advantages",
+        "importance_weights": "correction",
+        "list_lengths": "segments",
+        "per_token": "advantages",
+        "policy_loss": "objective",
+        "segment_ranks": "segments",
+        "shape_lengths": "advantages",
+        "surrogate_loss": "objective",
+    },
+)

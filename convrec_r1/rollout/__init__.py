@@ -1,1 +1,1 @@
-"""Rollouts: prompts in, sampled lists out. One interface (`base`), an engine a module, names in `registry`."""
+"""Rollouts: prompts in, sampled lists out. One interface (`base`), an engine a module."""

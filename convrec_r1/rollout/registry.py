@@ -4,9 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from convrec_r1.config.schema import RolloutConfig
     from convrec_r1.policy import Policy
     from convrec_r1.rollout.base import RolloutEngine
+    from convrec_r1.rollout.config import RolloutConfig
 
 ENGINES = ("hf", "vllm", "vllm_server")
 

@@ -6,8 +6,8 @@ import os
 from hashlib import blake2b
 from pathlib import Path
 
-from convrec_r1.errors import UserError
-from convrec_r1.run.files import write_json
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import write_json
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from convrec_r1 import __version__
-from convrec_r1.errors import UserError
-from convrec_r1.run.files import write_json, write_text
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import write_json, write_text
 
 # Keys that say where a run works and how it is recorded, not what it computes: runs that differ in these alone are the same.
 NOT_IDENTITY = ("version", "git_sha", "outputs", "study", "fresh", "logger", "hydra", "runs", "compare")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from convrec_r1 import __version__
-from convrec_r1.config.schema import Config, LoggerConfig, LoggerKind
-from convrec_r1.run.files import read_jsonl, write_jsonl, write_text
+from convrec_r1.base.files import read_jsonl, write_jsonl, write_text
+from convrec_r1.config.schema import Config
+from convrec_r1.run.config import LoggerConfig, LoggerKind
 
 SPLIT_STEPS = {"sft": "sft/step"}
 """Axis of each split's metrics; those not named here go by `step`, the RL step."""

@@ -13,19 +13,19 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
+from convrec_r1.base import progress
+from convrec_r1.base.logs import start_logging
+from convrec_r1.base.processes import global_rank
 from convrec_r1.config.schema import Config
-from convrec_r1.run import progress
+from convrec_r1.distill.task import distill, dry_run
+from convrec_r1.doctor.task import doctor
+from convrec_r1.modules.replay import replay
 from convrec_r1.run.folder import RunFolder, State, as_dict
-from convrec_r1.run.logs import start_logging
-from convrec_r1.run.processes import global_rank
 from convrec_r1.run.tracker import Tracker, make_tracker
-from convrec_r1.tasks.compare import compare
-from convrec_r1.tasks.distill import distill, dry_run
-from convrec_r1.tasks.doctor import doctor
+from convrec_r1.studies.compare import compare
+from convrec_r1.studies.publish import workspace
 from convrec_r1.tasks.evaluate import evaluate
-from convrec_r1.tasks.replay import replay
 from convrec_r1.tasks.train import train
-from convrec_r1.tasks.workspace import workspace
 
 _log = logging.getLogger(__name__)
 

@@ -4,26 +4,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.config.schema import Config, GuardAction, Select, Stage
+from convrec_r1.base.files import point
+from convrec_r1.base.processes import global_rank
+from convrec_r1.config.schema import Config
+from convrec_r1.distill.task import training_data
+from convrec_r1.evaluate.config import Select
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator, write_asked
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.modules.callbacks import Marks, Watch
+from convrec_r1.modules.config import GuardAction
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy, load_policy
 from convrec_r1.policy.load import prepare_for_training
-from convrec_r1.report.run_report import report
+from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.base import RolloutEngine
 from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
-from convrec_r1.run.files import point
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.run.processes import global_rank
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
-from convrec_r1.tasks.distill import training_data
+from convrec_r1.studies.run_report import report
 from convrec_r1.tasks.warm_start import WarmStart, base_policy, encoder_for, evaluation_key, warm_start
 
 

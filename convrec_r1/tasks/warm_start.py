@@ -13,10 +13,13 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from convrec_r1 import __version__
-from convrec_r1.config.schema import Config, SFTConfig
+from convrec_r1.base.files import read_jsonl, write_json
+from convrec_r1.base.processes import global_rank
+from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import fingerprint, with_demonstrations
 from convrec_r1.lists import format
+from convrec_r1.modules.config import SFTConfig
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader
@@ -24,8 +27,6 @@ from convrec_r1.policy import Policy, PromptEncoder, build_policy
 from convrec_r1.policy.load import load_policy, prepare_for_training
 from convrec_r1.policy.prompts import dialogue
 from convrec_r1.run.checkpoints import newest_step
-from convrec_r1.run.files import read_jsonl, write_json
-from convrec_r1.run.processes import global_rank
 from convrec_r1.run.tracker import JsonlSink, Tracker, rewind
 
 _log = logging.getLogger(__name__)

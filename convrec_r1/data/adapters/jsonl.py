@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import replacing
 from convrec_r1.data.adapters.common import (
     by_split,
     check_id,
@@ -26,8 +28,6 @@ from convrec_r1.data.adapters.common import (
 from convrec_r1.data.adapters.rows import Row, describe, read_jsonl
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
-from convrec_r1.errors import UserError
-from convrec_r1.run.files import replacing
 
 _log = logging.getLogger(__name__)
 CATALOG_NAMES = ("catalog.csv", "catalog.json", "catalog.jsonl", "catalog.pkl")

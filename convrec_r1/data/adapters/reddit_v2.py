@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from convrec_r1 import lists
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.common import (
     Role,
     by_split,
@@ -29,7 +30,6 @@ from convrec_r1.data.adapters.common import (
 from convrec_r1.data.adapters.rows import Row, read_jsonl
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item
 
 _log = logging.getLogger(__name__)

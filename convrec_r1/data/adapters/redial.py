@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.common import Role, by_split, check_id, find_catalog, merge_turns, split_by_hash
 from convrec_r1.data.adapters.rows import Row, describe, one_line, read_jsonl, split_title
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation, Dataset, Split
-from convrec_r1.errors import UserError
 from convrec_r1.lists import Item, fold
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.lists import Item
 
 _TITLE_YEAR = re.compile(r"(.*\S)\s*\((\d{4})\)")

@@ -1,6 +1,6 @@
 """Embedder kinds -> how to make one. Imports happen on use: what is not chosen need not be installed."""
 
-from convrec_r1.config.schema import EmbedderConfig, EmbedderKind
+from convrec_r1.distill.config import EmbedderConfig, EmbedderKind
 from convrec_r1.distill.embedders.base import Embedder
 
 

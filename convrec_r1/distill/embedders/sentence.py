@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from convrec_r1.config.schema import EmbedderConfig
-from convrec_r1.errors import UserError
-from convrec_r1.run.progress import bar
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.progress import bar
+from convrec_r1.distill.config import EmbedderConfig
 
 _CHUNK = 64
 """Batches between two looks at the progress."""

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from convrec_r1.config.schema import EmbedderConfig
+from convrec_r1.distill.config import EmbedderConfig
 
 
 class TfidfEmbedder:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.distill.teachers.base import Answer, Kind, Question
-from convrec_r1.errors import UserError
 
 FORMAT = 1
 """Of the file, kept in its `user_version`. Another format is refused, never guessed at."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from convrec_r1.config.schema import TeacherConfig
+from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.teachers.base import Kind, Question
 from convrec_r1.distill.teachers.cache import AnswerCache, Usage, characters
 

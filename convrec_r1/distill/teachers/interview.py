@@ -10,13 +10,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from convrec_r1.config.schema import TeacherConfig
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.progress import Bar, bar
+from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.teachers import cost
 from convrec_r1.distill.teachers.base import Answer, Question, Teacher, TeacherFault, TeacherRefusal
 from convrec_r1.distill.teachers.cache import AnswerCache, characters
 from convrec_r1.distill.teachers.pace import Gate, Limit, backoff
-from convrec_r1.errors import UserError
-from convrec_r1.run.progress import Bar, bar
 
 _log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import openai
 
-from convrec_r1.config.schema import TeacherConfig
+from convrec_r1.base.errors import UserError
+from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.teachers.base import Answer, Question, TeacherFault, TeacherRefusal
 from convrec_r1.distill.teachers.cache import characters
-from convrec_r1.errors import UserError
 
 OPENAI = "https://api.openai.com/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

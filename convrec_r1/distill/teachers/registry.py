@@ -1,6 +1,7 @@
 """Teacher kinds -> how to make one. Imports happen on use: what is not chosen need not be installed."""
 
-from convrec_r1.config.schema import Config, TeacherKind
+from convrec_r1.config.schema import Config
+from convrec_r1.distill.config import TeacherKind
 from convrec_r1.distill.teachers.base import Teacher
 
 

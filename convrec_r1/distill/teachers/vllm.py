@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from convrec_r1.config.schema import TeacherConfig
+from convrec_r1.base.errors import UserError
+from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.teachers.base import Answer, Question, TeacherFault
 from convrec_r1.distill.teachers.openai import OpenAITeacher, identity_of
-from convrec_r1.errors import UserError
 from convrec_r1.rollout.vllm.options import runs_on_cpu
 from convrec_r1.rollout.vllm.process import LocalProcess
 from convrec_r1.rollout.vllm.server import Server, ServerFault

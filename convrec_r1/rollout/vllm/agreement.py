@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.registry import vllm_version
 from convrec_r1.rollout.vllm import options

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 
-from convrec_r1.config.schema import RolloutConfig
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.rollout.base import Completion
+from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.rollout.vllm.member import Member
 from convrec_r1.rollout.vllm.server import PROBE, ServerAway, ServerFault
 from convrec_r1.rollout.vllm.transfer import Transfer

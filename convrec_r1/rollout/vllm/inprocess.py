@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from convrec_r1.config.schema import RolloutConfig
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import Completion, Sampling
+from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.rollout.lines import LineCutter
 from convrec_r1.rollout.vllm import options
 from convrec_r1.rollout.weights import SyncCheck, stream_weights

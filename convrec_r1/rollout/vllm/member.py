@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from convrec_r1.config.schema import RolloutConfig
+from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.rollout.vllm.agreement import Engine
 from convrec_r1.rollout.vllm.process import LocalProcess
 from convrec_r1.rollout.vllm.server import Server, ServerFault, ServerHung

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from convrec_r1.config.schema import RolloutConfig
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import SEEDS_APART, Sampling
+from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.rollout.weights import tied_head
 
 LINE_TABLES = "line_tokens.pt"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from convrec_r1.config.schema import RolloutConfig
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import Completion, Sampling
+from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.rollout.lines import LineCutter
 from convrec_r1.rollout.vllm import agreement, options
 from convrec_r1.rollout.vllm.fleet import Fleet, Request

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.rollout.base import Completion
 
 GENERATE = "/inference/v1/generate"

@@ -9,7 +9,7 @@ from typing import Protocol
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.rollout.vllm.server import Server, ServerFault
 from convrec_r1.rollout.weights import Named
 

@@ -3,9 +3,9 @@
 import logging
 import os
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.config.schema import Config
-from convrec_r1.errors import UserError
-from convrec_r1.report.workspace import build
+from convrec_r1.studies.workspace import build
 
 _log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ matplotlib.use("Agg")  # files only: no display is needed, none is opened
 import matplotlib.pyplot as plt
 import numpy as np
 
+from convrec_r1.base.files import replacing
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.report.curves import smoothed
-from convrec_r1.report.labels import COLORS, LABELS, TRAINED, VALIDATION
-from convrec_r1.run.files import replacing
+from convrec_r1.studies.curves import smoothed
+from convrec_r1.studies.labels import COLORS, LABELS, TRAINED, VALIDATION
 
 
 def run_figure(

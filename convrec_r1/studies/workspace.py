@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 from convrec_r1.run.tracker import SPLIT_STEPS
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from convrec_r1.run.visible import visible
+from convrec_r1.base.visible import visible
 
 # What would begin a tag, a link, an image, code, emphasis or another cell.
 _ACTING = re.compile(r"[\\`*<>|&]|\](?=[(\[:])")

@@ -7,18 +7,19 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from convrec_r1.config.schema import CompareConfig, Config
-from convrec_r1.report.comparison import Comparison, compare_systems
-from convrec_r1.report.examples import choose_examples
-from convrec_r1.report.html import headline, number, p_value, signed, study_html
-from convrec_r1.report.labels import metric_label
-from convrec_r1.report.run_files import find_runs
-from convrec_r1.report.study import Study, read_study
-from convrec_r1.report.study_figures import study_figures
-from convrec_r1.report.study_tables import write_tables
-from convrec_r1.run.files import write_text
-from convrec_r1.run.progress import console
-from convrec_r1.run.visible import visible
+from convrec_r1.base.files import write_text
+from convrec_r1.base.progress import console
+from convrec_r1.base.visible import visible
+from convrec_r1.config.schema import Config
+from convrec_r1.studies.comparison import Comparison, compare_systems
+from convrec_r1.studies.config import CompareConfig
+from convrec_r1.studies.examples import choose_examples
+from convrec_r1.studies.html import headline, number, p_value, signed, study_html
+from convrec_r1.studies.labels import metric_label
+from convrec_r1.studies.run_files import find_runs
+from convrec_r1.studies.study import Study, read_study
+from convrec_r1.studies.study_figures import study_figures
+from convrec_r1.studies.study_tables import write_tables
 
 _log = logging.getLogger(__name__)
 

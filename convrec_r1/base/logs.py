@@ -7,8 +7,8 @@ from pathlib import Path
 import transformers
 from rich.logging import RichHandler
 
-from convrec_r1.run.progress import console, label
-from convrec_r1.run.visible import visible
+from convrec_r1.base.progress import console, label
+from convrec_r1.base.visible import visible
 
 _NOISY = (
     "pytorch_lightning",

@@ -14,8 +14,8 @@ from convrec_r1.evaluate.statistics import (
     holm,
     paired_cluster_bootstrap,
 )
-from convrec_r1.report.labels import metric_order
-from convrec_r1.report.study import Study, System
+from convrec_r1.studies.labels import metric_order
+from convrec_r1.studies.study import Study, System
 
 COVERAGE = "catalog/coverage"
 

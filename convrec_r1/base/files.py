@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
 
 
 @contextlib.contextmanager

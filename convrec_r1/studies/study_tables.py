@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.report.comparison import Comparison
-from convrec_r1.report.naming import differing_keys
-from convrec_r1.report.run_files import Run
-from convrec_r1.report.study import Study
-from convrec_r1.run.files import write_text
+from convrec_r1.base.files import write_text
+from convrec_r1.studies.comparison import Comparison
+from convrec_r1.studies.naming import differing_keys
+from convrec_r1.studies.run_files import Run
+from convrec_r1.studies.study import Study
 
 
 def write_tables(study: Study, comparison: Comparison, folder: Path) -> list[Path]:

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from convrec_r1.config.schema import Stage
-from convrec_r1.errors import UserError
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_jsonl
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.run.files import read_jsonl
+from convrec_r1.rl.config import Stage
 from convrec_r1.run.folder import RunFolder, flatten, identity
 
 BASELINES = ("popularity", "zero_shot", "sft")

@@ -11,9 +11,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from convrec_r1.base.files import read_json, write_json
+from convrec_r1.base.signals import is_first_process
 from convrec_r1.run import forkserver
-from convrec_r1.run.files import read_json, write_json
-from convrec_r1.run.signals import is_first_process
 
 SWEEP = "CONVREC_R1_SWEEP"
 """Environment variable with the folder of the sweep's ledger, for the processes that its launcher starts."""

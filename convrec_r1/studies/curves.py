@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convrec_r1.report.run_files import Run
+from convrec_r1.studies.run_files import Run
 
 MAX_POINTS = 240
 """More would not be seen, and would make the report heavy."""

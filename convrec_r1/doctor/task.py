@@ -10,8 +10,10 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.progress import console
 from convrec_r1.config.checks import problems, ranges
-from convrec_r1.config.schema import Config, ModelSource, Stage, TaskConfig
+from convrec_r1.config.schema import Config, TaskConfig
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import load_data
 from convrec_r1.doctor import environment, estimate
@@ -20,10 +22,10 @@ from convrec_r1.doctor.estimate import Lengths, Memory, Seconds
 from convrec_r1.doctor.findings import Finding, Level, duration, failures, size
 from convrec_r1.doctor.model import Model, find_model
 from convrec_r1.doctor.speed import measure
-from convrec_r1.errors import UserError
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import PromptEncoder
-from convrec_r1.run.progress import console
+from convrec_r1.policy.config import ModelSource
+from convrec_r1.rl.config import Stage
 from convrec_r1.tasks.warm_start import corpus, sft_steps
 
 _SAMPLE = 256

@@ -13,13 +13,13 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from convrec_r1.config.schema import TeacherConfig
+from convrec_r1.base.files import replacing
+from convrec_r1.base.progress import console
+from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.forecast import Forecast
 from convrec_r1.distill.teachers.cost import Estimate, price
-from convrec_r1.report.labels import COLORS, TRAINED, VALIDATION
-from convrec_r1.report.markdown import plain, table
-from convrec_r1.run.files import replacing
-from convrec_r1.run.progress import console
+from convrec_r1.studies.labels import COLORS, TRAINED, VALIDATION
+from convrec_r1.studies.markdown import plain, table
 
 STAGES = {
     "as_said": "Teacher, as it said",

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convrec_r1.config.schema import Config, ModelConfig
+from convrec_r1.base.progress import console
+from convrec_r1.config.schema import Config
 from convrec_r1.modules.finite import Saved, bad_names, read_fault
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import Policy, TokenBatch
+from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl import importance_weights, surrogate_loss
-from convrec_r1.run.progress import console
 
 INPUTS = {
     "sampled_logps": "the sampler's log-probs",

@@ -8,13 +8,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from convrec_r1 import __version__
-from convrec_r1.report.comparison import Comparison, Difference, Mean
-from convrec_r1.report.examples import Example
-from convrec_r1.report.labels import GROUPS, Style, metric_label, metric_style
-from convrec_r1.report.study import Study, System
-from convrec_r1.report.study_figures import Drawn, system_styles
-from convrec_r1.report.study_tables import training_time
-from convrec_r1.run.visible import visible
+from convrec_r1.base.visible import visible
+from convrec_r1.studies.comparison import Comparison, Difference, Mean
+from convrec_r1.studies.examples import Example
+from convrec_r1.studies.labels import GROUPS, Style, metric_label, metric_style
+from convrec_r1.studies.study import Study, System
+from convrec_r1.studies.study_figures import Drawn, system_styles
+from convrec_r1.studies.study_tables import training_time
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -25,7 +25,7 @@ _SMALLEST_P = 0.001
 def study_html(study: Study, comparison: Comparison, figures: Sequence[Drawn], examples: Sequence[Example]) -> str:
     """The whole page as text."""
     environment = Environment(
-        loader=PackageLoader("convrec_r1.report"),
+        loader=PackageLoader("convrec_r1.studies"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_still,

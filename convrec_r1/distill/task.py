@@ -17,10 +17,13 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from convrec_r1 import __version__, lists
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import point, read_json, write_json, write_jsonl, write_text
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import fingerprint, load_data
 from convrec_r1.data.schema import SPLITS
+from convrec_r1.distill import card as cards
 from convrec_r1.distill import export
 from convrec_r1.distill.forecast import forecast
 from convrec_r1.distill.pipeline import Stage1, demonstrations, run
@@ -29,13 +32,10 @@ from convrec_r1.distill.teachers.base import Teacher
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.distill.teachers.registry import make_teacher
-from convrec_r1.errors import UserError
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
-from convrec_r1.report import card as cards
-from convrec_r1.run.files import point, read_json, write_json, write_jsonl, write_text
 from convrec_r1.run.folder import RunFolder, as_dict
 from convrec_r1.run.tracker import Tracker, rewind
 

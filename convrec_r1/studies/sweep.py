@@ -6,12 +6,13 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from convrec_r1.config.schema import CompareConfig, EvalConfig
-from convrec_r1.errors import UserError
-from convrec_r1.run.ledger import Cell, Ledger
-from convrec_r1.run.progress import console
-from convrec_r1.run.visible import visible
-from convrec_r1.tasks.compare import compare_runs
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.progress import console
+from convrec_r1.base.visible import visible
+from convrec_r1.evaluate.config import EvalConfig
+from convrec_r1.studies.compare import compare_runs
+from convrec_r1.studies.config import CompareConfig
+from convrec_r1.studies.ledger import Cell, Ledger
 
 FAULT = 1
 WORDS = {0: "complete", 1: "failed", 2: "refused"}

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convrec_r1.config.schema import Position
 from convrec_r1.data import Conversation
 from convrec_r1.lists import fold, lines, parse_line
-from convrec_r1.report.comparison import over_seeds
-from convrec_r1.report.study import Study, System
+from convrec_r1.reward.config import Position
+from convrec_r1.studies.comparison import over_seeds
+from convrec_r1.studies.study import Study, System
 
 SPREAD, RANDOM = "systems differ most", "drawn at random"
 _SEED = 0

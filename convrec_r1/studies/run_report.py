@@ -6,16 +6,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from convrec_r1.base.files import read_jsonl, write_text
+from convrec_r1.base.progress import console
 from convrec_r1.config.schema import Config
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
-from convrec_r1.report import markdown
-from convrec_r1.report.figures import run_figure
-from convrec_r1.report.labels import LABELS
-from convrec_r1.report.markdown import plain
-from convrec_r1.run.files import read_jsonl, write_text
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.run.progress import console
+from convrec_r1.studies import markdown
+from convrec_r1.studies.figures import run_figure
+from convrec_r1.studies.labels import LABELS
+from convrec_r1.studies.markdown import plain
 
 Systems = dict[str, Evaluation]
 

@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from convrec_r1.report.comparison import Comparison
-from convrec_r1.report.curves import REWARD, TRAINING, Measure, curve, rank_rewards, validation
-from convrec_r1.report.labels import Style, metric_label, styles
-from convrec_r1.report.study import Study, System
-from convrec_r1.run.files import replacing
+from convrec_r1.base.files import replacing
+from convrec_r1.studies.comparison import Comparison
+from convrec_r1.studies.curves import REWARD, TRAINING, Measure, curve, rank_rewards, validation
+from convrec_r1.studies.labels import Style, metric_label, styles
+from convrec_r1.studies.study import Study, System
 
 # Inches. Small, so that text can still be read on a phone.
 SIZE = (5.6, 3.9)
