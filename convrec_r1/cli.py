@@ -1,12 +1,10 @@
 """`python -m convrec_r1`: compose the config, check it, run its task in its folder."""
 
 import contextlib
-import functools
 import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import hydra
 from hydra.conf import HydraConf
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -29,41 +26,28 @@ from convrec_r1.base.files import read_json
 from convrec_r1.base.signals import REQUEUE, Interrupted, requeue, run_to_its_end, stop
 from convrec_r1.base.visible import visible
 from convrec_r1.config.files import conf_folder, expand
+from convrec_r1.config.help import help_text
 from convrec_r1.config.schema import Config
+from convrec_r1.config.store import register
+from convrec_r1.modules.hardware import is_cpu_only
 from convrec_r1.run import forkserver
-from convrec_r1.run.folder import RunFolder, run_dir, run_name, study_dir
+from convrec_r1.run.folder import RunFolder
 from convrec_r1.studies import ledger
 
 OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
-"""Exit status: of what went well, of a fault of ours, of what the user can put right, after Ctrl-C."""
+"""Exit status: success, internal error, user error, after Ctrl-C."""
 
 
-def _ends(resolver: Callable[..., str]) -> Callable[..., str]:
-    """A resolver whose UserError ends the command: as an error inside a config it would come with OmegaConf's trace."""
-
-    @functools.wraps(resolver)
-    def resolve(**given: Any) -> str:
-        try:
-            return resolver(**given)
-        except UserError as error:
-            print(f"\n{visible(str(error))}", file=sys.stderr)
-            sys.exit(USER_ERROR)
-
-    return resolve
-
-
-ConfigStore.instance().store(name="schema", node=Config)
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("run_dir", _ends(run_dir), replace=True)
-OmegaConf.register_new_resolver("study_dir", _ends(study_dir), replace=True)
-OmegaConf.register_new_resolver("mul", lambda a, b: int(a) * int(b), replace=True)
-OmegaConf.register_new_resolver("div", lambda a, b: int(a) // int(b), replace=True)
-OmegaConf.register_new_resolver("by", lambda key, table, default: table.get(key, default), replace=True)
+register()
 
 
 def main() -> None:
-    """The command line, of one run or of a sweep. Exit status: see above; of a sweep the worst of its runs."""
+    """Run the command line: one run or a sweep. The exit status of a sweep is the worst of its runs."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(sys.argv[1:]))
+        return
     sys.argv[1:] = expand(sys.argv[1:])
+    sys.path.append(os.getcwd())  # a user's plug-ins; `python -m` has it already, the console script has not
     launch = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
     broke_off = False
     try:
@@ -77,7 +61,7 @@ def main() -> None:
             sys.exit(USER_ERROR if config_error else stop.code)
         broke_off = True
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        print("\nInterrupted. The same command resumes from the last checkpoint.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception:
         if not ledger.opened:
@@ -131,14 +115,17 @@ def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> f
     engines, process groups of DDP) reaches the next. In the sweep as a whole a cell that fails is a failure."""
     cell = ledger.Ledger.current().begin(hydra_cfg.job.num, folder.path)
     launcher = hydra_cfg.launcher._target_
-    if "Joblib" in launcher and composed.trainer.accelerator == "gpu":
+    on_cpu = is_cpu_only(composed.trainer.accelerator)
+    if "Joblib" in launcher and not on_cpu:
         cell.end(USER_ERROR, "hydra/launcher=joblib starts runs side by side, and on a GPU they would share its memory. "
                  "Leave the launcher out (one after another), or use submitit_slurm (a GPU each).")  # fmt: skip
         return None
     side_by_side = "BasicLauncher" not in launcher
     environment = {ledger.CELL: str(cell.file), progress.LABEL: f"[{cell.number}] " if side_by_side else ""}
-    arguments = [*hydra_cfg.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={folder.path}"]
-    process = start_cell(arguments, os.environ | environment, on_cpu=composed.trainer.accelerator == "cpu")
+    given = [source.path for source in hydra_cfg.runtime.config_sources if source.provider == "command-line"]
+    arguments = [*(f"--config-dir={path}" for path in given), *hydra_cfg.overrides.task]
+    arguments += ["hydra.mode=RUN", f"hydra.run.dir={folder.path}"]
+    process = start_cell(arguments, os.environ | environment, on_cpu=on_cpu)
     status = run_to_its_end(process)
     cell.end(status)
     return objective(read_json(folder.summary)) if status == OK else None
@@ -155,7 +142,7 @@ def start_cell(
 
 
 def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
-    """Check the config, then do what it says. Returns what summary.json says."""
+    """Check the config, fill in what it leaves open, do what it says. Return what summary.json says."""
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError(f"These keys need a value: {', '.join(missing)}. Give them on the command line, as KEY=VALUE.")
@@ -163,12 +150,14 @@ def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
     cfg = OmegaConf.to_object(composed)
     assert isinstance(cfg, Config)
     from convrec_r1.config.checks import check
+    from convrec_r1.config.resolve import resolve
 
     check(cfg)
+    choices = resolve(cfg)
     # Seconds to import, and not needed to say what is wrong with a config.
     from convrec_r1.tasks.run import execute
 
-    return execute(cfg, composed, folder, git_sha())
+    return execute(cfg, folder, git_sha(), choices)
 
 
 def objective(summary: dict[str, Any]) -> float | None:

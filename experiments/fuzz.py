@@ -302,7 +302,7 @@ def keys() -> list[str]:
         from omegaconf import OmegaConf
 
         from convrec_r1.config.schema import Config
-        from convrec_r1.run.folder import flatten
+        from convrec_r1.run.identity import flatten
 
         _KEYS.extend(
             flatten(OmegaConf.to_container(OmegaConf.structured(Config), throw_on_missing=False, enum_to_str=True))

@@ -11,7 +11,7 @@ from support import ROOT, compose_config, hydra_compose, make_config
 from convrec_r1.base.errors import UserError
 from convrec_r1.config.checks import check
 from convrec_r1.config.files import conf_folder, expand
-from convrec_r1.run.folder import run_dir, run_name
+from convrec_r1.config.naming import run_dir, run_name
 
 GROUPS = (
     "task", "model", "data", "algo", "algo/shaping", "reward", "rollout", "trainer", "logger", "eval", "scale", "experiment",

@@ -37,7 +37,7 @@ from convrec_r1.policy.load import load_policy
 from convrec_r1.policy.wheel import model_from_wheel
 from convrec_r1.rollout.vllm import process
 from convrec_r1.run.checkpoints import seal
-from convrec_r1.run.folder import run_dir, study_dir
+from convrec_r1.config.naming import run_dir, study_dir
 from convrec_r1.studies import markdown
 
 SCRIPT = "<script>alert(1)</script>"

@@ -10,11 +10,21 @@ from hypothesis import strategies as st
 from support import examples
 from torch import Tensor
 
-from convrec_r1.rl import batch_normalizer, per_token, policy_loss, surrogate_loss
+from convrec_r1.rl import ClippedSurrogate, LossInputs, batch_normalizer, per_token, policy_loss
 
 RATIOS = ("token", "rank", "sequence")
 AGGREGATIONS = ("sequence", "constant", "token", "rank")
 COMBINATIONS = [(ratio, aggregation) for ratio in RATIOS for aggregation in AGGREGATIONS]
+
+
+def surrogate_loss(
+    logps, old, advantages, mask, ranks, *, ratio, clip_low, clip_high, dual_clip=None, beta=0.0, **inputs
+):
+    """The objective with token advantages, [B, T] also where T equals N."""
+    objective = ClippedSurrogate(ratio, clip_low, clip_high, dual_clip, beta)
+    return objective(LossInputs(logps, old, advantages, mask, ranks, **inputs))
+
+
 LIMIT = 16  # the completion limit L in everything below but the example worked out by hand
 
 # ---------------------------------------------------------------------------------------------------------------------

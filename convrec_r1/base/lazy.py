@@ -1,19 +1,20 @@
 """Import the public names of a package on first use: reading a room's options must not import torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 
-def lazy(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy(package: str, **modules: Sequence[str]) -> Callable[[str], Any]:
     """Return a module-level `__getattr__` (PEP 562) for `package`.
 
-    names: public name -> module of the package that defines it.
+    modules: module of the package -> public names that it defines.
     """
+    homes = {name: module for module, names in modules.items() for name in names}
 
     def load(name: str) -> Any:
-        if name not in names:
+        if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{names[name]}"), name)
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return load

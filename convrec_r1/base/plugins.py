@@ -27,13 +27,14 @@ TARGET = "_target_"
 PACKAGE = "convrec_r1"
 
 
-def build(node: Any, key: str, kind: type[T] | None = None, **given: Any) -> T:
+def build(node: Any, key: str, kind: type[T] | None = None, *, function: bool = False, **given: Any) -> T:
     """Build the object that `node` names.
 
     Args:
         node: `_target_` and options: a mapping, a DictConfig or an options dataclass with a field `_target_`.
         key: the node's key in the config, for messages.
         kind: a class, or a protocol checked at run time, that the object must fit.
+        function: a function may stand in for the object: its options are bound, and it is called later.
         given: what the project passes besides the options. A class or function gets those that it has parameters for.
     Raises:
         UserError: the target cannot be imported, an option is unknown, missing or of a bad type, or the object does not fit.
@@ -47,8 +48,10 @@ def build(node: Any, key: str, kind: type[T] | None = None, **given: Any) -> T:
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     passed = {name: value for name, value in given.items() if takes_all or name in parameters}
     schema = _schema(target)
+    if function and inspect.isfunction(target):
+        options["_partial_"] = True
     if schema is not None:
-        arguments: dict[str, Any] = {"options": _typed(schema, options, key)}
+        arguments: dict[str, Any] = {"options": _typed(schema, options, path, key)}
     else:
         unknown = [name for name in options if not takes_all and name not in parameters and name != "_partial_"]
         if unknown:
@@ -56,7 +59,10 @@ def build(node: Any, key: str, kind: type[T] | None = None, **given: Any) -> T:
             raise UserError(f"{key}.{unknown[0]}: {path} takes no such option; it takes: {known}.")
         arguments = options
     try:
-        made = instantiate({TARGET: path, "_convert_": "all", "_recursive_": False}, **arguments, **passed)
+        partial = {"_partial_": True} if options.get("_partial_") else {}
+        made = instantiate(
+            {TARGET: path, "_convert_": "object", "_recursive_": False, **partial}, **arguments, **passed
+        )
     except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
@@ -75,8 +81,8 @@ def locate(path: str, key: str) -> Any:
     except Exception as error:  # code of the user's is imported: anything may be raised
         cause = error.__cause__ or error
         raise UserError(
-            f"{key}.{TARGET}={path}: cannot be imported ({type(cause).__name__}: {cause}). The module must be on Python's path: "
-            "start in the folder that holds it, install it, or set PYTHONPATH."
+            f"{key}.{TARGET}={path}: cannot be imported ({type(cause).__name__}: {cause}). Its module must be on Python's "
+            "path: start in the folder that holds it, install it, or set PYTHONPATH."
         ) from error
 
 
@@ -115,10 +121,10 @@ def source_digests(tree: Any) -> dict[str, str]:
 def plain(node: Any) -> dict[str, Any]:
     """A node as a mapping of plain values, enums kept."""
     if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=True)
-    if is_dataclass(node) and not isinstance(node, type):
+        return {str(k): v for k, v in (typing.cast(dict, OmegaConf.to_container(node, resolve=True)) or {}).items()}
+    if is_dataclass(node):
         return {f.name: getattr(node, f.name) for f in fields(node)}
-    return dict(node or {})
+    return dict(typing.cast(Mapping[str, Any], node) or {})
 
 
 def _source(path: str) -> Path | None:
@@ -160,11 +166,12 @@ def _schema(target: Any) -> type | None:
     return schema if isinstance(schema, type) and is_dataclass(schema) else None
 
 
-def _typed(schema: type, options: Mapping[str, Any], key: str) -> Any:
+def _typed(schema: type, options: Mapping[str, Any], path: str, key: str) -> Any:
     try:
         typed = OmegaConf.structured(schema)
         names = {f.name for f in fields(schema)}
-        merged = OmegaConf.merge(typed, {k: v for k, v in options.items() if k in names or k != "_partial_"})
+        given = {TARGET: path} if TARGET in names else {}
+        merged = OmegaConf.merge(typed, {k: v for k, v in options.items() if k != "_partial_"} | given)
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}: {str(error).splitlines()[0]} ({schema.__name__}).") from None

@@ -5,27 +5,25 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
-from math import isnan
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.options import out_of_bounds
 from convrec_r1.config.schema import Config
 from convrec_r1.data.config import PromptStyle
 from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.distill.config import EmbedderKind, TeacherKind
 from convrec_r1.evaluate.config import Select
 from convrec_r1.policy.config import ModelSource
-from convrec_r1.reward.config import ReturnKind
+from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout.config import Correction, RolloutConfig
 from convrec_r1.rollout.registry import ENGINES, vllm_version
 
-TASKS = ("train", "eval", "distill", "compare", "workspace", "replay", "doctor")
+TASKS = ("train", "eval", "distill", "compare", "workspace", "doctor")
 DEMONSTRATIONS = ("published", "neighbours", "distilled")
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
-STRATEGIES = ("auto", "ddp", "fsdp")
 _SECRET = re.compile(r"KEY$|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 BASELINES = ("popularity", "zero_shot", "sft")
 
@@ -42,12 +40,6 @@ def problems(cfg: Config) -> list[str]:
         return []
     if cfg.task.name in ("compare", "workspace"):  # they load no data and train nothing
         wrong = [*_choices(cfg), *_comparison(cfg)]
-    elif cfg.task.name == "replay":  # needs what was saved, and no data
-        wrong = _choices(cfg)
-        if not cfg.checkpoint:
-            wrong.append(
-                "task=replay needs checkpoint=RUN/faults/step-000012: what a run left where something was not finite."
-            )
     elif cfg.task.name == "distill":  # trains nothing and samples nothing
         wrong = [*_choices(cfg), *ranges(cfg), *_data_paths(cfg), *_stage1(cfg)]
     else:
@@ -58,14 +50,7 @@ def problems(cfg: Config) -> list[str]:
         wrong += _stage1(cfg) if cfg.data.demonstrations == "distilled" else []
         if cfg.distill.dry_run:
             wrong.append("distill.dry_run=true asks nothing and makes nothing: it goes with task=distill.")
-    return [*wrong, *_numbers(cfg), *_secrets(cfg)]
-
-
-def _numbers(cfg: Config) -> list[str]:
-    """A NaN passes every comparison that refuses what is too small or too large."""
-    return [
-        f"{key}=nan is no number." for key, value in _leaves(asdict(cfg)) if isinstance(value, float) and isnan(value)
-    ]
+    return [*out_of_bounds(cfg), *wrong, *_secrets(cfg)]
 
 
 def _secrets(cfg: Config) -> list[str]:
@@ -115,8 +100,6 @@ def _choices(cfg: Config) -> list[str]:
         ("task.name", cfg.task.name, TASKS),
         ("data.adapter", cfg.data.adapter, tuple(ADAPTERS)),
         ("rollout.engine", cfg.rollout.engine, tuple(ENGINES)),
-        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
-        ("trainer.strategy", cfg.trainer.strategy, STRATEGIES),
         ("model.dtype", cfg.model.dtype, ("float32", "bfloat16")),
         ("rollout.dtype", cfg.rollout.dtype, (None, "float32", "bfloat16", "float16")),
         ("rollout.transfer", cfg.rollout.transfer, ("auto", "file", "nccl")),
@@ -135,19 +118,6 @@ def _choices(cfg: Config) -> list[str]:
 def ranges(cfg: Config) -> list[str]:
     """Numbers with which nothing can be computed."""
     at_least_one = {
-        "n": cfg.n,
-        "algo.group_size": cfg.algo.group_size,
-        "algo.mu": cfg.algo.mu,
-        "algo.minibatches": cfg.algo.minibatches,
-        "rl.steps": cfg.rl.steps,
-        "rl.prompts_per_step": cfg.rl.prompts_per_step,
-        "rl.table_every": cfg.rl.table_every,
-        "sft.batch_size": cfg.sft.batch_size,
-        "trainer.devices": cfg.trainer.devices,
-        "trainer.nodes": cfg.trainer.nodes,
-        "trainer.micro_batch": cfg.trainer.micro_batch,
-        "trainer.checkpoint_every": cfg.trainer.checkpoint_every,
-        "trainer.keep_checkpoints": cfg.trainer.keep_checkpoints,
         "rollout.batch_size": cfg.rollout.batch_size,
         "rollout.max_num_seqs": cfg.rollout.max_num_seqs,
         "rollout.max_num_batched_tokens": cfg.rollout.max_num_batched_tokens,
@@ -174,18 +144,8 @@ def ranges(cfg: Config) -> list[str]:
     if not 0 < cfg.rollout.top_p <= 1:
         wrong.append(f"rollout.top_p={cfg.rollout.top_p}: must be above 0 and at most 1.")
     for stage, optim in (("sft", cfg.sft), ("rl", cfg.rl)):
-        if optim.lr <= 0:
-            wrong.append(f"{stage}.lr={optim.lr}: must be above 0.")
         if len(optim.betas) != 2:
             wrong.append(f"{stage}.betas={list(optim.betas)}: AdamW takes two.")
-    if cfg.algo.beta < 0:
-        wrong.append(f"algo.beta={cfg.algo.beta}: must not be negative.")
-    if not 0 <= cfg.algo.clip_low < 1 or cfg.algo.clip_high < 0:
-        wrong.append(
-            f"algo.clip_low={cfg.algo.clip_low}, algo.clip_high={cfg.algo.clip_high}: 0 <= low < 1 and high >= 0."
-        )
-    if cfg.algo.dual_clip is not None and cfg.algo.dual_clip <= 1:
-        wrong.append(f"algo.dual_clip={cfg.algo.dual_clip}: must be above 1, or null.")
     return wrong
 
 
@@ -229,9 +189,9 @@ def _paths(cfg: Config) -> list[str]:
 def _combinations(cfg: Config) -> list[str]:
     wrong = []
     algo, rl, trainer = cfg.algo, cfg.rl, cfg.trainer
-    world = max(1, trainer.devices * trainer.nodes)  # `ranges` says what is wrong with 0, here and below
-    if cfg.reward.kind is ReturnKind.exp and (cfg.reward.gamma is None or cfg.reward.gamma < 1):
-        wrong.append(f"reward.kind=exp needs reward.gamma >= 1, found {cfg.reward.gamma}.")
+    world = trainer.world
+    if isinstance(cfg.reward, RankRewardConfig):
+        wrong += cfg.reward.problems()
     if algo.stage is Stage.rl:
         rows = rl.prompts_per_step * algo.group_size
         if rl.prompts_per_step % world:
@@ -242,8 +202,6 @@ def _combinations(cfg: Config) -> list[str]:
             wrong.append(
                 f"algo.minibatches={algo.minibatches} does not divide the {rows // world} completions of a process."
             )
-        if algo.group_size == 1:
-            wrong.append("algo.group_size=1: a group of one has no advantage to learn from; take 2 or more.")
         if algo.advantage is Advantage.rank and algo.aggregation is Aggregation.sequence and cfg.n == 1:
             wrong.append("n=1 with a rank advantage: there is one rank only; use algo.advantage=sequence.")
     if cfg.sft.batch_size % world:
@@ -264,7 +222,7 @@ def _combinations(cfg: Config) -> list[str]:
         )
     if trainer.strategy == "fsdp" and trainer.accelerator != "gpu":
         wrong.append("trainer.strategy=fsdp shards over GPUs: set trainer.accelerator=gpu, or use trainer=ddp on CPUs.")
-    if trainer.strategy == "fsdp" and trainer.devices * trainer.nodes < 2:
+    if trainer.strategy == "fsdp" and world < 2:
         wrong.append("trainer.strategy=fsdp with one device shards nothing: set trainer.devices, or use trainer=gpu.")
     if cfg.data.prompt is PromptStyle.published and cfg.n != 20 and cfg.data.adapter == "reddit_v2":
         wrong.append(
@@ -293,19 +251,7 @@ def _watching(cfg: Config) -> list[str]:
     ):
         if asked and not evaluation.every and cfg.algo.stage is Stage.rl:
             wrong.append(f"eval.{key} needs evaluations during training: set eval.every above 0.")
-    if guard.window < 1:
-        wrong.append(f"guard.window={guard.window}: steps, at least 1.")
-    if guard.nonfinite_patience < 1:
-        wrong.append(
-            f"guard.nonfinite_patience={guard.nonfinite_patience}: updates in a row that may be left out, at least 1; to leave "
-            "none out, guard.nonfinite=stop."
-        )
-    for low, high in (("min_list_length", "max_list_length"), ("min_entropy", "max_entropy")):
-        bounds = getattr(guard, low), getattr(guard, high)
-        if None not in bounds and bounds[0] >= bounds[1]:
-            wrong.append(
-                f"guard.{low}={bounds[0]} is not below guard.{high}={bounds[1]}: nothing would be within both."
-            )
+    wrong += guard.problems()
     return wrong
 
 
@@ -326,7 +272,7 @@ def _comparison(cfg: Config) -> list[str]:
 
 def _engine(cfg: Config) -> list[str]:
     wrong, rollout, engine = [], cfg.rollout, cfg.rollout.engine
-    world = cfg.trainer.devices * cfg.trainer.nodes
+    world = cfg.trainer.world
     if engine in ("vllm", "vllm_server") and vllm_version() is None and not rollout.servers:
         wrong.append(
             f"rollout={engine} needs vLLM, which is not installed. On GPUs: pip install 'convrec-r1[vllm]'. On CPUs: make "

@@ -1,25 +1,39 @@
-"""Where conf/ is, in a checkout and in an installed wheel, and short forms of the command line."""
+"""Where conf/ is, in a checkout and in an installed wheel; short forms of the command line."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
+
 _HERE = Path(__file__).resolve().parents[1]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def conf_folder() -> Path:
-    """conf/ inside the package (a wheel), else beside it (a checkout or an editable install)."""
+    """Return conf/ inside the package (a wheel), else beside it (a checkout or an editable install)."""
     inside = _HERE / "conf"
     return inside if inside.is_dir() else _HERE.parent / "conf"
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """`model=ID_OR_FOLDER` stands for `model=hub model.path=ID_OR_FOLDER`, for any id or folder conf/model does not name."""
+    """Expand short forms: `model=` takes any Hub id or folder, where conf/model has no such name.
+
+    One value becomes `model=hub model.path=VALUE model.name=LAST_PART`. In a sweep, each Hub id becomes a choice of the
+    group, so that ids and names of conf/model mix: `-m model=tiny,Qwen/Qwen3-0.6B`.
+    """
     known = {path.stem for path in (conf_folder() / "model").glob("*.yaml")}
     result = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key == "model" and ("/" in value or "\\" in value) and "," not in value and value not in known:
-            result += ["model=hub", f"model.path={value}", f"model.name={value.rstrip('/').rsplit('/', 1)[-1]}"]
-        else:
+        if key != "model" or not ("/" in value or "\\" in value) or value in known:
             result.append(argument)
+        elif "," in value:
+            for choice in filter(_HUB_ID.fullmatch, value.split(",")):
+                owner, _, name = choice.partition("/")
+                node = {"name": name, "path": choice}
+                ConfigStore.instance().store(group=f"model/{owner}", name=name, node=node, package="model")
+            result.append(argument)
+        else:
+            result += ["model=hub", f"model.path={value}", f"model.name={value.rstrip('/').rsplit('/', 1)[-1]}"]
     return result

@@ -5,12 +5,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from convrec_r1.base.options import option
 from convrec_r1.data.config import DataConfig
 from convrec_r1.distill.config import DistillConfig, EmbedderConfig, TeacherConfig
 from convrec_r1.evaluate.config import EvalConfig
 from convrec_r1.modules.config import GuardConfig, RLConfig, SFTConfig, TrainerConfig
 from convrec_r1.policy.config import ModelConfig
-from convrec_r1.reward.config import RewardConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import LoggerConfig
@@ -19,41 +19,53 @@ from convrec_r1.studies.config import CompareConfig
 
 @dataclass
 class TaskConfig:
+    """What a command does: conf/task."""
+
     name: str = MISSING
 
 
 @dataclass
+class RecipeConfig:
+    """What training takes: conf/recipe. The values are those of `sft`, `rl` and `eval`."""
+
+    name: str = "paper"
+
+
+@dataclass
 class Config:
-    """The whole of a run."""
+    """The whole of a run. Slots of type Any name a class by `_target_`: docs/extend.md."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     algo: AlgoConfig = field(default_factory=AlgoConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
+    reward: Any = MISSING
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logger: LoggerConfig = option(factory=LoggerConfig, identity=False)
     eval: EvalConfig = field(default_factory=EvalConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
-    compare: CompareConfig = field(default_factory=CompareConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Lightning callbacks of the user's for stage 2, by name."""
+    compare: CompareConfig = option(factory=CompareConfig, identity=False)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
-    n: int = 20
+    n: int = option(20, least=1)
     """Recommendations in a list."""
     seed: int = 1
     warm_start: str | None = "sft"
-    """"sft": train it once and share it; null: none (R1-zero); a folder: that policy."""
+    """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval: a run's folder, a policy's folder or a Hub id. task=replay: RUN/faults/step-000012."""
-    runs: Any = None
+    """task=eval: a run's folder, a policy's folder or a Hub id."""
+    runs: Any = option(None, identity=False)
     """task=compare: a pattern of run folders, or a list of such."""
-    study: str = "main"
-    outputs: str = "outputs"
-    fresh: bool = False
+    study: str = option("main", identity=False)
+    outputs: str = option("outputs", identity=False)
+    fresh: bool = option(False, identity=False)
     """Start over where the run's folder holds a run already."""
 
     @property

@@ -36,7 +36,8 @@ from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
-from convrec_r1.run.folder import RunFolder, as_dict
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import Tracker, rewind
 
 _log = logging.getLogger(__name__)

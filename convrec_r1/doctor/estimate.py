@@ -107,7 +107,7 @@ class Seconds:
 
 
 def world(cfg: Config) -> int:
-    return max(1, cfg.trainer.devices * cfg.trainer.nodes)
+    return max(1, cfg.trainer.world)
 
 
 def number_bytes(cfg: Config) -> tuple[int, int]:
@@ -124,8 +124,8 @@ def rows_of_a_process(cfg: Config) -> int:
 def micro_batch(cfg: Config) -> int:
     """Sequences in one forward and backward."""
     if cfg.algo.stage is Stage.sft:
-        return min(cfg.trainer.micro_batch, max(1, cfg.sft.batch_size // world(cfg)))
-    return min(cfg.trainer.micro_batch, ceil(rows_of_a_process(cfg) / max(1, cfg.algo.minibatches)))
+        return min(cfg.trainer.pass_size, max(1, cfg.sft.batch_size // world(cfg)))
+    return min(cfg.trainer.pass_size, ceil(rows_of_a_process(cfg) / max(1, cfg.algo.minibatches)))
 
 
 def memory(size: Size, cfg: Config, lengths: Lengths, *, on_gpu: bool, engine: int = 0) -> Memory:
@@ -308,7 +308,7 @@ def training_seconds(size: Size, cfg: Config, speed: Speed, lengths: Lengths) ->
 
 def sft_seconds(size: Size, cfg: Config, speed: Speed, lengths: Lengths) -> float:
     rows = max(1, cfg.sft.batch_size // world(cfg))
-    passes = ceil(rows / cfg.trainer.micro_batch)
+    passes = ceil(rows / cfg.trainer.pass_size)
     return _learn(size, cfg, speed, rows, lengths) + passes * size.layers * speed.layer + _update(size, cfg, speed)
 
 

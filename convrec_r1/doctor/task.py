@@ -26,7 +26,8 @@ from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.rl.config import Stage
-from convrec_r1.tasks.warm_start import corpus, sft_steps
+from convrec_r1.tasks.parts import corpus
+from convrec_r1.tasks.warm_start import sft_steps
 
 _SAMPLE = 256
 """Conversations whose tokens are counted."""

@@ -5,88 +5,126 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from convrec_r1.base.options import option
+from convrec_r1.rl.config import AlgoConfig
+from convrec_r1.rollout.config import RolloutConfig
+
 
 class Schedule(Enum):
+    """Learning rate after the warm-up: constant, or falling to zero."""
+
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
 
 
 class GuardAction(Enum):
+    """What happens when a limit of the collapse guard is passed."""
+
     stop = "stop"
     """Save, end the training there, evaluate what there is."""
     warn = "warn"
-    """Save, say so once, go on."""
+    """Save, log it once, continue."""
     none = "none"
 
 
 class NonFinite(Enum):
+    """What happens to an update with NaN or Inf in it."""
+
     stop = "stop"
-    """Save the batch, make no update of it, end the run with an error."""
+    """Save the batch, do not apply the update, end the run with an error."""
     skip = "skip"
-    """Save the batch, leave its update out, go on."""
+    """Save the batch, do not apply the update, continue."""
 
 
 @dataclass
 class OptimConfig:
-    lr: float = MISSING
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
+    """AdamW and its schedule."""
+
+    lr: float = option(MISSING, above=0)
+    betas: list[float] = option(factory=lambda: [0.9, 0.99], least=0, below=1)
+    weight_decay: float = option(0.0, least=0)
+    grad_clip: float = option(1.0, least=0)
+    """Largest norm of a gradient. 0: not clipped."""
     schedule: Schedule = Schedule.constant
-    warmup: float = 0.0
+    warmup: float = option(0.0, least=0, most=1)
     """Share of the optimizer steps."""
 
 
 @dataclass
 class SFTConfig(OptimConfig):
-    lr: float = 5e-5
+    """Supervised warm start."""
+
+    lr: float = option(5e-5, above=0)
     schedule: Schedule = Schedule.cosine
-    warmup: float = 0.05
-    epochs: float = 10
-    steps: int | None = None
+    warmup: float = option(0.05, least=0, most=1)
+    epochs: float = option(10, above=0)
+    steps: int | None = option(None, least=1)
     """Optimizer steps, instead of epochs."""
-    batch_size: int = 64
-    eval_batches: int = 4
+    batch_size: int = option(64, least=1)
+    eval_batches: int = option(4, least=0)
+    """Batches of the validation split for sft/validation_loss."""
 
 
 @dataclass
 class RLConfig(OptimConfig):
-    lr: float = 1e-6
-    steps: int = 3000
-    prompts_per_step: int = 48
-    table_every: int = 20
-    """Steps between sampled tables of rollouts."""
-    table_rows: int = 16
+    """Group-relative RL."""
+
+    lr: float = option(1e-6, above=0)
+    steps: int = option(3000, least=1)
+    prompts_per_step: int = option(48, least=1)
+    completions_per_step: int | None = option(None, least=1)
+    """Instead of `prompts_per_step`, which then is this divided by `algo.group_size`."""
+    table_every: int = option(20, least=1)
+    """Steps between tables of sampled lists."""
+    table_rows: int = option(16, least=0)
 
 
 @dataclass
 class TrainerConfig:
+    """Hardware and checkpoints."""
+
     name: str = MISSING
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    micro_batch: int = 32
-    """Sequences in one forward and backward; memory only, never the result."""
-    threads: int | None = None
-    checkpoint_every: int = 50
-    keep_checkpoints: int = 2
-    """To go on from; the newest may turn out to be damaged. Those that names point to (best, collapsed) stay beside them."""
-    exit_within: float = 120
-    """Seconds that a step may go on for after SIGTERM, Ctrl-C or SIGUSR1, before the run leaves without saving it."""
+    accelerator: str = option("auto", choices=("auto", "cpu", "gpu"))
+    """auto: the GPUs of this machine, else the CPU."""
+    devices: int | None = option(None, least=1)
+    """null: with accelerator=auto the GPUs of this machine, as far as they divide a step's prompts; else 1."""
+    nodes: int = option(1, least=1)
+    strategy: str = option("auto", choices=("auto", "ddp", "fsdp"))
+    precision: str | None = option(None, choices=("32-true", "bf16-mixed", "bf16-true"))
+    """null: bf16-mixed on GPUs (fp32 master weights), 32-true on CPUs."""
+    micro_batch: int | None = option(None, least=1)
+    """Sequences in one forward and backward pass; memory only, never the result. null: 16 on GPUs, 32 on CPUs."""
+    threads: int | None = option(None, least=1)
+    """Threads of torch on a CPU. null: torch's own choice."""
+    checkpoint_every: int = option(50, least=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = option(2, least=1)
+    """Checkpoints to resume from that are kept: the newest may turn out to be damaged. `best` and `collapsed` stay too."""
+    exit_within: float = option(120, least=0)
+    """Seconds that a step may take after SIGTERM, Ctrl-C or SIGUSR1 before the run exits without saving it."""
+
+    @property
+    def world(self) -> int:
+        """Processes of the run."""
+        return (self.devices or 1) * self.nodes
+
+    @property
+    def pass_size(self) -> int:
+        """`micro_batch`, with its default where nothing has filled it in."""
+        return self.micro_batch or (16 if self.accelerator == "gpu" else 32)
 
 
 @dataclass
 class GuardConfig:
     """The collapse guard: limits on means over the last `window` steps of what is sampled; null: no limit.
 
-    A limit is armed once the run has been within it, so that R1-zero is not stopped for where it starts.
+    A limit is armed once the run has been within it, so that R1-zero is not stopped where it starts.
     """
 
     action: GuardAction = GuardAction.stop
-    window: int = 5
+    window: int = option(5, least=1)
+    """Steps."""
     min_list_length: float | None = 0.5
     """Of `list/length`, as a share of n."""
     max_list_length: float | None = 1.5
@@ -94,11 +132,38 @@ class GuardConfig:
     min_in_catalog: float | None = 0.5
     """Of `catalog/valid`."""
     max_kl: float | None = 1.0
-    """Of `kl`, nats a token; watched where algo.beta > 0."""
+    """Of `kl`, nats per token; watched where algo.beta > 0."""
     min_entropy: float | None = 0.01
-    """Of `entropy`, nats a token."""
+    """Of `entropy`, nats per token."""
     max_entropy: float | None = None
-    nonfinite: NonFinite = NonFinite.stop
-    """What happens where a loss, a gradient or log-probs are NaN or infinite. Weights that are always stop the run."""
-    nonfinite_patience: int = 3
-    """skip: updates in a row that may be left out; one more stops the run."""
+    # Not part of the identity: a run that was stopped may be resumed with skip.
+    nonfinite: NonFinite = option(NonFinite.stop, identity=False)
+    nonfinite_patience: int = option(3, least=1, identity=False, hint="To skip none: guard.nonfinite=stop.")
+    """skip: updates in a row that may be skipped; one more stops the run."""
+
+    def problems(self) -> list[str]:
+        """Sentences about pairs of limits that nothing can be within."""
+        pairs = (("min_list_length", "max_list_length"), ("min_entropy", "max_entropy"))
+        bounds = [(low, getattr(self, low), high, getattr(self, high)) for low, high in pairs]
+        return [
+            f"guard.{low}={a} is not below guard.{high}={b}: nothing would be within both."
+            for low, a, high, b in bounds
+            if a is not None and b is not None and a >= b
+        ]
+
+
+@dataclass(frozen=True)
+class RLSettings:
+    """What stage 2 reads of a run's config."""
+
+    algo: AlgoConfig
+    rl: RLConfig
+    rollout: RolloutConfig
+    n: int
+    """Recommendations in a list."""
+    max_tokens: int
+    """Completion limit."""
+    micro_batch: int
+    """Sequences in one forward and backward pass."""
+    seed: int = 1
+    guard: GuardConfig = field(default_factory=GuardConfig)

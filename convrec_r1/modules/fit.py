@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
     return pl.Trainer(
         accelerator=cfg.accelerator,
-        devices=cfg.devices,
+        devices=cfg.devices or 1,
         num_nodes=cfg.nodes,
         strategy=_strategy(cfg.strategy),
-        precision=cfg.precision,  # pyright: ignore[reportArgumentType]  # a string of the config; Lightning knows a few
+        precision=cfg.precision or "32-true",  # pyright: ignore[reportArgumentType]  # a string of the config; Lightning knows a few
         max_epochs=1,  # the loader knows the number of steps
         callbacks=list(callbacks),
         logger=False,

@@ -1,6 +1,7 @@
 """Numbers of a step, put together over micro-batches and devices so that the cut does not show in them."""
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,16 @@ class Meter:
 
     def min(self, name: str, value: Tensor) -> None:
         self.max(f"-{name}", -value)
+
+    def update(self, values: Mapping[str, Tensor], weight: Tensor | float) -> None:
+        """Take in scalars by name: /max and /min at the end of a name keep the extreme, all others their weighted mean."""
+        for name, value in values.items():
+            if name.endswith("/max"):
+                self.max(name, value)
+            elif name.endswith("/min"):
+                self.min(name, value)
+            else:
+                self.mean(name, value, weight)
 
     def merge(self, other: "Meter") -> None:
         """Take in what another meter has collected."""

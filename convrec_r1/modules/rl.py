@@ -1,30 +1,30 @@
 """Stage 2: group-relative RL. One step, top to bottom: sample, judge, credit, learn, report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from convrec_r1.config.schema import Config
-from convrec_r1.data import Catalog, Conversation
+from convrec_r1.base.processes import gather
+from convrec_r1.data import Conversation
 from convrec_r1.evaluate.list_quality import list_quality, parsed_lines
+from convrec_r1.modules.config import RLSettings
 from convrec_r1.modules.finite import Checks, Evidence, texts
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
 from convrec_r1.modules.step import Slots, StepModule
 from convrec_r1.policy import Policy, PromptEncoder
 from convrec_r1.policy.policy import Reference
-from convrec_r1.reward import rank_returns, relevance, sequence_reward
+from convrec_r1.reward.judge import Feedback, Judge
 from convrec_r1.rl import (
-    LengthShaping,
+    LossInputs,
+    LossOutputs,
+    Objective,
     batch_normalizer,
     group_advantages,
     importance_weights,
     per_token,
     shape_lengths,
-    surrogate_loss,
 )
 from convrec_r1.rl.config import Advantage
 from convrec_r1.rollout.base import RolloutEngine, Sampling, prompt_seed
@@ -33,56 +33,51 @@ from convrec_r1.rollout.pipeline import Order, Pipeline
 from convrec_r1.run.tracker import Tracker
 
 
-@dataclass
-class Feedback:
-    """What the users' feedback says of B completions."""
-
-    texts: list[str]
-    relevance: Tensor  # [B, N] in {0, 1}
-    returns: Tensor  # [B, N]: what each rank earns
-    reward: Tensor  # [B]: what each list earns
-
-
 class RLModule(StepModule):
-    """The policy's update from one batch of prompts; which algorithm it is, `cfg.algo` alone says."""
+    """One policy update from a batch of prompts. `settings.algo` and `objective` alone say which algorithm it is."""
 
     def __init__(
         self,
         policy: Policy,
         engine: RolloutEngine,
         encoder: PromptEncoder,
-        catalog: Catalog,
-        cfg: Config,
+        judge: Judge,
+        objective: Objective,
+        settings: RLSettings,
         tracker: Tracker,
         upcoming: Callable[[int], Slots | None] = lambda step: None,
     ) -> None:
-        """upcoming: the slots of a step that is still to come, for rollouts that are sampled ahead; None past the last."""
-        algo = cfg.algo
-        updates = cfg.rl.steps * algo.mu * algo.minibatches
-        super().__init__(policy, cfg.rl, updates=updates, seed=cfg.seed, guard=cfg.guard)
-        self.engine, self.encoder, self.catalog, self.cfg, self.tracker = engine, encoder, catalog, cfg, tracker
+        """
+        Args:
+            engine: samples completions; its weights follow the policy's after every step.
+            judge: texts -> relevance and returns.
+            objective: tensors of a micro-batch -> loss and metrics.
+            upcoming: slots of a later step, for rollouts sampled ahead; None past the last.
+        """
+        algo, rollout = settings.algo, settings.rollout
+        updates = settings.rl.steps * algo.mu * algo.minibatches
+        super().__init__(policy, settings.rl, updates=updates, seed=settings.seed, guard=settings.guard)
+        self.engine, self.encoder, self.judge, self.tracker = engine, encoder, judge, tracker
+        self.objective, self.settings = objective, settings
         self.reference: Reference | None = policy.reference() if algo.beta else None
-        self.shaping = LengthShaping(**vars(algo.shaping))
         self.sampling = Sampling(
             n=algo.group_size,
-            temperature=cfg.rollout.temperature,
-            top_p=cfg.rollout.top_p,
-            top_k=cfg.rollout.top_k,
-            max_tokens=cfg.model.max_completion_length,
-            max_lines=cfg.max_lines,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            max_tokens=settings.max_tokens,
+            max_lines=settings.n if rollout.stop_at_n else None,
         )
-        self.objective: dict[str, Any] = {
-            "n": cfg.n, "ratio": algo.ratio.value, "aggregation": algo.aggregation.value, "clip_low": algo.clip_low,
-            "clip_high": algo.clip_high, "dual_clip": algo.dual_clip, "beta": algo.beta,
-        }  # fmt: skip
-        """Of `surrogate_loss`."""
         self.correction: dict[str, Any] = {
-            "n": cfg.n, "kind": cfg.rollout.correction_in_effect.value, "low": cfg.rollout.correction_low,
-            "high": cfg.rollout.correction_high, "unit": (cfg.rollout.correction_unit or algo.ratio).value,
-        }  # fmt: skip
-        """Of `importance_weights`."""
+            "n": settings.n,
+            "kind": rollout.correction_in_effect.value,
+            "low": rollout.correction_low,
+            "high": rollout.correction_high,
+            "unit": (rollout.correction_unit or algo.ratio).value,
+        }
+        """Keyword arguments of `importance_weights`."""
         self.upcoming = upcoming
-        self.pipeline = Pipeline(engine, self.sampling, cfg.rollout.overlap)
+        self.pipeline = Pipeline(engine, self.sampling, rollout.overlap)
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -95,7 +90,7 @@ class RLModule(StepModule):
         clock.lap("rollout")
         if (following := self.upcoming(self.step + 1)) is not None:
             self.pipeline.ahead(self.order(following, self.step + 1), self.step)
-        feedback = self.judge([conversation for _, conversation in slots], rollouts)
+        feedback = self.feedback([conversation for _, conversation in slots], rollouts)
         advantages = self.credit(rollouts, feedback)
         clock.lap("reward")
         skipped = self.skipped
@@ -116,36 +111,24 @@ class RLModule(StepModule):
 
     def order(self, slots: Slots[Conversation], step: int) -> Order:
         prompts = [self.encoder.prompt(conversation) for _, conversation in slots]
-        return Order(step, prompts, [prompt_seed(self.cfg.seed, step, slot) for slot, _ in slots])
+        return Order(step, prompts, [prompt_seed(self.settings.seed, step, slot) for slot, _ in slots])
 
-    def judge(self, conversations: Sequence[Conversation], rollouts: RolloutBatch) -> Feedback:
-        cfg, group = self.cfg.reward, self.sampling.n
-        owners = [conversation for conversation in conversations for _ in range(group)]
+    def feedback(self, conversations: Sequence[Conversation], rollouts: RolloutBatch) -> Feedback:
+        owners = [conversation for conversation in conversations for _ in range(self.sampling.n)]
         rows = zip(rollouts.tokens.completion_ids.tolist(), rollouts.mask.sum(-1).tolist(), strict=True)
-        texts = [self.policy.text(ids[:length]) for ids, length in rows]
-        rel = [
-            relevance(
-                text, c.ground_truth, c.seen, self.catalog, self.cfg.n,
-                year_tolerance=cfg.year_tolerance, position=cfg.position.value,
-            )
-            for text, c in zip(texts, owners, strict=True)
-        ]  # fmt: skip
-        rel = torch.tensor(rel, dtype=torch.float32, device=self.device)
-        n_relevant = torch.tensor([len(c.ground_truth) for c in owners], device=self.device)
-        returns = rank_returns(rel, cfg.kind.value, cfg.gamma)
-        return Feedback(texts, rel, returns, sequence_reward(rel, n_relevant, cfg.sequence.value))
+        return self.judge([self.policy.text(ids[:length]) for ids, length in rows], owners, self.device)
 
     def credit(self, rollouts: RolloutBatch, feedback: Feedback) -> Tensor:
         """Token advantages [B, T]: of each token's rank or list, against the group, then length shaping."""
-        algo, n = self.cfg.algo, self.cfg.n
+        algo, n = self.settings.algo, self.settings.n
         rewards = feedback.returns if algo.advantage is Advantage.rank else feedback.reward
         advantages = group_advantages(rewards, algo.group_size, scale=algo.scale.value)
         tokens = per_token(advantages, rollouts.ranks, n)
-        return shape_lengths(tokens, rollouts.ranks, rollouts.is_eos, rollouts.lengths, n, self.shaping)
+        return shape_lengths(tokens, rollouts.ranks, rollouts.is_eos, rollouts.lengths, n, algo.shaping)
 
     def learn(self, slots: Slots[Conversation], rollouts: RolloutBatch, advantages: Tensor) -> Meter:
         """mu passes of `minibatches` optimizer steps over the rollouts. What it returns is of those that were made."""
-        algo = self.cfg.algo
+        algo = self.settings.algo
         meter = Meter()
         # With a single update the policy still is the one that sampled: its log-probs are the old ones.
         old = self.logps(rollouts) if algo.mu * algo.minibatches > 1 else None
@@ -153,10 +136,13 @@ class RLModule(StepModule):
             for rows in self.minibatches(rollouts, index):
                 normalizer = self.sum_over_devices(
                     batch_normalizer(
-                        rollouts.mask[rows], algo.aggregation.value, n=self.cfg.n, max_length=self.sampling.max_tokens
+                        rollouts.mask[rows],
+                        algo.aggregation.value,
+                        n=self.settings.n,
+                        max_length=self.sampling.max_tokens,
                     )
                 )
-                parts = rows.split(self.cfg.trainer.micro_batch)
+                parts = rows.split(self.settings.micro_batch)
                 seen = Meter()
                 losses = [
                     lambda part=part, whole=normalizer, seen=seen: self.loss(
@@ -180,7 +166,7 @@ class RLModule(StepModule):
     def loss(
         self, rows: Tensor, rollouts: RolloutBatch, advantages: Tensor, old: Tensor | None, normalizer: Tensor, meter: Meter
     ) -> Tensor:  # fmt: skip
-        """The part that `rows` contribute to the loss of the optimizer batch."""
+        """Return what `rows` contribute to the loss of the optimizer batch."""
         tokens = rollouts.tokens.rows(rows)
         width = tokens.mask.shape[1]
         see = self.checks.see
@@ -192,21 +178,18 @@ class RLModule(StepModule):
         see("the log-probs", logps)
         ranks = rollouts.ranks[rows, :width]
         weights, mismatch = importance_weights(old_logps, sampled_logps, tokens.mask, ranks, **self.correction)
-        loss, metrics = surrogate_loss(
-            logps, old_logps, credit, tokens.mask, ranks, **self.objective,
-            ref_logps=ref_logps, normalizer=normalizer, weights=weights,
+        inputs = LossInputs(
+            logps, old_logps, credit, tokens.mask, ranks, n=self.settings.n, aggregation=self.settings.algo.aggregation.value,
+            normalizer=normalizer, max_length=self.sampling.max_tokens, ref_logps=ref_logps, weights=weights,
         )  # fmt: skip
+        loss, metrics = LossOutputs(*self.objective(inputs))
         n_tokens = tokens.mask.sum()
         drift = torch.where(tokens.mask.bool(), (old_logps - sampled_logps).abs(), 0.0)
         meter.sum("loss", loss)
-        meter.max("sampling/importance_sampling_ratio/max", mismatch.pop("sampling/importance_sampling_ratio/max"))
-        meter.min("sampling/importance_sampling_ratio/min", mismatch.pop("sampling/importance_sampling_ratio/min"))
-        meter.max("ratio/max", metrics.pop("ratio/max"))
         meter.max("sampling/sampling_logp_difference/max", drift.max())
         meter.mean("sampling/sampling_logp_difference/mean", drift.sum() / n_tokens.clamp(min=1), n_tokens)
         meter.mean("entropy", entropy.sum() / n_tokens.clamp(min=1), n_tokens)
-        for name, value in (metrics | mismatch).items():
-            meter.mean(name, value, n_tokens)
+        meter.update(metrics | mismatch, n_tokens)
         return loss
 
     def evidence(
@@ -234,7 +217,7 @@ class RLModule(StepModule):
         facts = {
             "stage": "rl",
             "normalizer": float(normalizer),
-            "objective": self.objective,
+            "objective": str(self.objective),
             "correction": self.correction,
         } | texts(tensors, self.policy)
         at = {int(row): place for place, row in enumerate(rows)}
@@ -248,25 +231,26 @@ class RLModule(StepModule):
         share a step does not hang on how groups are dealt out to processes.
         """
         rows = torch.arange(len(rollouts.lengths))
-        if self.cfg.algo.minibatches > 1:
+        if self.settings.algo.minibatches > 1:
             orders = [self.shuffled(slot, index) for slot in self.slots]
             groups = rows.view(len(self.slots), -1)  # [P, G]
             rows = torch.stack([group[order] for group, order in zip(groups, orders, strict=True)]).T.flatten()
         length = (rollouts.tokens.prompt_mask.sum(-1) + rollouts.mask.sum(-1)).cpu()
         return [
-            part[length[part].argsort(stable=True)].to(self.device) for part in rows.chunk(self.cfg.algo.minibatches)
+            part[length[part].argsort(stable=True)].to(self.device)
+            for part in rows.chunk(self.settings.algo.minibatches)
         ]
 
     def shuffled(self, slot: int, index: int) -> Tensor:
         """An order of a group's completions, [G]."""
-        seed = prompt_seed(self.cfg.seed, self.step, 1_000_000 * (index + 1) + slot)
+        seed = prompt_seed(self.settings.seed, self.step, 1_000_000 * (index + 1) + slot)
         return torch.randperm(self.sampling.n, generator=torch.Generator().manual_seed(seed))
 
     def logps(self, rollouts: RolloutBatch) -> Tensor:
         """Log-probs under the weights as they are, [B, T], without gradients."""
         result = torch.zeros_like(rollouts.sampled_logps)
         with self.policy.inference():
-            for rows in torch.arange(len(result), device=self.device).split(self.cfg.trainer.micro_batch):
+            for rows in torch.arange(len(result), device=self.device).split(self.settings.micro_batch):
                 part, _ = self.policy.score(rollouts.tokens.rows(rows))
                 result[rows, : part.shape[1]] = part
         return result
@@ -282,12 +266,14 @@ class RLModule(StepModule):
     ) -> None:
         owners = [conversation for _, conversation in slots for _ in range(self.sampling.n)]
         meter = learned
-        credited = feedback.returns if self.cfg.algo.advantage is Advantage.rank else feedback.reward[:, None]
+        credited = feedback.returns if self.settings.algo.advantage is Advantage.rank else feedback.reward[:, None]
         group_statistics(meter, feedback.reward, credited, self.sampling.n)
         for k, value in enumerate(feedback.returns.mean(0), 1):
             meter.mean(f"rank/{k}/reward", value)
         for text, owner in zip(feedback.texts, owners, strict=True):
-            quality = list_quality(parsed_lines(text, self.catalog), owner.seen, self.catalog, self.cfg.n)
+            quality = list_quality(
+                parsed_lines(text, self.judge.catalog), owner.seen, self.judge.catalog, self.settings.n
+            )
             for name, value in quality.items():
                 meter.mean(name, value)
         n_tokens = rollouts.mask.sum(-1).float()
@@ -302,17 +288,13 @@ class RLModule(StepModule):
         self.latest = values
         self.tracker.log(self.step, "train", values)
         self.progress = f"reward {values['reward']:.3f}"
-        if self.step % self.cfg.rl.table_every == 0 or self.step == 1:
+        if self.step % self.settings.rl.table_every == 0 or self.step == 1:
             self.tracker.table("rollouts", self.step, self.table(owners, feedback, rollouts))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What was sampled ahead on each process, so that a run that goes on trains on the same lists."""
         super().on_save_checkpoint(checkpoint)
-        parts = [self.pipeline.state_dict()]
-        if self.trainer.world_size > 1:
-            parts = [{}] * self.trainer.world_size
-            dist.all_gather_object(parts, self.pipeline.state_dict())
-        checkpoint["sampled_ahead"] = parts
+        checkpoint["sampled_ahead"] = gather(self.pipeline.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -322,7 +304,7 @@ class RLModule(StepModule):
 
     def table(self, owners: Sequence[Conversation], feedback: Feedback, rollouts: RolloutBatch) -> list[dict]:
         """Some of the step's lists, to read."""
-        rows = range(min(self.cfg.rl.table_rows, len(owners)))
+        rows = range(min(self.settings.rl.table_rows, len(owners)))
         return [
             {
                 "step": self.step,

@@ -13,11 +13,7 @@ __all__ = ["Policy", "PromptEncoder", "TokenBatch", "build_policy", "load_policy
 
 __getattr__ = lazy(
     __name__,
-    {
-        "Policy": "policy",
-        "PromptEncoder": "prompts",
-        "TokenBatch": "policy",
-        "build_policy": "load",
-        "load_policy": "load",
-    },
+    load=["build_policy", "load_policy"],
+    policy=["Policy", "TokenBatch"],
+    prompts=["PromptEncoder"],
 )

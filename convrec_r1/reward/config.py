@@ -5,29 +5,46 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from convrec_r1.base.options import option
+
 
 class ReturnKind(Enum):
+    """What a rank earns: see `rank_returns`."""
+
     exp_inf = "exp_inf"
     log_decay = "log_decay"
     exp = "exp"
 
 
 class SequenceReward(Enum):
+    """What a whole list earns: see `sequence_reward`."""
+
     dcg = "dcg"
     ndcg = "ndcg"
     hits = "hits"
 
 
 class Position(Enum):
+    """Rank of a line that is not an item: `line` keeps its rank with relevance 0, `parsed` drops it."""
+
     line = "line"
     parsed = "parsed"
 
 
 @dataclass
-class RewardConfig:
+class RankRewardConfig:
+    """The paper's reward: users' feedback on each rank."""
+
+    _target_: str = "convrec_r1.reward.rank.RankReward"
     name: str = MISSING
     kind: ReturnKind = ReturnKind.exp_inf
-    gamma: float | None = None
+    gamma: float | None = option(None, least=1)
+    """Discount per rank. Needed by `kind: exp`."""
     sequence: SequenceReward = SequenceReward.dcg
     position: Position = Position.line
-    year_tolerance: int = 2
+    year_tolerance: int = option(2, least=0)
+
+    def problems(self) -> list[str]:
+        if self.kind is ReturnKind.exp and self.gamma is None:
+            return ["reward.kind=exp needs reward.gamma, a number of at least 1."]
+        return []

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.lists import Item, fold, lines, parse_line
+from convrec_r1.reward.base import JudgedLists, Returns
+from convrec_r1.reward.config import RankRewardConfig
 
 Position = Literal["line", "parsed"]
 
@@ -112,3 +114,18 @@ def sequence_reward(
 
 def _distance(item: Item, year: int | None) -> float:
     return 0 if item.year is None or year is None else abs(item.year - year)
+
+
+class RankReward:
+    """The paper's reward (section 3.3): `rank_returns` of each rank, `sequence_reward` of each list."""
+
+    def __init__(self, options: RankRewardConfig) -> None:
+        self.options = options
+        self.position: Position = options.position.value
+
+    def __call__(self, lists: JudgedLists) -> Returns:
+        options = self.options
+        return Returns(
+            rank_returns(lists.relevance, options.kind.value, options.gamma),
+            sequence_reward(lists.relevance, lists.n_relevant, options.sequence.value),
+        )

@@ -15,11 +15,22 @@ from convrec_r1.base.lazy import lazy
 if TYPE_CHECKING:
     from convrec_r1.rl.advantages import LengthShaping, group_advantages, per_token, shape_lengths
     from convrec_r1.rl.correction import importance_weights
-    from convrec_r1.rl.objective import batch_normalizer, policy_loss, surrogate_loss
+    from convrec_r1.rl.objective import (
+        ClippedSurrogate,
+        LossInputs,
+        LossOutputs,
+        Objective,
+        batch_normalizer,
+        policy_loss,
+    )
     from convrec_r1.rl.segments import list_lengths, segment_ranks
 
 __all__ = [
+    "ClippedSurrogate",
     "LengthShaping",
+    "LossInputs",
+    "LossOutputs",
+    "Objective",
     "batch_normalizer",
     "group_advantages",
     "importance_weights",
@@ -28,21 +39,12 @@ __all__ = [
     "policy_loss",
     "segment_ranks",
     "shape_lengths",
-    "surrogate_loss",
 ]
 
 __getattr__ = lazy(
     __name__,
-    {
-        "LengthShaping": "advantages",
-        "batch_normalizer": "objective",
-        "group_advantages": "advantages",
-        "importance_weights": "correction",
-        "list_lengths": "segments",
-        "per_token": "advantages",
-        "policy_loss": "objective",
-        "segment_ranks": "segments",
-        "shape_lengths": "advantages",
-        "surrogate_loss": "objective",
-    },
+    advantages=["LengthShaping", "group_advantages", "per_token", "shape_lengths"],
+    correction=["importance_weights"],
+    objective=["ClippedSurrogate", "LossInputs", "LossOutputs", "Objective", "batch_normalizer", "policy_loss"],
+    segments=["list_lengths", "segment_ranks"],
 )

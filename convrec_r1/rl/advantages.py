@@ -1,11 +1,12 @@
 """Rewards -> advantages: group-relative per sequence or per rank, then length shaping on single tokens."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
+
+from convrec_r1.rl.config import LengthShaping
 
 Scale = Literal["std", "none"]
 
@@ -47,18 +48,6 @@ def per_token(
         return torch.where(on, advantages[:, None], 0.0)
     padded = torch.nn.functional.pad(advantages[:, :n], (0, 1))  # [B, N+1]: the last column is the overflow bin
     return torch.where(on, padded.gather(1, ranks.clamp(min=0, max=n)), 0.0)
-
-
-@dataclass(frozen=True)
-class LengthShaping:
-    """What is added to the advantage of single tokens to hold a list to N lines."""
-
-    short_eos: float = -0.1
-    """EOS of a list with fewer than N lines."""
-    exact_eos: float = 0.1
-    """EOS right after rank N."""
-    overflow: float = -0.1
-    """Every token past rank N."""
 
 
 def shape_lengths(

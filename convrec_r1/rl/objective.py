@@ -1,6 +1,10 @@
-"""The one objective: a clipped surrogate over a unit (token, rank or sequence), aggregated in one of four ways."""
+"""The objective: a clipped surrogate over a unit (token, rank or sequence), aggregated in one of four ways.
 
-from typing import Literal
+An objective is any callable that takes `LossInputs` and returns `LossOutputs`: `algo.objective` may name a user's.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num, Shaped
@@ -9,10 +13,147 @@ from torch import Tensor
 from convrec_r1.rl.advantages import per_token
 
 MAX_LOG_RATIO = 80.0
-"""exp of more is infinite in fp32, and infinity times an advantage of zero is no number."""
+"""Bound of a log-ratio: exp of more is infinite in fp32, and infinity times an advantage of zero is NaN."""
 
 Ratio = Literal["token", "rank", "sequence"]
 Aggregation = Literal["sequence", "constant", "token", "rank"]
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Tensors of one micro-batch: B completions of up to T tokens."""
+
+    logps: Float[Tensor, "batch tokens"]
+    """Log-probs under the policy, with gradients."""
+    old_logps: Float[Tensor, "batch tokens"]
+    """Log-probs under the policy before the step's updates."""
+    advantages: Float[Tensor, "batch tokens"]
+    """Advantage of each token, length shaping included."""
+    mask: Shaped[Tensor, "batch tokens"]
+    """Nonzero on tokens of the completion. What stands off the mask is never read."""
+    ranks: Int[Tensor, "batch tokens"]
+    """Rank of each token (`segment_ranks`), from 0; -1 off the mask; n and more: overflow."""
+    n: int
+    """Recommendations asked for (N)."""
+    aggregation: Aggregation = "rank"
+    """How `aggregate` adds up tokens: `algo.aggregation`."""
+    normalizer: float | Num[Tensor, ""] | None = None
+    """Denominator of the whole optimizer batch. None: this batch is the whole."""
+    max_length: int | None = None
+    """Completion limit in tokens (L)."""
+    ref_logps: Float[Tensor, "batch tokens"] | None = None
+    """Log-probs under the reference policy. None where nothing asks for it (`algo.beta` is 0)."""
+    weights: Shaped[Tensor, "batch tokens"] | None = None
+    """Importance weights of the trainer against the sampler. None: 1."""
+
+    def aggregate(self, values: Float[Tensor, "batch tokens"]) -> Float[Tensor, ""]:
+        """Add up per-token losses [B, T] as `aggregation` says, over the denominator of the whole optimizer batch.
+
+        Sums over micro-batches and devices then equal the value of the whole batch, and so do gradients.
+        """
+        normalizer = self.normalizer
+        if normalizer is None:
+            normalizer = batch_normalizer(self.mask, self.aggregation, n=self.n, max_length=self.max_length)
+        # A batch without a single token has loss 0, not 0 / 0.
+        denominator = torch.as_tensor(normalizer, dtype=values.dtype, device=values.device)
+        denominator = torch.where(denominator > 0, denominator, 1.0)
+        mask = self.mask.bool().to(values.dtype)
+        return (values * token_weights(mask, self.ranks, self.n, self.aggregation)).sum() / denominator
+
+
+class LossOutputs(NamedTuple):
+    """Loss of a micro-batch, a scalar, and detached scalars to log.
+
+    Metrics are averaged over micro-batches and devices by their tokens; names that end in /max or /min keep the extreme.
+    """
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Float[Tensor, ""]]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A policy objective: `LossInputs` -> `LossOutputs`, or a tuple of the same."""
+
+    def __call__(self, inputs: LossInputs) -> LossOutputs: ...
+
+
+@dataclass(frozen=True)
+class ClippedSurrogate:
+    """Clipped surrogate with token advantages (design section 4).
+
+        r_u  = exp(mean_{t in u} (logp_t - old_t))                   u: the token's unit
+        s_t  = min(r A_t, clip(r, 1 - clip_low, 1 + clip_high) A_t)      with dual_clip c > 1: at least c A_t if A_t < 0
+        loss = aggregate(-w_t s_t + beta k3_t),   k3 = exp(d) - d - 1,  d = ref_logp - logp,  w: `weights`; None: 1
+
+    aggregation     weight of a token                      denominator (`normalizer`, of the whole optimizer batch)
+    sequence        1 / T_i                                B
+    constant        1                                      B L, L = `max_length`
+    token           1                                      tokens
+    rank            1 / |y_ik|, overflow one more unit     B N
+
+    Completions without tokens add nothing to the sum; they count in B. `weights` scale the surrogate after it is clipped, and
+    no denominator: a token of weight 0 still counts in it.
+
+    Metrics, each a mean over this batch's tokens: clip_ratio/low_mean, clip_ratio/high_mean, clip_ratio/region_mean,
+    ratio/mean, ratio/max (a maximum) and, with beta, kl.
+
+    Raises:
+        ValueError: unknown ratio or aggregation, a missing `max_length`, or beta without `ref_logps`.
+    """
+
+    ratio: Ratio = "rank"
+    clip_low: float = 0.06
+    clip_high: float = 0.08
+    dual_clip: float | None = None
+    beta: float = 0.0
+
+    def __call__(self, inputs: LossInputs) -> LossOutputs:
+        on = inputs.mask.bool()
+        # bf16 could not even count the tokens
+        logps = inputs.logps.to(torch.promote_types(inputs.logps.dtype, torch.float32))
+        mask = on.to(logps.dtype)
+        difference = torch.where(on, logps - inputs.old_logps, 0.0)
+        log_ratio = unit_log_ratio(difference, mask, inputs.ranks, inputs.n, self.ratio)
+        r = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+        loss_t = -self._surrogate(r, inputs.advantages)
+        if inputs.weights is not None:
+            loss_t = torch.where(on, inputs.weights.to(loss_t.dtype), 0.0) * loss_t
+        metrics = self._ratio_metrics(r, inputs.advantages, mask)
+        if self.beta:
+            if inputs.ref_logps is None:
+                raise ValueError("beta > 0 needs ref_logps, the log-probs of the reference policy")
+            d = torch.where(on, inputs.ref_logps - logps, 0.0)
+            kl = d.exp() - d - 1
+            loss_t = loss_t + self.beta * kl
+            metrics["kl"] = token_mean(kl, mask)
+        return LossOutputs(inputs.aggregate(loss_t), metrics)
+
+    def _surrogate(
+        self, r: Float[Tensor, "batch tokens"], advantages: Float[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens"]:
+        clipped = r.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
+        surrogate = torch.minimum(r * advantages, clipped)
+        if self.dual_clip is not None:
+            bounded = torch.maximum(surrogate, self.dual_clip * advantages)
+            surrogate = torch.where(advantages < 0, bounded, surrogate)
+        return surrogate
+
+    def _ratio_metrics(
+        self,
+        r: Float[Tensor, "batch tokens"],
+        advantages: Float[Tensor, "batch tokens"],
+        mask: Float[Tensor, "batch tokens"],
+    ) -> dict[str, Float[Tensor, ""]]:
+        low = (r < 1 - self.clip_low) & (advantages < 0)
+        high = (r > 1 + self.clip_high) & (advantages > 0)
+        return {
+            "clip_ratio/low_mean": token_mean(low.to(r.dtype), mask),
+            "clip_ratio/high_mean": token_mean(high.to(r.dtype), mask),
+            "clip_ratio/region_mean": token_mean((low | high).to(r.dtype), mask),
+            "ratio/mean": token_mean(r, mask),
+            "ratio/max": torch.where(mask.bool(), r, 0.0).detach().amax() if r.numel() else r.new_zeros(()),
+        }
 
 
 def policy_loss(
@@ -34,12 +175,14 @@ def policy_loss(
     dual_clip: float | None = None,
     weights: Shaped[Tensor, "batch tokens"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The policy loss of a batch of completions, and what to watch (design section 4).
+    """Return the policy loss of a batch of completions and its metrics, in one call (design section 4).
 
-    logps, old_logps, ref_logps, mask: [B, T].  ranks: LongTensor [B, T] of `segment_ranks`.
-    advantages: [B], [B, N] (tokens past rank N: 0) or [B, T]; where T equals N, a second dimension of N means ranks
-    (the training loop expands advantages itself and calls `surrogate_loss`, so nothing there hangs on it).
-    The other arguments and the return value are those of `surrogate_loss`.
+    The public function over `ClippedSurrogate` and `LossInputs`, whose docstrings describe the arguments.
+
+    Args:
+        advantages: [B], [B, N] (tokens past rank N: 0) or [B, T]. Where T equals N, a second dimension of N means ranks.
+    Raises:
+        ValueError: advantages of another shape, and what `ClippedSurrogate` raises.
     """
     if advantages.dim() == 1 or advantages.shape[1] == n:
         advantages = per_token(advantages, ranks, n)
@@ -47,89 +190,11 @@ def policy_loss(
         raise ValueError(
             f"advantages must be [B], [B, N={n}] or [B, T] = {list(logps.shape)}, found {list(advantages.shape)}"
         )
-    return surrogate_loss(
-        logps, old_logps, advantages, mask, ranks, n=n, ratio=ratio, aggregation=aggregation, clip_low=clip_low,
-        clip_high=clip_high, beta=beta, ref_logps=ref_logps, max_length=max_length, normalizer=normalizer,
-        dual_clip=dual_clip, weights=weights,
+    inputs = LossInputs(
+        logps, old_logps, advantages, mask, ranks, n=n, aggregation=aggregation, normalizer=normalizer,
+        max_length=max_length, ref_logps=ref_logps, weights=weights,
     )  # fmt: skip
-
-
-def surrogate_loss(
-    logps: Float[Tensor, "batch tokens"],
-    old_logps: Float[Tensor, "batch tokens"],
-    advantages: Float[Tensor, "batch tokens"],
-    mask: Shaped[Tensor, "batch tokens"],
-    ranks: Int[Tensor, "batch tokens"],
-    *,
-    n: int,
-    ratio: Ratio,
-    aggregation: Aggregation,
-    clip_low: float,
-    clip_high: float,
-    beta: float = 0.0,
-    ref_logps: Float[Tensor, "batch tokens"] | None = None,
-    max_length: int | None = None,
-    normalizer: float | Num[Tensor, ""] | None = None,
-    dual_clip: float | None = None,
-    weights: Shaped[Tensor, "batch tokens"] | None = None,
-) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """Clipped surrogate with token advantages [B, T].
-
-        r_u  = exp(mean_{t in u} (logp_t - old_t))                   u: the token's unit
-        s_t  = min(r A_t, clip(r, 1 - clip_low, 1 + clip_high) A_t)      with dual_clip c > 1: at least c A_t if A_t < 0
-        loss = aggregate(-w_t s_t + beta k3_t),   k3 = exp(d) - d - 1,  d = ref_logp - logp,  w: `weights`; None: 1
-
-    aggregation     weight of a token                      denominator (`normalizer`, of the whole optimizer batch)
-    sequence        1 / T_i                                B
-    constant        1                                      B L, L = `max_length`
-    token           1                                      tokens
-    rank            1 / |y_ik|, overflow one more unit     B N
-
-    `normalizer`: `batch_normalizer` of the whole optimizer batch, over accumulation steps and devices; None: this
-    batch is the whole. Losses of the parts then add up to the loss of the whole, and so do gradients.
-    Completions without tokens add nothing to the sum; they count in B.
-    `weights`: [B, T] of `importance_weights`, constants that correct for the sampler; off the mask they are not read.
-    They scale the surrogate alone, after it is clipped, and no denominator: a token of weight 0 still counts in it.
-
-    Returns the loss, a scalar, and detached metrics, each a mean over this batch's tokens: clip_ratio/low_mean,
-    clip_ratio/high_mean, clip_ratio/region_mean, ratio/mean, ratio/max (a maximum) and, with a reference, kl.
-    Raises ValueError for an unknown ratio or aggregation, a missing `max_length`, or beta without `ref_logps`.
-    """
-    on = mask.bool()
-    logps = logps.to(torch.promote_types(logps.dtype, torch.float32))  # bf16 could not even count the tokens
-    mask = on.to(logps.dtype)
-    log_ratio = unit_log_ratio(torch.where(on, logps - old_logps, 0.0), mask, ranks, n, ratio)  # [B, T]
-    r = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
-    unclipped = r * advantages
-    clipped = r.clamp(1 - clip_low, 1 + clip_high) * advantages
-    surrogate = torch.minimum(unclipped, clipped)
-    if dual_clip is not None:
-        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate)
-    loss_t = -surrogate
-    if weights is not None:
-        loss_t = torch.where(on, weights.to(loss_t.dtype), 0.0) * loss_t
-    low = (r < 1 - clip_low) & (advantages < 0)
-    high = (r > 1 + clip_high) & (advantages > 0)
-    metrics = {
-        "clip_ratio/low_mean": token_mean(low.to(r.dtype), mask),
-        "clip_ratio/high_mean": token_mean(high.to(r.dtype), mask),
-        "clip_ratio/region_mean": token_mean((low | high).to(r.dtype), mask),
-        "ratio/mean": token_mean(r, mask),
-        "ratio/max": torch.where(on, r, 0.0).detach().amax() if r.numel() else r.new_zeros(()),
-    }
-    if beta:
-        if ref_logps is None:
-            raise ValueError("beta > 0 needs ref_logps, the log-probs of the reference policy")
-        d = torch.where(on, ref_logps - logps, 0.0)
-        kl = d.exp() - d - 1
-        loss_t = loss_t + beta * kl
-        metrics["kl"] = token_mean(kl, mask)
-    if normalizer is None:
-        normalizer = batch_normalizer(mask, aggregation, n=n, max_length=max_length)
-    # A batch without a single token has loss 0, not 0 / 0.
-    denominator = torch.as_tensor(normalizer, dtype=logps.dtype, device=logps.device)
-    denominator = torch.where(denominator > 0, denominator, 1.0)
-    return (loss_t * token_weights(mask, ranks, n, aggregation)).sum() / denominator, metrics
+    return ClippedSurrogate(ratio, clip_low, clip_high, dual_clip, beta)(inputs)
 
 
 def token_mean(values: Float[Tensor, "batch tokens"], mask: Float[Tensor, "batch tokens"]) -> Float[Tensor, ""]:

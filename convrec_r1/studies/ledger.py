@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from convrec_r1.base.files import read_json, write_json
 from convrec_r1.base.signals import is_first_process
+from convrec_r1.modules.hardware import is_cpu_only
 from convrec_r1.run import forkserver
 
 SWEEP = "CONVREC_R1_SWEEP"
@@ -106,5 +107,5 @@ class OpenLedger(Callback):
         opened = Ledger(sweeps / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         opened.folder.mkdir(parents=True)
         os.environ[SWEEP] = str(opened.folder)
-        if config.trainer.accelerator == "cpu" and "Submitit" not in config.hydra.launcher._target_:
+        if is_cpu_only(config.trainer.accelerator) and "Submitit" not in config.hydra.launcher._target_:
             forkserver.provide()  # its cells run on this machine

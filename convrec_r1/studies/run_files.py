@@ -18,7 +18,8 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.rl.config import Stage
-from convrec_r1.run.folder import RunFolder, flatten, identity
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.identity import flatten, identity
 
 BASELINES = ("popularity", "zero_shot", "sft")
 _CHECKPOINT_DEPTH = 3  # RUN/checkpoints/last/policy: so many folders below the run's

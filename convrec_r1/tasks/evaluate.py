@@ -17,7 +17,7 @@ from convrec_r1.run.checkpoints import require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
 from convrec_r1.studies.run_report import report
-from convrec_r1.tasks.warm_start import encoder_for
+from convrec_r1.tasks.parts import encoder_for
 
 _log = logging.getLogger(__name__)
 

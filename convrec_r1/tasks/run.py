@@ -5,22 +5,22 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
 from convrec_r1.base import progress
 from convrec_r1.base.logs import start_logging
-from convrec_r1.base.processes import global_rank
+from convrec_r1.base.processes import is_first
 from convrec_r1.config.schema import Config
 from convrec_r1.distill.task import distill, dry_run
 from convrec_r1.doctor.task import doctor
-from convrec_r1.modules.replay import replay
-from convrec_r1.run.folder import RunFolder, State, as_dict
+from convrec_r1.run.folder import RunFolder, State
+from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import Tracker, make_tracker
 from convrec_r1.studies.compare import compare
 from convrec_r1.studies.publish import workspace
@@ -35,7 +35,6 @@ TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "distill": distill}
 
 READERS: dict[str, Callable[[Config, Path], object]] = {
     "compare": compare,
-    "replay": lambda cfg, _: replay(cfg),
     "workspace": lambda cfg, _: workspace(cfg),
     "dry_run": lambda cfg, _: dry_run(cfg),
     "doctor": lambda cfg, _: doctor(cfg),
@@ -43,9 +42,15 @@ READERS: dict[str, Callable[[Config, Path], object]] = {
 """Those that make no run: they look, as often as they are asked to."""
 
 
-def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None) -> dict[str, Any]:
-    """Run `cfg.task` in `folder`, unless it holds this very run complete. Returns what its summary.json says."""
-    first = global_rank() == 0
+def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str] = ()) -> dict[str, Any]:
+    """Run `cfg.task` in `folder`, unless it holds this very run complete. Return what its summary.json says.
+
+    Args:
+        cfg: a checked config with everything filled in.
+        sha: commit of the code.
+        choices: sentences on what was filled in, for the log.
+    """
+    first = is_first()
     progress.set_enabled(first)
     start_logging(None, is_first=first)
     task = "dry_run" if cfg.distill.dry_run and cfg.task.name == "distill" else cfg.task.name
@@ -56,10 +61,12 @@ def execute(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | Non
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
     with folder.alone() if first else contextlib.nullcontext():
-        return _make(cfg, composed, folder, sha, first)
+        return _make(cfg, folder, sha, choices)
 
 
-def _make(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None, first: bool) -> dict[str, Any]:
+def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
+    first = is_first()
+    composed = OmegaConf.structured(cfg)
     if first:
         state = folder.begin(composed, sha)
         if state is State.complete:
@@ -67,6 +74,8 @@ def _make(cfg: Config, composed: DictConfig, folder: RunFolder, sha: str | None,
             return json.loads(folder.summary.read_text(encoding="utf-8"))
         start_logging(folder.log, is_first=True)
         _log.info("%s %s", "Resuming" if state is State.interrupted else "Run", folder.path)
+        for sentence in choices:
+            _log.info(sentence)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     pl.seed_everything(cfg.seed, verbose=False)

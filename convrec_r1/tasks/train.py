@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+
 from convrec_r1.base.files import point
-from convrec_r1.base.processes import global_rank
+from convrec_r1.base.plugins import build
+from convrec_r1.base.processes import is_first, rank
 from convrec_r1.config.schema import Config
 from convrec_r1.distill.task import training_data
 from convrec_r1.evaluate.config import Select
@@ -27,7 +30,8 @@ from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.studies.run_report import report
-from convrec_r1.tasks.warm_start import WarmStart, base_policy, encoder_for, evaluation_key, warm_start
+from convrec_r1.tasks.parts import base_policy, encoder_for, evaluation_key, judge, objective, rl_settings
+from convrec_r1.tasks.warm_start import WarmStart, warm_start
 
 
 def train(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
@@ -54,8 +58,8 @@ class Job:
         popularity = Popularity.from_conversations(self.data["train"], self.data.catalog)
         self.evaluator = Evaluator(cfg, self.data.catalog, popularity)
         self.device = device_for(cfg.trainer)
-        self.world = cfg.trainer.devices * cfg.trainer.nodes
-        self.first = global_rank() == 0
+        self.world = cfg.trainer.world
+        self.first = is_first()
         if self.first:  # what was logged after the checkpoint will be logged again
             step = newest_step(folder.checkpoints)
             if step is None:
@@ -138,10 +142,12 @@ class Job:
             cfg.rl.prompts_per_step,
             cfg.rl.steps,
             cfg.seed,
-            rank=global_rank(),
+            rank=rank(),
             world=self.world,
         )
-        module = RLModule(policy, engine, encoder, self.data.catalog, cfg, self.tracker, loader.at)
+        module = RLModule(
+            policy, engine, encoder, judge(cfg, self.data.catalog), objective(cfg), rl_settings(cfg), self.tracker, loader.at
+        )  # fmt: skip
         held_out = self.data["validation"][: cfg.eval.validation_size] if cfg.eval.every else []
 
         def validate(step: int) -> float:
@@ -161,7 +167,16 @@ class Job:
             stop_on_collapse=cfg.guard.action is GuardAction.stop,
         )
         checkpoints = self.folder.checkpoints
-        fit(module, loader, cfg.trainer, checkpoints, description=cfg.algo.name, callbacks=[self.watch], marks=marks)
+        own = [build(node, f"callbacks.{name}", pl.Callback) for name, node in cfg.callbacks.items()]
+        fit(
+            module,
+            loader,
+            cfg.trainer,
+            checkpoints,
+            description=cfg.algo.name,
+            callbacks=[self.watch, *own],
+            marks=marks,
+        )
         module.pipeline.close()
         self.steps = module.step
         if cfg.eval.select is not Select.best and not policy.shard_root:

@@ -8,26 +8,23 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from filelock import FileLock
 from omegaconf import OmegaConf
 
 from convrec_r1 import __version__
 from convrec_r1.base.files import read_jsonl, write_json
-from convrec_r1.base.processes import global_rank
+from convrec_r1.base.processes import barrier, is_first, rank
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import fingerprint, with_demonstrations
-from convrec_r1.lists import format
 from convrec_r1.modules.config import SFTConfig
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader
-from convrec_r1.policy import Policy, PromptEncoder, build_policy
 from convrec_r1.policy.load import load_policy, prepare_for_training
-from convrec_r1.policy.prompts import dialogue
 from convrec_r1.run.checkpoints import newest_step
 from convrec_r1.run.tracker import JsonlSink, Tracker, rewind
+from convrec_r1.tasks.parts import base_policy, encoder_for
 
 _log = logging.getLogger(__name__)
 
@@ -47,24 +44,6 @@ class WarmStart:
         return read_jsonl(self.folder / "metrics.jsonl")
 
 
-def base_policy(cfg: Config, data: Dataset) -> Policy:
-    """The policy before any training."""
-    temperature = cfg.rollout.temperature
-    return build_policy(cfg.model, seed=cfg.seed, corpus=lambda: corpus(cfg, data), temperature=temperature)
-
-
-def corpus(cfg: Config, data: Dataset) -> list[str]:
-    """The texts that a tiny model's tokenizer is cut from."""
-    instruction = cfg.data.instruction.format(n=cfg.n)
-    texts = [f"User: {instruction}\n{dialogue(c)}\nAssistant:\n" for c in data["train"]]
-    texts += [format(c.demonstration) + "\n" for c in data["train"] if c.demonstration]
-    return texts + [f"{item}\n" for item in data.catalog]
-
-
-def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
-    return PromptEncoder(policy.tokenizer, cfg.data.instruction, cfg.n, cfg.model.max_prompt_length)
-
-
 def warm_start_key(cfg: Config, data: Dataset) -> str:
     """A digest of all that decides the SFT policy; what only decides where and how fast it is made is left out."""
     parts = {
@@ -82,26 +61,13 @@ def warm_start_key(cfg: Config, data: Dataset) -> str:
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def evaluation_key(cfg: Config, data: Dataset) -> str:
-    """A digest of all that decides how a given policy is evaluated."""
-    parts = {
-        "conversations": [
-            [c.id, [m.content for m in c.messages], c.ground_truth, c.seen] for c in data[cfg.eval.split]
-        ],
-        "eval": [list(cfg.eval.ks), cfg.eval.ideal, cfg.reward.position.value, cfg.reward.year_tolerance],
-        "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
-        "engine": [cfg.rollout.engine, cfg.rollout.dtype, cfg.rollout.stop_at_n],
-    }
-    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
 def warm_start(cfg: Config, data: Dataset) -> WarmStart:
     """Find the SFT policy of this config, or train it. Runs of a sweep that start together train it once."""
     folder = Path(cfg.outputs) / "warm_starts" / warm_start_key(cfg, data)
     found = WarmStart(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Helper processes of a distributed run follow the first one, which holds the lock.
-    lock = FileLock(f"{folder}.lock") if global_rank() == 0 else None
+    lock = FileLock(f"{folder}.lock") if is_first() else None
     if lock:
         lock.acquire()
     try:
@@ -110,8 +76,7 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
         else:
             _log.info("Warm start: training into %s", folder)
             _train(cfg, data, folder)
-            if dist.is_initialized():
-                dist.barrier()  # the first process still writes what the others go on to read
+            barrier()  # the first process still writes what the others go on to read
     finally:
         if lock:
             lock.release()
@@ -137,7 +102,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
         )
     )
     steps = sft_steps(cfg.sft, len(train))
-    first = global_rank() == 0
+    first = is_first()
     metrics = folder / "metrics.jsonl"
     checkpoints = folder / "checkpoints"
     if first:
@@ -148,13 +113,13 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
         policy,
         cfg.sft,
         steps=steps,
-        micro_batch=cfg.trainer.micro_batch,
+        micro_batch=cfg.trainer.pass_size,
         tracker=tracker,
         seed=cfg.seed,
         guard=cfg.guard,
     )
-    world = cfg.trainer.devices * cfg.trainer.nodes
-    loader = StepLoader(train, cfg.sft.batch_size, steps, cfg.seed, rank=global_rank(), world=world)
+    world = cfg.trainer.world
+    loader = StepLoader(train, cfg.sft.batch_size, steps, cfg.seed, rank=rank(), world=world)
     fit(module, loader, cfg.trainer, checkpoints, description="SFT")
     if not first:
         return
@@ -164,7 +129,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     held_out = validation[: cfg.sft.eval_batches * cfg.sft.batch_size]
     if held_out:
         trained = load_policy(folder / "policy", cfg.model, temperature=policy.temperature).to(device_for(cfg.trainer))
-        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, held_out, cfg.trainer.micro_batch)})
+        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, held_out, cfg.trainer.pass_size)})
     # Last of all: a folder that has it holds a finished warm start.
     write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name})
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""Where a run's folder stands: outputs/<study>/<run>, derived from the config. The same command finds the same run again."""
+
+import itertools
+import json
+import os
+import re
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from convrec_r1.base.errors import UserError
+from convrec_r1.run.identity import as_dict, identity, left_out
+
+OUTPUTS = "outputs"
+"""Not part of the identity, but other keys refer to it."""
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Resolve `${run_name:}`: readable parts, then a digest of everything that makes the run what it is."""
+    without = left_out(_root_)
+    plain = OmegaConf.masked_copy(_root_, [str(k) for k in _root_ if k not in without - {OUTPUTS} and k != "hydra"])
+    values = as_dict(plain, resolve=True)
+    text = json.dumps(identity(values, without), sort_keys=True, default=str)
+    digest = blake2b(text.encode(), digest_size=4).hexdigest()
+    parts = [
+        *_leading_parts(values),
+        values["model"].get("name", "?"),
+        values["data"].get("name", "?"),
+        f"s{values['seed']}",
+    ]
+    if values["task"]["name"] == "distill":
+        parts = ["distill", values["distill"].get("name", "?"), values["teacher"].get("model") or "?"]
+        parts += [values["embedder"].get("name", "?"), values["data"].get("name", "?")]
+    return "-".join(_cleaned(part) for part in [*parts, digest])
+
+
+def _leading_parts(values: dict[str, Any]) -> list[str]:
+    algo = values["algo"].get("name", "?")
+    if values["task"]["name"] != "train":
+        return [values["task"]["name"], Path(str(values.get("checkpoint"))).name]
+    return [algo] if algo == "sft" else [algo, (values["reward"] or {}).get("name", "reward")]
+
+
+def _cleaned(part: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "_", str(part).rsplit("/", 1)[-1])
+
+
+def run_dir(*, _root_: DictConfig) -> str:
+    """Resolve `${run_dir:}`: outputs/<study>/<run name>; of a comparison, comparison/ beside the runs that it compares."""
+    if _root_.task.name == "compare" and _root_.runs:
+        patterns = [_root_.runs] if isinstance(_root_.runs, str) else list(_root_.runs)
+        beside = os.path.commonpath([os.path.dirname(os.path.abspath(str(pattern))) for pattern in patterns])
+        fixed = itertools.takewhile(lambda part: not re.search(r"[*?[]", part), Path(beside).parts)
+        return str(Path(*fixed) / "comparison")
+    return f"{study_dir(_root_=_root_)}/{run_name(_root_=_root_)}"
+
+
+def study_dir(*, _root_: DictConfig) -> str:
+    """Resolve `${study_dir:}`: outputs/<study>.
+
+    Raises:
+        UserError: the study's name is not the name of a folder.
+    """
+    study = str(_root_.study)
+    if study in ("", ".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", study):
+        raise UserError(
+            f"study={study!r} is not the name of a folder: give a plain name; outputs=DIR says where studies stand."
+        )
+    return f"{_root_.outputs}/{study}"

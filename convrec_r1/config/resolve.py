@@ -1,0 +1,28 @@
+"""Fill in what a config leaves open: hardware, and options that follow from others. After this every option has its value."""
+
+from dataclasses import replace
+
+from convrec_r1.config.schema import Config
+from convrec_r1.modules.hardware import choose_hardware
+from convrec_r1.rl.config import Stage
+
+LOADS_NOTHING = ("compare", "workspace")
+"""Tasks that need no hardware."""
+
+
+def resolve(cfg: Config) -> list[str]:
+    """Fill in `cfg` in place. Return a sentence for each choice that was made, for the log."""
+    if cfg.rl.completions_per_step is not None:
+        prompts = max(1, cfg.rl.completions_per_step // cfg.algo.group_size)
+        cfg.rl = replace(cfg.rl, prompts_per_step=prompts)
+    if cfg.task.name in LOADS_NOTHING:
+        return []
+    per_step = (cfg.sft.batch_size,) if cfg.algo.stage is Stage.sft else (cfg.rl.prompts_per_step, cfg.sft.batch_size)
+    cfg.trainer, trainer = choose_hardware(cfg.trainer, per_step=per_step)
+    said = [trainer]
+    if cfg.task.name == "train":
+        said.append(
+            f"Recipe: {cfg.recipe.name} (sft.lr={cfg.sft.lr:g}, rl.lr={cfg.rl.lr:g}, rl.steps={cfg.rl.steps}, "
+            f"rl.prompts_per_step={cfg.rl.prompts_per_step})."
+        )
+    return said

@@ -1,0 +1,49 @@
+"""Choose devices and precision for what the machine has: `trainer=auto`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from convrec_r1.modules.config import TrainerConfig
+
+
+def choose_hardware(cfg: TrainerConfig, *, per_step: tuple[int, ...]) -> tuple[TrainerConfig, str]:
+    """Fill in what `cfg` leaves to the machine. Return it with a sentence on what was chosen and why.
+
+    Args:
+        per_step: numbers that must divide among the processes (prompts of an RL step, samples of an SFT step).
+    """
+    gpus = gpu_count() if cfg.accelerator != "cpu" else 0
+    on_gpu = cfg.accelerator == "gpu" or (cfg.accelerator == "auto" and gpus > 0)
+    devices = cfg.devices
+    why = ""
+    if devices is None:
+        devices = 1
+        if on_gpu and cfg.accelerator == "auto":
+            fitting = [d for d in range(1, gpus + 1) if all(number % (d * cfg.nodes) == 0 for number in per_step)]
+            devices = max(fitting, default=1)
+            if devices < gpus:
+                why = f" of {gpus}: {' and '.join(map(str, per_step))} samples per step do not divide among more"
+    chosen = replace(
+        cfg,
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=devices,
+        precision=cfg.precision or ("bf16-mixed" if on_gpu else "32-true"),
+        micro_batch=cfg.micro_batch or (16 if on_gpu else 32),
+    )
+    what = f"{devices} GPU{'s' if devices > 1 else ''}{why}" if on_gpu else "CPU"
+    reason = ""
+    if cfg.accelerator == "auto":
+        reason = "; torch sees no GPU here" if not on_gpu else ""
+    return chosen, f"Trainer: {what}, {chosen.precision}{reason}."
+
+
+def gpu_count() -> int:
+    """Return the number of GPUs that torch sees."""
+    import torch  # seconds to import, and some commands never train
+
+    return torch.cuda.device_count()
+
+
+def is_cpu_only(accelerator: str) -> bool:
+    """Return whether a run with this `trainer.accelerator` stays on the CPU. Looks for devices only, without torch."""
+    return accelerator == "cpu" or (accelerator == "auto" and not any(Path("/dev").glob("nvidia[0-9]*")))

@@ -1,0 +1,74 @@
+"""From a run's config to the objects that a task needs. What a room takes of the config, is said here."""
+
+import json
+from hashlib import blake2b
+
+from convrec_r1.base.plugins import build
+from convrec_r1.config.schema import Config
+from convrec_r1.data import Catalog, Dataset
+from convrec_r1.lists import format
+from convrec_r1.modules.config import RLSettings
+from convrec_r1.policy import Policy, PromptEncoder, build_policy
+from convrec_r1.policy.prompts import dialogue
+from convrec_r1.reward.base import Reward
+from convrec_r1.reward.judge import Judge
+from convrec_r1.rl import ClippedSurrogate, Objective
+
+
+def base_policy(cfg: Config, data: Dataset) -> Policy:
+    """Build the policy before any training."""
+    temperature = cfg.rollout.temperature
+    return build_policy(cfg.model, seed=cfg.seed, corpus=lambda: corpus(cfg, data), temperature=temperature)
+
+
+def corpus(cfg: Config, data: Dataset) -> list[str]:
+    """Return the texts that a tiny model's tokenizer is trained on."""
+    instruction = cfg.data.instruction.format(n=cfg.n)
+    texts = [f"User: {instruction}\n{dialogue(c)}\nAssistant:\n" for c in data["train"]]
+    texts += [format(c.demonstration) + "\n" for c in data["train"] if c.demonstration]
+    return texts + [f"{item}\n" for item in data.catalog]
+
+
+def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
+    """Build the encoder of prompts for `policy`'s tokenizer."""
+    return PromptEncoder(policy.tokenizer, cfg.data.instruction, cfg.n, cfg.model.max_prompt_length)
+
+
+def judge(cfg: Config, catalog: Catalog) -> Judge:
+    """Build the judge of lists: `reward` over `catalog`."""
+    return Judge(catalog, build(cfg.reward, "reward", Reward, function=True), cfg.n)
+
+
+def objective(cfg: Config) -> Objective:
+    """Build `algo.objective`, or the clipped surrogate of the keys of `algo`."""
+    algo = cfg.algo
+    if algo.objective is not None:
+        return build(algo.objective, "algo.objective", Objective, function=True)
+    return ClippedSurrogate(algo.ratio.value, algo.clip_low, algo.clip_high, algo.dual_clip, algo.beta)
+
+
+def rl_settings(cfg: Config) -> RLSettings:
+    """Collect what stage 2 reads of the config."""
+    return RLSettings(
+        cfg.algo,
+        cfg.rl,
+        cfg.rollout,
+        n=cfg.n,
+        max_tokens=cfg.model.max_completion_length,
+        micro_batch=cfg.trainer.pass_size,
+        seed=cfg.seed,
+        guard=cfg.guard,
+    )
+
+
+def evaluation_key(cfg: Config, data: Dataset) -> str:
+    """Return a digest of everything that decides how a given policy is evaluated."""
+    parts = {
+        "conversations": [
+            [c.id, [m.content for m in c.messages], c.ground_truth, c.seen] for c in data[cfg.eval.split]
+        ],
+        "eval": [list(cfg.eval.ks), cfg.eval.ideal, cfg.reward.position.value, cfg.reward.year_tolerance],
+        "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
+        "engine": [cfg.rollout.engine, cfg.rollout.dtype, cfg.rollout.stop_at_n],
+    }
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
