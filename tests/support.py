@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import convrec_r1.cli  # noqa: F401  registers the schema and the resolver
 from convrec_r1.config.files import conf_folder, expand
+from convrec_r1.config.resolve import resolve
 from convrec_r1.config.schema import Config
 from convrec_r1.data import movieland
 from convrec_r1.lists import format
@@ -65,9 +66,26 @@ def is_value(override: Override) -> bool:
 
 
 def make_config(*overrides: str) -> Config:
+    """The config that a task gets, with everything filled in."""
+    cfg = unresolved_config(*overrides)
+    resolve(cfg)
+    return cfg
+
+
+def unresolved_config(*overrides: str) -> Config:
+    """The config that the checks get."""
     composed = compose_config(*overrides)
     OmegaConf.resolve(composed)
     return OmegaConf.to_object(composed)
+
+
+def rl_module(policy, engine, encoder, catalog, cfg: Config, tracker, *more, kind=None):
+    """The module of stage 2 as tasks/train.py makes it."""
+    from convrec_r1.modules.rl import RLModule
+    from convrec_r1.tasks.parts import judge, objective, rl_settings
+
+    kind = kind or RLModule
+    return kind(policy, engine, encoder, judge(cfg, catalog), objective(cfg), rl_settings(cfg), tracker, *more)
 
 
 VLLM = ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker")

@@ -56,7 +56,7 @@ def test_the_groups_offer_what_the_readme_names():
     }  # fmt: skip
     assert set(options("reward")) == {"exp_inf", "log_decay", "exp", "exp_1", "exp_4"}
     assert set(options("model")) >= {"tiny", "smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b", "llama-3.2-3b"}
-    assert set(options("trainer")) == {"cpu", "gpu", "ddp", "fsdp"}
+    assert set(options("trainer")) == {"auto", "cpu", "gpu", "ddp", "fsdp"}
     assert set(options("rollout")) == {"hf", "vllm", "vllm_server"}
     assert set(options("logger")) == {"wandb", "csv", "none"}
 
@@ -103,7 +103,7 @@ def test_the_default_recipe_of_a_large_model_is_the_papers():
 def test_an_experiment_wins_over_its_scale_and_the_command_line_over_both():
     cfg = make_config("experiment=group_size", "algo.group_size=4")
     assert (cfg.study, cfg.n, cfg.rl.prompts_per_step) == ("group_size", 20, 32)
-    assert make_config("experiment=group_size", "rl.prompts_per_step=7").rl.prompts_per_step == 7
+    assert make_config("experiment=group_size", "rl.completions_per_step=32").rl.prompts_per_step == 4
     assert make_config("experiment=algorithms", "rl.lr=3e-3", "n=5").rl.lr == 3e-3
     cfg = make_config("experiment=paper", "data.path=x")
     assert (cfg.data.name, cfg.rl.lr, cfg.rl.steps) == ("reddit_v2", 1e-6, 3000)

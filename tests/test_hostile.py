@@ -24,6 +24,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.base.visible import visible
 from convrec_r1.config.checks import check
+from convrec_r1.config.naming import run_dir, study_dir
 from convrec_r1.data.adapters import jsonl, reddit_v2
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.demonstrations import add_demonstrations
@@ -37,7 +38,6 @@ from convrec_r1.policy.load import load_policy
 from convrec_r1.policy.wheel import model_from_wheel
 from convrec_r1.rollout.vllm import process
 from convrec_r1.run.checkpoints import seal
-from convrec_r1.config.naming import run_dir, study_dir
 from convrec_r1.studies import markdown
 
 SCRIPT = "<script>alert(1)</script>"
@@ -405,7 +405,7 @@ def test_a_password_in_an_address_is_refused(key):
 
 @pytest.mark.parametrize("study", ["../../x", "a/b", "..", "/tmp/x", "'a\\b'"])
 def test_a_study_is_a_name_and_no_path(study):
-    with pytest.raises(UserError, match="is no name of a folder"):
+    with pytest.raises(UserError, match="is not the name of a folder"):
         study_dir(_root_=compose_config(f"study={study}"))
 
 
@@ -415,7 +415,7 @@ def test_a_study_that_is_a_path_makes_nothing(tmp_path, sweep):
     work = tmp_path / "a" / "b"
     work.mkdir(parents=True)
     done = run_command(*sweep, *SMOKE, "study=../../x", cwd=work)
-    assert_user_error(done, "is no name of a folder")
+    assert_user_error(done, "is not the name of a folder")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b"]
 
 

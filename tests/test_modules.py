@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import make_config, tiny_policy
+from support import make_config, rl_module, tiny_policy
 
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.data import movieland
 from convrec_r1.modules.callbacks import Marks, Watch
 from convrec_r1.modules.config import OptimConfig, Schedule
 from convrec_r1.modules.fit import fit
-from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader, schedule
 from convrec_r1.policy import PromptEncoder
@@ -71,7 +70,7 @@ def reinforce(policy, cfg, folder: Path, callbacks=(), rank: int = 0, world: int
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     engine = make_engine(cfg.rollout, policy, max_length=256)
     tracker = Tracker([] if rank else [JsonlSink(folder / "metrics.jsonl", folder / "rollouts")])
-    module = RLModule(policy, engine, encoder, DATA.catalog, cfg, tracker)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker)
     loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed, rank=rank, world=world)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=callbacks)
     return policy.state_dict(), read_jsonl(folder / "metrics.jsonl")
@@ -169,7 +168,7 @@ def test_rewarded_lists_become_likelier(warm, tmp_path):
     )
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(tmp_path / "metrics.jsonl")])
-    module = RLModule(policy, make_engine(cfg.rollout, policy, max_length=256), encoder, DATA.catalog, cfg, tracker)
+    module = rl_module(policy, make_engine(cfg.rollout, policy, max_length=256), encoder, DATA.catalog, cfg, tracker)
     fit(module, StepLoader(easy, 4, 12, 0), cfg.trainer, tmp_path / "checkpoints", description="test")
     reward = [r["values"]["reward"] for r in read_jsonl(tmp_path / "metrics.jsonl")]
     assert sum(reward[-3:]) > sum(reward[:3]) + 0.3

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import SMOKE, assert_user_error, make_config, run_command, run_group, tiny_policy
+from convrec_r1.modules.replay import replay
+from support import SMOKE, assert_user_error, make_config, rl_module, run_command, run_group, tiny_policy
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +21,6 @@ from convrec_r1.evaluate.scoring import score
 from convrec_r1.lists import Item
 from convrec_r1.modules.finite import KEPT, Checks, read_fault, weights_are_finite
 from convrec_r1.modules.fit import fit
-from convrec_r1.modules.replay import replay
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.sft import Example, SFTModule
 from convrec_r1.modules.step import StepLoader
@@ -109,7 +109,7 @@ class Run:
         encoder = PromptEncoder(self.policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
         engine = make_engine(cfg.rollout, self.policy, max_length=256)
         tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-        self.module = kind(self.policy, engine, encoder, DATA.catalog, cfg, tracker)
+        self.module = rl_module(self.policy, engine, encoder, DATA.catalog, cfg, tracker, kind=kind)
         self.loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
         self.cfg = cfg
 
@@ -345,7 +345,7 @@ def algorithms(base, tmp_path):
         policy = copy.deepcopy(base)
         encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
         tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-        module = RLModule(policy, Engine(), encoder, DATA.catalog, cfg, tracker)
+        module = rl_module(policy, Engine(), encoder, DATA.catalog, cfg, tracker)
         loader = StepLoader(DATA["train"], 1, 1, cfg.seed)
         fit(module, loader, cfg.trainer, folder / "checkpoints", description="test")
         ((record),) = read_jsonl(folder / "metrics.jsonl")

@@ -6,12 +6,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from support import rl_module
 from test_modules import DATA, config, distance, warm_policy
 
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.modules.callbacks import Marks, Watch
 from convrec_r1.modules.fit import fit
-from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.rollout.base import Completion, Sampling
@@ -55,7 +55,7 @@ def reinforce(policy, cfg, folder, make_engine=CopyEngine, callbacks=()):
     engine = make_engine(policy, batch_size=64)
     loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
     tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-    module = RLModule(policy, engine, encoder, DATA.catalog, cfg, tracker, loader.at)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader.at)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=callbacks)
     rows = [record["values"] for record in read_jsonl(folder / "metrics.jsonl")]
     return policy.state_dict(), rows, engine

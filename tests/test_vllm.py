@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import VLLM, run_command, start_command, tiny_policy
+from support import VLLM, rl_module, run_command, start_command, tiny_policy
 from test_modules import DATA, config, warm_policy
 from test_resume import RUN, outcome
 from test_weights import with_lora
@@ -17,7 +17,6 @@ from test_weights import with_lora
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.modules.fit import fit
-from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.rollout.base import SEEDS_APART, Sampling, SyncError, prompt_seed
@@ -245,7 +244,7 @@ def test_heads_that_its_kernels_do_not_take_are_named(cfg):
 def reinforce(policy, engine, cfg, folder, data=DATA["train"]) -> list[dict]:
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-    module = RLModule(policy, engine, encoder, DATA.catalog, cfg, tracker)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker)
     loader = StepLoader(data, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test")
     return [record["values"] for record in read_jsonl(folder / "metrics.jsonl")]

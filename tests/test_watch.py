@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import rl_module
 from test_modules import DATA, config, warm_policy
 
 from convrec_r1.base.files import read_jsonl
@@ -12,7 +13,6 @@ from convrec_r1.modules.callbacks import Marks, Watch
 from convrec_r1.modules.config import GuardConfig
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.guard import Guard
-from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder, load_policy
 from convrec_r1.rollout.registry import make_engine
@@ -51,7 +51,7 @@ def train(warm, folder: Path, *, steps: int = 6, every: int = 3, cut: int | None
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
     engine = make_engine(cfg.rollout, policy, max_length=256)
-    module = RLModule(policy, engine, encoder, DATA.catalog, cfg, tracker)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker)
     loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, steps, cfg.seed)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=[watch], marks=marks)
     return watch, weights

@@ -47,7 +47,7 @@ class Scale(Enum):
     none = "none"
 
 
-@dataclass(frozen=True)
+@dataclass
 class LengthShaping:
     """What is added to the advantage of single tokens to hold a list to N lines: conf/algo/shaping."""
 
