@@ -105,7 +105,6 @@ def _choices(cfg: Config) -> list[str]:
         ("rollout.transfer", cfg.rollout.transfer, ("auto", "file", "nccl")),
         ("eval.split", cfg.eval.split, ("train", "validation", "test")),
         ("eval.ideal", cfg.eval.ideal, ("standard", "paper")),
-        ("logger.mode", cfg.logger.mode, ("offline", "online", "disabled")),
     ):
         if value not in known:
             wrong.append(f"{key}={value}: choose one of {', '.join('null' if k is None else k for k in known)}.")

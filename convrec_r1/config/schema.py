@@ -48,6 +48,8 @@ class Config:
     guard: GuardConfig = field(default_factory=GuardConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks of the user's for stage 2, by name."""
+    loggers: dict[str, Any] = option(factory=dict, identity=False)
+    """Lightning loggers of the user's, by name."""
     compare: CompareConfig = option(factory=CompareConfig, identity=False)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     embedder: EmbedderConfig = field(default_factory=EmbedderConfig)

@@ -1,4 +1,4 @@
-"""Run a module under a Lightning Trainer, from where its folder says it was left."""
+"""Run a module under a Lightning Trainer, resuming from its newest checkpoint."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import FSDPStrategy
 
 from convrec_r1.base.errors import UserError
@@ -21,7 +22,8 @@ from convrec_r1.run.checkpoints import STATE, newest
 _log = logging.getLogger(__name__)
 
 
-def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger] = ()) -> pl.Trainer:
+    """Build Lightning's Trainer for modules that make their own optimizer updates."""
     return pl.Trainer(
         accelerator=cfg.accelerator,
         devices=cfg.devices or 1,
@@ -30,7 +32,8 @@ def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback]) -> pl.Tra
         precision=cfg.precision or "32-true",  # pyright: ignore[reportArgumentType]  # a string of the config; Lightning knows a few
         max_epochs=1,  # the loader knows the number of steps
         callbacks=list(callbacks),
-        logger=False,
+        logger=list(loggers) or False,
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -48,9 +51,11 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     marks: Marks | None = None,
 ) -> None:
-    """Train `module` for the loader's steps, going on from the newest whole checkpoint if there is one.
+    """Train `module` for the loader's steps, resuming from the newest undamaged checkpoint if there is one.
 
-    Raises Interrupted where the run was told to stop, with everything saved.
+    Raises:
+        Interrupted: the run was told to stop; everything is saved.
+        UserError: the checkpoint holds more than plain tensors and values.
     """
     total = len(loader)
     leave = Leave(cfg.exit_within)
@@ -63,25 +68,25 @@ def fit(
         ),
         ProgressBar(description, total),
     ]
-    trainer = make_trainer(cfg, watchers)
+    trainer = make_trainer(cfg, watchers, module.tracker.loggers)
     start = newest(checkpoints)
     if start:
-        _log.info("Going on from %s", start)
+        _log.info("Resuming from %s", start)
     state = str(start / STATE) if start else None
     try:
         trainer.fit(module, train_dataloaders=loader, ckpt_path=state, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"The checkpoint {state} is no plain state of a trainer, and was not opened: it could run code. Remove {start} to "
-            "go on from the one before, or train again with fresh=true."
+            f"The checkpoint {state} holds more than plain tensors and values, and was not opened: it could run code. Remove "
+            f"{start} to resume from the one before, or train again with fresh=true."
         ) from error
     if leave.told is not None and module.step < total:
         name = signal.Signals(leave.told).name
-        raise Interrupted(leave.told, f"{name}: saved at step {module.step}. The same command goes on from there.")
+        raise Interrupted(leave.told, f"{name}: saved at step {module.step}. The same command resumes from there.")
 
 
 def device_for(cfg: TrainerConfig) -> torch.device:
-    """Where policies stand that are evaluated outside a Trainer."""
+    """Return the device of policies that are evaluated outside a Trainer."""
     if cfg.accelerator in ("gpu", "auto") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")

@@ -28,6 +28,7 @@ from convrec_r1.modules.finite import (
     weights_are_finite,
 )
 from convrec_r1.policy import Policy, TokenBatch
+from convrec_r1.run.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class StepModule(pl.LightningModule):
     """
 
     steps_done: Tensor
+    tracker: Tracker
 
     def __init__(
         self, policy: Policy, optim: OptimConfig, *, updates: int, seed: int, guard: GuardConfig | None = None

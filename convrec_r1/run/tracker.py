@@ -1,23 +1,33 @@
-"""Metrics of a run: metrics.jsonl always, and what the logger config asks for beside it."""
+"""Metrics of a run: metrics.jsonl always, and Lightning loggers beside it.
+
+Lightning's CSVLogger deletes the file that it finds, and so cannot resume a run: metrics.csv is made from metrics.jsonl.
+"""
 
 import csv
 import io
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pytorch_lightning.loggers import Logger
+
 from convrec_r1 import __version__
 from convrec_r1.base.files import read_jsonl, write_jsonl, write_text
-from convrec_r1.config.schema import Config
 from convrec_r1.run.config import LoggerConfig, LoggerKind
+from convrec_r1.run.folder import RunFolder
 
 SPLIT_STEPS = {"sft": "sft/step"}
-"""Axis of each split's metrics; those not named here go by `step`, the RL step."""
+"""Axis of each split's metrics. Splits not named here go by `step`, the RL step."""
+CALLBACKS = "callbacks"
+"""Split of what users' callbacks log through Lightning (`pl_module.log`)."""
 
 
 class Sink(Protocol):
+    """Where records go."""
+
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None: ...
 
     def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
@@ -28,20 +38,24 @@ class Sink(Protocol):
 class Tracker:
     """Hands each record to every sink. Processes other than the first have no sinks."""
 
-    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(self, sinks: Sequence[Sink] = (), loggers: Sequence[Logger] = ()) -> None:
         self.sinks = list(sinks)
+        self.loggers = list(loggers)
+        """For Lightning's Trainer: what callbacks log reaches the same places."""
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Record `values` at `step`; names are final, nothing is put before them."""
+        """Record `values` at `step`. Names are final: nothing is put before them."""
         clean = {name: float(value) for name, value in values.items()}
         for sink in self.sinks:
             sink.log(step, split, clean)
 
     def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Record a table of samples, to read."""
         for sink in self.sinks:
             sink.table(name, step, rows)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Finish every sink. A second call does nothing."""
         for sink in self.sinks:
             sink.close(summary or {})
         self.sinks = []
@@ -65,6 +79,46 @@ class JsonlSink:
 
     def close(self, summary: Mapping[str, Any]) -> None:
         pass
+
+
+class JsonlLogger(Logger):
+    """A Lightning logger that writes what callbacks log into metrics.jsonl, split "callbacks"."""
+
+    def __init__(self, sink: JsonlSink) -> None:
+        super().__init__()
+        self._sink = sink
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: config.yaml holds the config."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        if values:
+            self._sink.log((step or 0) + 1, CALLBACKS, values)
+
+
+class LoggerSink:
+    """A Lightning logger as a sink. Tables are not sent: loggers have no common form for them."""
+
+    def __init__(self, logger: Logger) -> None:
+        self.logger = logger
+
+    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self.logger.log_metrics(dict(values), step)
+
+    def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        self.logger.finalize("success")
 
 
 class CsvSink:
@@ -93,8 +147,9 @@ class CsvSink:
 class WandbSink:
     """Weights & Biases, offline unless asked: the same names, on our own step axes."""
 
-    def __init__(self, cfg: LoggerConfig, run: Config, config: dict[str, Any], folder: Path, sha: str | None) -> None:
+    def __init__(self, cfg: LoggerConfig, folder: Path, about: "About") -> None:
         import wandb
+        from pytorch_lightning.loggers import WandbLogger
 
         # Its banner and its summary would drown ours; `wandb sync FOLDER/wandb/offline-*` uploads the run later.
         settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=False)
@@ -107,14 +162,16 @@ class WandbSink:
             name=folder.name,
             id=id_file.read_text().strip() if id_file.exists() else None,
             resume="allow" if cfg.mode == "online" else None,
-            group=run.study,
-            job_type=run.task.name,
-            tags=[run.algo.name, run.model.name, run.data.name, *cfg.tags],
-            config={"version": __version__, **config, "git_sha": sha},
+            group=about.study,
+            job_type=about.task,
+            tags=[*about.tags, *cfg.tags],
+            config={"version": __version__, **about.config, "git_sha": about.git_sha},
             settings=settings,
             reinit="finish_previous",
         )
         write_text(id_file, self._run.id)
+        # The run is ours: made by WandbLogger it would have a pattern "*" on Lightning's step beside our axes.
+        self.logger = WandbLogger(experiment=self._run)
         self._table = wandb.Table
         self._defined = {"step", *SPLIT_STEPS.values()}
         for axis in self._defined:
@@ -143,22 +200,43 @@ class WandbSink:
         self._run.finish()
 
 
-def make_tracker(cfg: Config, config: dict[str, Any], folder: Any, sha: str | None) -> Tracker:
-    """The sinks that `cfg.logger` asks for, in the run's folder."""
-    sinks: list[Sink] = [JsonlSink(folder.metrics, folder.rollouts)]
-    if cfg.logger.kind is LoggerKind.csv:
+@dataclass(frozen=True)
+class About:
+    """What a run is called, for loggers that keep many runs."""
+
+    study: str
+    task: str
+    tags: Sequence[str]
+    """Algorithm, model and data."""
+    config: Mapping[str, Any]
+    """The resolved config as plain values."""
+    git_sha: str | None = None
+
+
+def make_tracker(cfg: LoggerConfig, folder: RunFolder, about: About, own: Sequence[Logger] = ()) -> Tracker:
+    """Build the sinks that `cfg` asks for, in the run's folder.
+
+    own: Lightning loggers of the user's.
+    """
+    jsonl = JsonlSink(folder.metrics, folder.rollouts)
+    sinks: list[Sink] = [jsonl, *(LoggerSink(logger) for logger in own)]
+    loggers = [JsonlLogger(jsonl), *own]
+    if cfg.kind is LoggerKind.csv:
         sinks.append(CsvSink(folder.metrics))
-    if cfg.logger.kind is LoggerKind.wandb and cfg.logger.mode != "disabled":
+    if cfg.kind is LoggerKind.wandb and cfg.mode != "disabled":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        sinks.append(WandbSink(cfg.logger, cfg, config, folder.path, sha))
-    return Tracker(sinks)
+        wandb = WandbSink(cfg, folder.path, about)
+        sinks.append(wandb)
+        loggers.append(wandb.logger)
+    return Tracker(sinks, loggers)
 
 
 def rewind(path: Path, step: int, *, keep: Collection[str] = (), end: str | None = None) -> None:
     """Drop from a metrics file what was logged after `step`: a resumed run computes and logs it again.
 
-    Splits in `keep` go by another axis and stay whole. A `step` below every record, and no `keep`: nothing stays.
-    end: what the names of the last evaluation's metrics begin with. It bears the last step, and comes after every checkpoint.
+    Args:
+        keep: splits on another axis, which stay whole. With a `step` below every record and no `keep`, nothing stays.
+        end: prefix of the names of the final evaluation, which has the last step but comes after every checkpoint.
     """
     if path.exists():
         rows = [row for row in read_jsonl(path) if row["split"] in keep or row["step"] <= step]

@@ -1,7 +1,11 @@
 """From a run's config to the objects that a task needs. What a room takes of the config, is said here."""
 
 import json
+from collections.abc import Mapping
 from hashlib import blake2b
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
 
 from convrec_r1.base.plugins import build
 from convrec_r1.config.schema import Config
@@ -13,6 +17,8 @@ from convrec_r1.policy.prompts import dialogue
 from convrec_r1.reward.base import Reward
 from convrec_r1.reward.judge import Judge
 from convrec_r1.rl import ClippedSurrogate, Objective
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.tracker import About, Tracker, make_tracker
 
 
 def base_policy(cfg: Config, data: Dataset) -> Policy:
@@ -59,6 +65,16 @@ def rl_settings(cfg: Config) -> RLSettings:
         seed=cfg.seed,
         guard=cfg.guard,
     )
+
+
+def tracker(cfg: Config, plain: Mapping[str, Any], folder: RunFolder, git_sha: str | None) -> Tracker:
+    """Build the run's tracker: `logger` and the user's `loggers`.
+
+    plain: the resolved config as plain values.
+    """
+    about = About(cfg.study, cfg.task.name, [cfg.algo.name, cfg.model.name, cfg.data.name], plain, git_sha)
+    own = [build(node, f"loggers.{name}", Logger) for name, node in cfg.loggers.items()]
+    return make_tracker(cfg.logger, folder, about, own)
 
 
 def evaluation_key(cfg: Config, data: Dataset) -> str:

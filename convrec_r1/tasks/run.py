@@ -21,10 +21,11 @@ from convrec_r1.distill.task import distill, dry_run
 from convrec_r1.doctor.task import doctor
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.identity import as_dict
-from convrec_r1.run.tracker import Tracker, make_tracker
+from convrec_r1.run.tracker import Tracker
 from convrec_r1.studies.compare import compare
 from convrec_r1.studies.publish import workspace
 from convrec_r1.tasks.evaluate import evaluate
+from convrec_r1.tasks.parts import tracker
 from convrec_r1.tasks.train import train
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str
     plain = as_dict(composed, resolve=True)
     started = time.monotonic()
     try:
-        summary = TASKS[cfg.task.name](cfg, folder, lambda: make_tracker(cfg, plain, folder, sha))
+        summary = TASKS[cfg.task.name](cfg, folder, lambda: tracker(cfg, plain, folder, sha))
         if first:
             folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
             _log.info("Done in %.0f s: %s", time.monotonic() - started, folder.path)
