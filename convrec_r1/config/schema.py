@@ -40,6 +40,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     reward: Any = MISSING
+    match: Any = MISSING
+    """When two titles name the same item: `_target_` of a `matching.Matching` and its options."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

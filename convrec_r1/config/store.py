@@ -15,11 +15,13 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.visible import visible
 from convrec_r1.config.naming import run_dir, run_name, study_dir
 from convrec_r1.config.schema import Config
+from convrec_r1.matching import FoldedConfig, NormalisedConfig
 from convrec_r1.reward.config import RankRewardConfig
 
 USER_ERROR = 2
 """Exit status where the user can put something right."""
 SCHEMAS = {
+    "match": {"folded": FoldedConfig, "normalised": NormalisedConfig},
     "reward": {"rank": RankRewardConfig},
 }
 

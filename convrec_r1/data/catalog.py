@@ -4,7 +4,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from convrec_r1.data.adapters.rows import (
 )
 from convrec_r1.data.unpickle import load_plain
 from convrec_r1.lists import Item, fold
+from convrec_r1.matching import Folded, Matching
 
 _log = logging.getLogger(__name__)
 _ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
+_FOLDED = Folded()
 
 
 class Catalog:
-    """Items in a fixed order, each once. Two are the same where title (case and white space folded) and year agree.
+    """Items in a fixed order, each once. Two are the same if title (case and white space folded) and year are equal.
 
     An item without a year is one of its own: `(Heat, None)` is in a catalog that lists Heat without a year, not in one
     that has Heat (1995) only.
@@ -37,12 +39,12 @@ class Catalog:
         for title, year in items:
             unique.setdefault((fold(title), year), Item(title, year))
         self._items = tuple(unique.values())
-        self._keys = frozenset(unique)
         self._has_yearless = any(item.year is None for item in self._items)
+        self._by_title: dict[Matching, dict[str, list[Item]]] = {}
 
     @classmethod
     def load(cls, path: str | Path) -> "Catalog":
-        """Read a catalog file; its name says which form it has.
+        """Read a catalog file. The extension says which form it has.
 
         .csv (header with `title`, and `year` if there are years; other columns are ignored), .json (a list) and .jsonl
         (one a line) of `["Title", 1999]`, `{"title": ..., "year": ...}`, `{"name": "Title (1999)"}` or "Title (1999)",
@@ -80,9 +82,28 @@ class Catalog:
         """Whether some item has no year: then a line without one may still name an item."""
         return self._has_yearless
 
-    def __contains__(self, item: Item | tuple[str, int | None]) -> bool:
+    def titled(self, title: str, match: Matching = _FOLDED) -> Sequence[Item]:
+        """Return the items with this title under a rule, in catalog order."""
+        if match not in self._by_title:
+            index: dict[str, list[Item]] = {}
+            for item in self._items:
+                index.setdefault(match.key(item.title), []).append(item)
+            self._by_title[match] = index
+        return self._by_title[match].get(match.key(title), ())
+
+    def find(self, item: Item | tuple[str, int | None], match: Matching = _FOLDED) -> Item | None:
+        """Return the entry with this title under a rule and exactly this year, or None.
+
+        Of several, the one with the same folded title comes first, then the first of the catalog.
+        """
         title, year = item
-        return (fold(title), year) in self._keys
+        found = [entry for entry in self.titled(title, match) if entry.year == year]
+        if len(found) > 1:
+            return next((entry for entry in found if fold(entry.title) == fold(title)), found[0])
+        return found[0] if found else None
+
+    def __contains__(self, item: Item | tuple[str, int | None]) -> bool:
+        return self.find(item) is not None
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items)

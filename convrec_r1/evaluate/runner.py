@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from convrec_r1.base.plugins import build
 from convrec_r1.base.progress import bar
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Conversation
@@ -14,6 +15,7 @@ from convrec_r1.data.adapters.jsonl import dump
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import Evaluation, score
 from convrec_r1.lists import format
+from convrec_r1.matching import Matching
 from convrec_r1.policy import Policy, PromptEncoder
 from convrec_r1.rollout.base import RolloutEngine, Sampling
 
@@ -23,6 +25,7 @@ class Evaluator:
 
     def __init__(self, cfg: Config, catalog: Catalog, popularity: Popularity) -> None:
         self.cfg, self.catalog, self.popularity = cfg, catalog, popularity
+        self.match = build(cfg.match, "match", Matching)
 
     def policy(
         self,
@@ -53,7 +56,7 @@ class Evaluator:
         reward = self.cfg.reward
         return score(
             texts, conversations, self.catalog, self.popularity, n=self.cfg.n, ks=self.cfg.ks,
-            year_tolerance=reward.year_tolerance, position=reward.position.value,
+            position=reward.position.value, match=self.match,
             ideal=self.cfg.eval.ideal,  # pyright: ignore[reportArgumentType]  # a string, which config/checks.py has checked
         )  # fmt: skip
 

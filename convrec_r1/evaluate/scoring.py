@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from convrec_r1.evaluate.list_quality import (
 from convrec_r1.evaluate.metrics import Ideal, per_list_metrics
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item, fold
+from convrec_r1.matching import Matching
 from convrec_r1.reward import relevance
 from convrec_r1.reward.rank import Position
 
@@ -117,6 +119,7 @@ def score(
     ks: Sequence[int],
     year_tolerance: int = 2,
     position: Position = "line",
+    match: Literal["folded", "normalised"] | Matching = "folded",
     ideal: Ideal = "standard",
 ) -> Evaluation:
     """Score the k-th text as the answer to the k-th conversation, of which `n` recommendations were asked.
@@ -135,7 +138,9 @@ def score(
     if not texts:
         return Evaluation((), len(catalog))
     hits = [
-        relevance(text, c.ground_truth, c.seen, catalog, n, year_tolerance=year_tolerance, position=position)
+        relevance(
+            text, c.ground_truth, c.seen, catalog, n, year_tolerance=year_tolerance, position=position, match=match
+        )
         for text, c in zip(texts, conversations, strict=True)
     ]
     parsed = [parsed_lines(text, catalog) for text in texts]

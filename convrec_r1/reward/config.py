@@ -42,7 +42,6 @@ class RankRewardConfig:
     """Discount per rank. Needed by `kind: exp`."""
     sequence: SequenceReward = SequenceReward.dcg
     position: Position = Position.line
-    year_tolerance: int = option(2, least=0)
 
     def problems(self) -> list[str]:
         if self.kind is ReturnKind.exp and self.gamma is None:

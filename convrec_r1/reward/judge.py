@@ -10,6 +10,7 @@ from torch import Tensor
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation
+from convrec_r1.matching import Matching
 from convrec_r1.reward.base import JudgedLists, Returns, Reward
 from convrec_r1.reward.rank import Position, relevance
 
@@ -28,18 +29,17 @@ class Feedback:
 
 
 class Judge:
-    """Relevance and returns of lists, by one catalog and one reward."""
+    """Relevance and returns of lists, by one catalog, one reward and one rule for "the same item"."""
 
-    def __init__(self, catalog: Catalog, reward: Reward, n: int, *, year_tolerance: int = 2) -> None:
-        self.catalog, self.reward, self.n, self.year_tolerance = catalog, reward, n, year_tolerance
+    def __init__(self, catalog: Catalog, reward: Reward, n: int, match: Matching) -> None:
+        self.catalog, self.reward, self.n, self.match = catalog, reward, n, match
         self.position: Position = getattr(reward, "position", "line")
 
     def relevance(self, texts: Sequence[str], conversations: Sequence[Conversation]) -> Tensor:
         """Return the relevance [B, N] of each text as the answer to its conversation."""
         rows = [
             relevance(
-                text, c.ground_truth, c.seen, self.catalog, self.n,
-                year_tolerance=self.year_tolerance, position=self.position,
+                text, c.ground_truth, c.seen, self.catalog, self.n, position=self.position, match=self.match
             )
             for text, c in zip(texts, conversations, strict=True)
         ]  # fmt: skip

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from convrec_r1.data.catalog import Catalog
-from convrec_r1.lists import Item, fold, lines, parse_line
+from convrec_r1.lists import lines, parse_line
+from convrec_r1.matching import YEAR_TOLERANCE, Matching, as_matching
 from convrec_r1.reward.base import JudgedLists, Returns
 from convrec_r1.reward.config import RankRewardConfig
 
@@ -22,42 +23,53 @@ def relevance(
     catalog: Catalog,
     n: int,
     *,
-    year_tolerance: int = 2,
+    year_tolerance: int = YEAR_TOLERANCE,
     position: Position = "line",
+    match: Literal["folded", "normalised"] | Matching = "folded",
 ) -> list[int]:
-    """Relevance of each of the first `n` ranks of a list, 0 or 1 (design section 4).
+    """Return the relevance of each of the first `n` ranks of a list: [N], each 0 or 1 (design section 4).
 
     A rank is relevant if its item is in the catalog, is not a title the user has seen, and matches a ground truth that
-    no earlier rank has used up: title with case and white space folded, year within `year_tolerance`. Where one side
-    has no year the title alone decides. Of several ground truths that match, the one nearest in year is used up.
+    no earlier rank has used up. Of several ground truths that match, the one nearest in year is used up. Ranks that the
+    text does not reach are 0.
 
-    `position="line"`: a line that is not an item holds its rank with relevance 0, so that the k-th entry belongs to
-    the k-th rank of `rl.segment_ranks`. `position="parsed"`: such lines are dropped, as the public Rank-GRPO code does.
-
-    Returns a list of length `n`; ranks that the text does not reach are 0.
+    Args:
+        text: a list as a policy wrote it, one item a line.
+        ground_truth: (title, year) of the relevant items; a year may be text, "" or None. None matches any year.
+        seen: titles the user has seen; an item with such a title is never relevant, whatever its year.
+        catalog: items that may be recommended; a line must have the exact year of its catalog item.
+        n: number of ranks.
+        year_tolerance: largest difference of years that matches. A `match` given as an object has its own.
+        position: "line": a line that is not an item holds its rank with relevance 0, so that the k-th entry belongs to
+            the k-th rank of `rl.segment_ranks`. "parsed": such lines are dropped, as the public Rank-GRPO code does.
+        match: when titles are the same: "folded" (case and white space: the paper's rule), "normalised" (also accents,
+            punctuation and articles), or a rule of your own.
+    Raises:
+        ValueError: unknown `position` or `match`.
     """
     if position not in ("line", "parsed"):
         raise ValueError(f'position must be "line" or "parsed", found {position!r}')
-    # A catalog in which every item has a year tells that a line without one is no item of it.
+    rule = as_matching(match, year_tolerance)
+    # If every item of the catalog has a year, a line without one is no item of it.
     items = [parse_line(line, year_required=not catalog.has_yearless) for line in lines(text)]
     if position == "parsed":
         items = [item for item in items if item is not None]
-    seen_titles = {fold(title) for title in seen}
+    seen_titles = {rule.key(title) for title in seen}
     open_truths: dict[str, list[int | None]] = {}
-    for title, year in ground_truth:
-        open_truths.setdefault(fold(title), []).append(None if year in (None, "") else int(year))
+    for title, known in ground_truth:
+        open_truths.setdefault(rule.key(title), []).append(None if known in (None, "") else int(known))
     result = [0] * n
     for rank, item in enumerate(items[:n]):
-        if item is None or item not in catalog:
+        if item is None or catalog.find(item, rule) is None:
             continue
-        title = fold(item.title)
+        title = rule.key(item.title)
         years = open_truths.get(title)
         if title in seen_titles or not years:
             continue
-        distances = [_distance(item, year) for year in years]
-        nearest = min(range(len(years)), key=distances.__getitem__)
-        if distances[nearest] <= year_tolerance:
-            del years[nearest]
+        year = item.year
+        nearest = min(years, key=lambda other: rule.year_distance(year, other))
+        if rule.years_match(year, nearest):
+            years.remove(nearest)
             result[rank] = 1
     return result
 
@@ -110,10 +122,6 @@ def sequence_reward(
         best = ideal[torch.as_tensor(n_relevant, device=rel.device).clamp(max=rel.shape[-1])]
         return torch.where(best > 0, dcg / best.clamp(min=1e-12), 0.0)
     raise ValueError(f"unknown sequence reward {kind!r}: choose dcg, ndcg or hits")
-
-
-def _distance(item: Item, year: int | None) -> float:
-    return 0 if item.year is None or year is None else abs(item.year - year)
 
 
 class RankReward:

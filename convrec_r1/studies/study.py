@@ -25,7 +25,7 @@ from convrec_r1.studies.run_files import BASELINES, Judged, NotARun, Reader, Run
 _log = logging.getLogger(__name__)
 
 # What decides how a list is scored: a paired test needs these to be equal.
-SCORING = ("eval.split", "n", "eval.ideal", "reward.position", "reward.year_tolerance")
+SCORING = ("eval.split", "n", "eval.ideal", "reward.position", "match._target_", "match.year_tolerance")
 # What decides each baseline, by the start of the key. All else may differ between runs that share it.
 _DECIDES = {
     "popularity": ("data.name", "data.adapter", "data.path", "data.catalog", "data.seed", "data.train_size", "n"),

@@ -208,7 +208,10 @@ class _Page:
         if not tables:
             return
         rules = {
-            tuple(s.config.get(f"reward.{key}") for key in ("kind", "gamma", "position", "year_tolerance"))
+            tuple(
+                s.config.get(key)
+                for key in ("reward.kind", "reward.gamma", "reward.position", "match._target_", "match.year_tolerance")
+            )
             for s, _ in tables
         }
         top = max(float(np.nanmax(t)) for _, (_, t) in tables)

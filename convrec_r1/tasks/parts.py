@@ -7,15 +7,17 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
-from convrec_r1.base.plugins import build
+from convrec_r1.base.plugins import build, plain
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Dataset
 from convrec_r1.lists import format
+from convrec_r1.matching import Matching
 from convrec_r1.modules.config import RLSettings
 from convrec_r1.policy import Policy, PromptEncoder, build_policy
 from convrec_r1.policy.prompts import dialogue
 from convrec_r1.reward.base import Reward
 from convrec_r1.reward.judge import Judge
+from convrec_r1.reward.rank import Position
 from convrec_r1.rl import ClippedSurrogate, Objective
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import About, Tracker, make_tracker
@@ -42,7 +44,14 @@ def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
 
 def judge(cfg: Config, catalog: Catalog) -> Judge:
     """Build the judge of lists: `reward` over `catalog`."""
-    return Judge(catalog, build(cfg.reward, "reward", Reward, function=True), cfg.n)
+    return Judge(
+        catalog, build(cfg.reward, "reward", Reward, function=True), cfg.n, build(cfg.match, "match", Matching)
+    )
+
+
+def position(cfg: Config) -> Position:
+    """Return which rank a line has that is not an item: the reward says it, and the evaluation follows."""
+    return getattr(build(cfg.reward, "reward", Reward, function=True), "position", "line")
 
 
 def objective(cfg: Config) -> Objective:
@@ -83,7 +92,7 @@ def evaluation_key(cfg: Config, data: Dataset) -> str:
         "conversations": [
             [c.id, [m.content for m in c.messages], c.ground_truth, c.seen] for c in data[cfg.eval.split]
         ],
-        "eval": [list(cfg.eval.ks), cfg.eval.ideal, cfg.reward.position.value, cfg.reward.year_tolerance],
+        "eval": [list(cfg.eval.ks), cfg.eval.ideal, position(cfg), plain(cfg.match)],
         "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
         "engine": [cfg.rollout.engine, cfg.rollout.dtype, cfg.rollout.stop_at_n],
     }
