@@ -81,8 +81,8 @@ def unresolved_config(*overrides: str) -> Config:
 
 def rl_module(policy, engine, encoder, catalog, cfg: Config, tracker, *more, kind=None):
     """The module of stage 2 as tasks/train.py makes it."""
+    from convrec_r1.config.parts import judge, objective, rl_settings
     from convrec_r1.modules.rl import RLModule
-    from convrec_r1.tasks.parts import judge, objective, rl_settings
 
     kind = kind or RLModule
     return kind(policy, engine, encoder, judge(cfg, catalog), objective(cfg), rl_settings(cfg), tracker, *more)

@@ -4,11 +4,12 @@ import pytest
 from support import make_config
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.config.parts import evaluation_key
 from convrec_r1.data import Catalog, Conversation, Dataset, Message
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.load import fingerprint, load_data, with_demonstrations
 from convrec_r1.lists import Item
-from convrec_r1.tasks.warm_start import evaluation_key, sft_steps, warm_start_key
+from convrec_r1.tasks.warm_start import warm_start_key
 
 pytestmark = pytest.mark.long
 
@@ -104,6 +105,6 @@ def test_keys_follow_content():
 
 def test_sft_steps_follow_epochs_unless_given():
     cfg = make_config("model=qwen2.5-0.5b", "sft.batch_size=10", "sft.epochs=2.5").sft
-    assert sft_steps(cfg, 100) == 25
-    assert sft_steps(cfg, 1) == 1
-    assert sft_steps(make_config("sft.steps=7").sft, 100) == 7
+    assert cfg.steps_for(100) == 25
+    assert cfg.steps_for(1) == 1
+    assert make_config("sft.steps=7").sft.steps_for(100) == 7

@@ -10,9 +10,9 @@ from support import ROOT, compose_config, make_config
 from convrec_r1 import __version__
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl, replacing, write_json, write_text
+from convrec_r1.config.parts import tracker as make_tracker
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.tracker import CsvSink, JsonlSink, Tracker, rewind
-from convrec_r1.tasks.parts import tracker as make_tracker
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

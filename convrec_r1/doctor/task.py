@@ -13,6 +13,7 @@ from rich.table import Table
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.progress import console
 from convrec_r1.config.checks import problems, ranges
+from convrec_r1.config.parts import corpus
 from convrec_r1.config.schema import Config, TaskConfig
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import load_data
@@ -26,8 +27,6 @@ from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.rl.config import Stage
-from convrec_r1.tasks.parts import corpus
-from convrec_r1.tasks.warm_start import sft_steps
 
 _SAMPLE = 256
 """Conversations whose tokens are counted."""
@@ -136,7 +135,7 @@ def make_estimate(run: Config, model: Model, data: Dataset | None, gpus: Sequenc
     rows = estimate.micro_batch(run) * usual.both
     speed = measure(device, model.size, rows=rows, dtype=dtype)
     examples = sum(bool(c.demonstration) for c in data["train"]) if data else 0
-    steps, test = sft_steps(run.sft, examples), len(data[run.eval.split]) if data else 0
+    steps, test = run.sft.steps_for(examples), len(data[run.eval.split]) if data else 0
 
     def seconds(each: Lengths) -> estimate.Seconds:
         return estimate.seconds(model.size, run, speed, each, sft_steps=steps, test=test)

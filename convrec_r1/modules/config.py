@@ -65,6 +65,10 @@ class SFTConfig(OptimConfig):
     eval_batches: int = option(4, least=0)
     """Batches of the validation split for sft/validation_loss."""
 
+    def steps_for(self, examples: int) -> int:
+        """Return the optimizer steps that SFT on so many examples takes."""
+        return self.steps or max(1, round(self.epochs * examples / self.batch_size))
+
 
 @dataclass
 class RLConfig(OptimConfig):

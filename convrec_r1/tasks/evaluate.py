@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.config.parts import encoder_for
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.popularity import Popularity
@@ -17,7 +18,6 @@ from convrec_r1.run.checkpoints import require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
 from convrec_r1.studies.run_report import report
-from convrec_r1.tasks.parts import encoder_for
 
 _log = logging.getLogger(__name__)
 

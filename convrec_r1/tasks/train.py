@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from convrec_r1.base.files import point
 from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
+from convrec_r1.config.parts import base_policy, encoder_for, evaluation_key, judge, objective, rl_settings
 from convrec_r1.config.schema import Config
 from convrec_r1.distill.task import training_data
 from convrec_r1.evaluate.config import Select
@@ -30,7 +31,6 @@ from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.studies.run_report import report
-from convrec_r1.tasks.parts import base_policy, encoder_for, evaluation_key, judge, objective, rl_settings
 from convrec_r1.tasks.warm_start import WarmStart, warm_start
 
 

@@ -14,17 +14,16 @@ from omegaconf import OmegaConf
 from convrec_r1 import __version__
 from convrec_r1.base.files import read_jsonl, write_json
 from convrec_r1.base.processes import barrier, is_first, rank
+from convrec_r1.config.parts import base_policy, encoder_for
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import fingerprint, with_demonstrations
-from convrec_r1.modules.config import SFTConfig
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy.load import load_policy, prepare_for_training
 from convrec_r1.run.checkpoints import newest_step
 from convrec_r1.run.tracker import JsonlSink, Tracker, rewind
-from convrec_r1.tasks.parts import base_policy, encoder_for
 
 _log = logging.getLogger(__name__)
 
@@ -83,10 +82,6 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
     return found
 
 
-def sft_steps(cfg: SFTConfig, examples: int) -> int:
-    return cfg.steps or max(1, round(cfg.epochs * examples / cfg.batch_size))
-
-
 def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     policy = base_policy(cfg, data)
     encoder = encoder_for(cfg, policy)
@@ -101,7 +96,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
             data["validation"],
         )
     )
-    steps = sft_steps(cfg.sft, len(train))
+    steps = cfg.sft.steps_for(len(train))
     first = is_first()
     metrics = folder / "metrics.jsonl"
     checkpoints = folder / "checkpoints"
