@@ -6,12 +6,10 @@ keyword arguments, or all of them as one dataclass: a parameter `options` annota
 """
 
 import inspect
-import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +46,9 @@ def build(node: Any, key: str, kind: type[T] | None = None, *, function: bool = 
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     passed = {name: value for name, value in given.items() if takes_all or name in parameters}
     schema = _schema(target)
+    wanted = {f.name for f in fields(schema)} if schema else parameters
+    if "name" not in wanted and not takes_all:
+        options.pop("name", None)  # the choice's own name, for folders and reports
     if function and inspect.isfunction(target):
         options["_partial_"] = True
     if schema is not None:
@@ -133,15 +134,10 @@ def _source(path: str) -> Path | None:
     for end in range(len(parts), 0, -1):
         name = ".".join(parts[:end])
         try:
-            if name in sys.modules:
-                origin = sys.modules[name].__file__
-            else:
-                if end > 1:
-                    import_module(".".join(parts[: end - 1]))
-                spec = find_spec(name)
-                origin = spec.origin if spec else None
-        except Exception:  # not a module, or one that fails when it is imported: `build` tells
+            spec = find_spec(name)  # imports the packages that hold it, not the module
+        except Exception:  # not a module, or a package that fails when it is imported: `build` says so
             continue
+        origin = spec.origin if spec else None
         if origin and Path(origin).is_file():
             return Path(origin)
     return None
