@@ -1,5 +1,6 @@
 """The text of `--help`: what the project is, examples, and every group of choices, read from conf/ itself."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def help_text(arguments: Sequence[str] = ()) -> str:
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:
     found = []
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in itertools.pairwise([*arguments, ""]):
         if flag in ("--config-dir", "-cd"):
             found.append(Path(value))
         elif flag.startswith("--config-dir="):
