@@ -53,7 +53,7 @@ def main() -> None:
     try:
         launch()
     except SystemExit as stop:
-        # Hydra prints what is wrong with a config (an unknown key, a bad type) without a trace, and exits with 1.
+        # Hydra prints a config error (an unknown key, a bad type) without a trace, and exits with 1.
         config_error = stop.code == 1 and not _started and not (ledger.opened and ledger.opened.cells())
         if config_error and ledger.opened:
             ledger.opened.close()
@@ -66,7 +66,7 @@ def main() -> None:
     except Exception:
         if not ledger.opened:
             raise
-        traceback.print_exc()  # a launcher gave up; what became of the cells so far is in the ledger
+        traceback.print_exc()  # a launcher failed; the ledger holds the cells so far
         broke_off = True
     if ledger.opened:
         from convrec_r1.studies.sweep import conclude  # draws figures: seconds to import, and one run does not need it
@@ -78,9 +78,9 @@ _started = False
 
 
 def job(composed: DictConfig) -> float | None:
-    """One run in its own folder, or one cell of a sweep. Returns its objective, for a sweeper that searches.
+    """Do one run in its own folder, or one cell of a sweep. Return its objective, for a sweeper that searches.
 
-    Stands at the top level of a module, so that launchers can hand it to other processes.
+    Defined at the top level of a module, so that launchers can pickle it.
     """
     global _started
     _started = True
@@ -111,8 +111,11 @@ def job(composed: DictConfig) -> float | None:
 
 
 def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> float | None:
-    """A cell of a sweep, in a process of its own: whatever kills it, the others go on, and nothing of it (GPU memory,
-    engines, process groups of DDP) reaches the next. In the sweep as a whole a cell that fails is a failure."""
+    """Do one cell of a sweep in a process of its own: if it is killed, the others continue.
+
+    Nothing of a cell (GPU memory, engines, process groups of DDP) reaches the next one. A cell that fails makes the whole
+    sweep fail.
+    """
     cell = ledger.Ledger.current().begin(hydra_cfg.job.num, folder.path)
     launcher = hydra_cfg.launcher._target_
     on_cpu = is_cpu_only(composed.trainer.accelerator)
@@ -134,7 +137,7 @@ def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> f
 def start_cell(
     arguments: list[str], env: dict[str, str], *, on_cpu: bool
 ) -> forkserver.Forked | subprocess.Popen[bytes]:
-    """A run in a process and a session of its own. On a CPU it is forked, which saves it the seconds of its imports."""
+    """Start a run in a process and a session of its own. On a CPU it is forked, which saves the seconds of its imports."""
     if on_cpu and (address := os.environ.get(forkserver.ADDRESS)):
         with contextlib.suppress(OSError):  # of another machine, or of a server that was killed
             return forkserver.fork(address, arguments, env=env)
@@ -161,12 +164,12 @@ def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 
 def objective(summary: dict[str, Any]) -> float | None:
-    """What a search maximises: `eval.metric` on the validation split, at its best. None without evaluations."""
+    """Return what a search maximises: the best `eval.metric` on the validation split. None without evaluations."""
     return summary.get("best", {}).get("value")
 
 
 def git_sha() -> str | None:
-    """The commit of the checkout that this code is run from, with + where it was changed; None outside of one."""
+    """Return the commit of the checkout that this code runs from, with + if it has changes. None outside of a checkout."""
     here = Path(__file__).parent
     try:
         describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]

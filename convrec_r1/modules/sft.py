@@ -1,4 +1,4 @@
-"""Stage 1: imitate demonstrations."""
+"""Supervised fine-tuning (SFT): imitate demonstrations."""
 
 import time
 from dataclasses import dataclass
