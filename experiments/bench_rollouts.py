@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
+from convrec_r1.rollout.registry import make_engine, vllm_version
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -37,7 +38,6 @@ from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import Sampling, prompt_seed
-from convrec_r1.rollout.registry import make_engine, vllm_version
 from convrec_r1.rollout.vllm.options import sampling_arguments
 from convrec_r1.run.tracker import Tracker
 from convrec_r1.tasks.warm_start import base_policy, encoder_for

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
-from safetensors import safe_open
-
 from convrec_r1.rollout.registry import vllm_version
 from convrec_r1.rollout.weights import WeightSums
+from safetensors import safe_open
 
 GENERATE = "/inference/v1/generate"
 GETS = ("/health", "/version", "/weight_info", "/get_world_size")

@@ -9,6 +9,8 @@ import threading
 import numpy as np
 import pytest
 import torch
+from convrec_r1.rollout.registry import make_engine, vllm_version
+from convrec_r1.rollout.weights import stream_weights
 from fake_vllm import FakeVLLM
 from safetensors.torch import load_file, save_file
 from support import make_config, tiny_policy
@@ -20,12 +22,10 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.rl import segment_ranks
 from convrec_r1.rollout.base import Sampling, SyncError, prompt_seed
 from convrec_r1.rollout.hf import HFEngine
-from convrec_r1.rollout.registry import make_engine, vllm_version
 from convrec_r1.rollout.vllm import options
 from convrec_r1.rollout.vllm.pool import ServerEngine
 from convrec_r1.rollout.vllm.process import server_flags
 from convrec_r1.rollout.vllm.server import Server
-from convrec_r1.rollout.weights import stream_weights
 
 pytestmark = [
     pytest.mark.processes("server"),

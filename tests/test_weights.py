@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from convrec_r1.rollout.weights import SyncCheck, WeightSums, add_up, bit_sum, stream_weights, tied_head
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -20,7 +21,6 @@ from convrec_r1.rl import segment_ranks
 from convrec_r1.rollout.base import Completion, Sampling, SyncError, prompt_seed
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.lines import LineCutter
-from convrec_r1.rollout.weights import SyncCheck, WeightSums, add_up, bit_sum, stream_weights, tied_head
 
 
 def test_the_stream_is_the_checkpoint(policy, tmp_path):

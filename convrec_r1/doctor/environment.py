@@ -23,7 +23,7 @@ from convrec_r1.distill.config import TeacherKind
 from convrec_r1.doctor.findings import Finding, Level, size
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.wheel import cache_folder
-from convrec_r1.rollout.registry import vllm_version
+from convrec_r1.rollout.config import VLLMOptions, vllm_version
 from convrec_r1.run.config import LoggerKind
 
 GIB = 1 << 30
@@ -269,7 +269,7 @@ def disk_findings(outputs: Path, need: int) -> list[Finding]:
 
 
 def vllm(cfg: Config) -> list[Finding]:
-    wanted = cfg.rollout.engine != "hf" and not cfg.rollout.servers
+    wanted = isinstance(cfg.rollout, VLLMOptions) and not getattr(cfg.rollout, "servers", None)
     if not wanted and not (asks_teacher(cfg) and cfg.teacher.kind is TeacherKind.vllm):
         return []
     found = vllm_version()

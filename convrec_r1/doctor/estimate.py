@@ -12,6 +12,7 @@ from convrec_r1.config.schema import Config
 from convrec_r1.modules.config import GuardAction
 from convrec_r1.policy.logprobs import CHUNK
 from convrec_r1.rl.config import Stage
+from convrec_r1.rollout.config import HFConfig, VLLMOptions
 
 GIB = 1 << 30
 
@@ -143,13 +144,13 @@ def memory(size: Size, cfg: Config, lengths: Lengths, *, on_gpu: bool, engine: i
         "update": {"optimizer at work": size.trainable // shards(cfg) * number_bytes(cfg)[0] if on_gpu else 0},
     }
     if cfg.algo.stage is Stage.rl:
-        if cfg.rollout.engine == "hf":
+        if isinstance(cfg.rollout, HFConfig):
             rows = min(cfg.rollout.batch_size, rows_of_a_process(cfg))
             phases["sampling"] = sampling(size, cfg, rows, lengths, compute)
-        if cfg.eval.every and cfg.rollout.engine == "hf":  # outside of autocast: at the weights' own precision
+        if cfg.eval.every and isinstance(cfg.rollout, HFConfig):  # outside of autocast: at the weights' own precision
             rows = min(cfg.rollout.batch_size, ceil(cfg.eval.validation_size / world(cfg)))
             phases["evaluation"] = sampling(size, cfg, rows, lengths, number_bytes(cfg)[0])
-    return Memory(held(size, cfg), phases, engine, cfg.rollout.sleep)
+    return Memory(held(size, cfg), phases, engine, getattr(cfg.rollout, "sleep", False))
 
 
 def shards(cfg: Config) -> int:
@@ -224,7 +225,7 @@ def sampling(size: Size, cfg: Config, rows: int, lengths: Lengths, number: int) 
 def engine_memory(size: Size, cfg: Config, *, on_gpu: bool, device_total: int = 0) -> int:
     """Of one vLLM engine: the share of a GPU that it takes whatever the model, or weights and cache on a CPU."""
     rollout = cfg.rollout
-    if rollout.engine == "hf" or rollout.servers:
+    if not isinstance(rollout, VLLMOptions) or getattr(rollout, "servers", None):
         return 0
     if on_gpu and not rollout.kv_cache_gib:
         return int(rollout.memory_fraction * device_total)
@@ -275,9 +276,10 @@ def rollout_seconds(
     size: Size, cfg: Config, speed: Speed, lengths: Lengths, rows: int, group: int | None = None
 ) -> float:
     """To sample `rows` completions, `group` a prompt. 2 FLOP a weight and token, or the time to read the weights."""
-    hf = cfg.rollout.engine == "hf"
+    rollout = cfg.rollout
+    hf = not isinstance(rollout, VLLMOptions)
     weight, compute = number_bytes(cfg)
-    width = cfg.rollout.batch_size if hf else cfg.rollout.max_num_seqs
+    width = rollout.max_num_seqs if isinstance(rollout, VLLMOptions) else getattr(rollout, "batch_size", 128)
     tokens = ceil(rows / width) * lengths.completion  # passes of generate, each a token of every sequence
     prompts = rows if hf else ceil(rows / (group or cfg.algo.group_size))  # vLLM reads a group's prompt once
     attention = 4 * size.layers * size.q

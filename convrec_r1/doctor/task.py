@@ -27,6 +27,7 @@ from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.rl.config import Stage
+from convrec_r1.rollout.config import HFConfig, VLLMServerConfig
 
 _SAMPLE = 256
 """Conversations whose tokens are counted."""
@@ -147,7 +148,7 @@ def engines_beside(run: Config, sizes: estimate.Size, gpus: Sequence[Gpu]) -> in
     """Bytes of the vLLM engines that share a process's device (on CPUs: its part of those of the machine)."""
     on_gpu, rollout = environment.uses_gpu(run), run.rollout
     one = estimate.engine_memory(sizes, run, on_gpu=on_gpu, device_total=gpus[0].total if on_gpu else 0)
-    if rollout.engine != "vllm_server":
+    if not isinstance(rollout, VLLMServerConfig):
         return one
     if not on_gpu:
         return one * rollout.start // max(1, run.trainer.devices)
@@ -190,7 +191,8 @@ def _less(run: Config, memory: Memory, free: int) -> str:
             "The weights alone are too many: model.lora.enabled=true, trainer=fsdp over more GPUs, or a smaller model."
         )
     if memory.worst in ("sampling", "evaluation"):
-        return f"rollout.batch_size={max(1, run.rollout.batch_size // 2)}, or rollout=vllm."
+        batch = run.rollout.batch_size if isinstance(run.rollout, HFConfig) else 2
+        return f"rollout.batch_size={max(1, batch // 2)}, or rollout=vllm."
     rows = estimate.micro_batch(run)
     less = f"trainer.micro_batch={rows // 2}" if rows > 1 else "model.max_prompt_length lower"
     return less + ("" if run.model.gradient_checkpointing else ", or model.gradient_checkpointing=true") + "."

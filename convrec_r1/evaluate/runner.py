@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch.distributed as dist
-
+from convrec_r1.base import processes
 from convrec_r1.base.plugins import build
 from convrec_r1.base.progress import bar
 from convrec_r1.config.schema import Config
@@ -37,7 +35,7 @@ class Evaluator:
     ) -> Evaluation:
         """One greedy list of `policy` a conversation. Of several processes each takes its share, and all get the whole."""
         engine.sync(policy)
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world = processes.rank(), processes.world_size()
         greedy = Sampling(
             temperature=0,
             max_tokens=self.cfg.model.max_completion_length,
@@ -46,7 +44,7 @@ class Evaluator:
         prompts = [encoder.prompt(c) for c in conversations[rank::world]]
         texts = greedy_lists(policy, engine, prompts, greedy, title)
         if world > 1:
-            texts = _interleave(_gather(texts), len(conversations))
+            texts = _interleave(processes.gather(texts), len(conversations))
         return self.score(texts, conversations)
 
     def most_popular(self, conversations: Sequence[Conversation]) -> Evaluation:
@@ -75,12 +73,6 @@ def greedy_lists(
         groups = engine.generate(unique, [0] * len(unique), greedy, on_progress=progress.advance)
     answers = {prompt: policy.text(group[0].ids.tolist()) for prompt, group in zip(unique, groups, strict=True)}
     return [answers[tuple(prompt)] for prompt in prompts]
-
-
-def _gather(part: list[str]) -> list[list[str]]:
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, part)
-    return parts
 
 
 def _interleave(parts: list[list[str]], total: int) -> list[str]:

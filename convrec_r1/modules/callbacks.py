@@ -17,7 +17,7 @@ from convrec_r1.base.progress import bar
 from convrec_r1.base.signals import stop
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.step import StepModule
-from convrec_r1.rollout.weights import save_policy
+from convrec_r1.policy.weights import save_policy
 from convrec_r1.run.checkpoints import STATE, newest_step, seal
 
 _log = logging.getLogger(__name__)

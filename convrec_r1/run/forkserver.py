@@ -29,6 +29,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from convrec_r1.base import processes
+
 MODULES = ("convrec_r1.cli", "convrec_r1.config.checks", "convrec_r1.tasks.run")
 """What every run imports. The first one sets the variables that torch reads when it is imported."""
 SUPPORTED = sys.platform == "linux"
@@ -40,8 +42,6 @@ _STREAMS = (0, 1, 2)  # file descriptors of stdin, stdout and stderr
 _NOT_ITS_OWN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Signals that a scheduler or a terminal may send to all of a job. The server stays until its maker ends: it has to tell the
 exit status of runs that are still saving."""
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Variables that Lightning reads a process's rank from, when it is imported."""
 
 
 class Forked:
@@ -338,8 +338,7 @@ def _become(request: dict[str, Any], defaults: Mapping[str, str], streams: Seque
     )  # folders that an import has made, as matplotlib's: they are the server's to remove
     # What has been read from the environment when it was imported.
     if "pytorch_lightning" in sys.modules:
-        rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-        sys.modules["pytorch_lightning"].utilities.rank_zero_only.rank = int(rank)
+        sys.modules["pytorch_lightning"].utilities.rank_zero_only.rank = processes.launched_rank()
     if "torch" in sys.modules and (threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdigit():
         sys.modules["torch"].set_num_threads(max(1, int(threads)))
     # Two runs must not draw the same names and numbers because they come from the same server.

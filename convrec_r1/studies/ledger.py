@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from convrec_r1.base.files import read_json, write_json
-from convrec_r1.base.signals import is_first_process
+from convrec_r1.base.processes import is_first
 from convrec_r1.modules.hardware import is_cpu_only
 from convrec_r1.run import forkserver
 
@@ -44,7 +44,7 @@ class Cell:
 
 def announce() -> None:
     """Record this process's pid, if it is the first of a cell of a sweep."""
-    if is_first_process():
+    if is_first():
         _record(pid=os.getpid())
 
 

@@ -13,7 +13,7 @@ from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator, write_asked
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
-from convrec_r1.rollout.registry import make_engine
+from convrec_r1.rollout.base import make_engine
 from convrec_r1.run.checkpoints import require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind

@@ -25,8 +25,7 @@ from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy, load_policy
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rl.config import Stage
-from convrec_r1.rollout.base import RolloutEngine
-from convrec_r1.rollout.registry import make_engine
+from convrec_r1.rollout.base import RolloutEngine, make_engine
 from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind

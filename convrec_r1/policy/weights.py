@@ -1,0 +1,109 @@
+"""A policy's weights as whole tensors: streamed to an engine, gathered for a forward pass, saved to a folder."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.tensor import DTensor
+
+from convrec_r1.policy.policy import Policy
+
+Named = tuple[str, Tensor]
+
+
+@torch.no_grad()
+def stream_weights(policy: Policy, *, dtype: torch.dtype | None = None, tied: bool = True) -> Iterator[Named]:
+    """Yield (name, tensor) of every weight, named and shaped as in the model's checkpoint, layer after layer.
+
+    LoRA is merged, shards are gathered and values are cast as the stream advances, so that the extra memory is one tensor
+    (under FSDP one layer). Where training is sharded, every process must draw the whole stream.
+
+    Args:
+        dtype: cast to it. None: as the policy has them.
+        tied: False: send the head's weights under their own name too, where the model shares them with its embeddings.
+    """
+    head = None if tied or not tied_head(policy) else head_name(policy)
+    embeddings = policy.causal_lm.get_input_embeddings()
+    sent: dict[int, Tensor] = {}
+    for gathered, modules in _units(policy):
+        with gathered:
+            for name, module in modules:
+                for key, parameter in module.named_parameters(recurse=False):
+                    if id(parameter) in sent:
+                        continue  # a weight that two modules share is sent under its first name
+                    sent[id(parameter)] = parameter  # keeps the tensor alive: its id stays unique
+                    weight = _whole(parameter)
+                    if name.endswith(".base_layer") and key == "weight":
+                        weight = weight + _lora(policy, name)
+                    weight = weight.detach().to(dtype or weight.dtype)
+                    yield f"{name.removesuffix('.base_layer')}.{key}", weight
+                    if head and module is embeddings:
+                        yield head, weight
+
+
+def tied_head(policy: Policy) -> bool:
+    """Whether head and embeddings share their weights."""
+    return policy.head.weight is policy.causal_lm.get_input_embeddings().weight
+
+
+def head_name(policy: Policy) -> str:
+    """The name of the head's weight in the model's checkpoint."""
+    return next(f"{name}.weight" for name, module in policy.causal_lm.named_modules() if module is policy.head)
+
+
+def whole_weights(policy: Policy) -> contextlib.AbstractContextManager:
+    """Context in which every process has the whole weights, for a forward pass outside a training step. Matters under FSDP."""
+    if not policy.shard_root:
+        return contextlib.nullcontext()
+    return FSDP.summon_full_params(policy.shard_root[0], writeback=False)
+
+
+def save_policy(policy: Policy, folder: Path, *, first: bool) -> None:
+    """Save the policy in the first process. Under FSDP every process must call this: shards are gathered layer by layer."""
+    weights = None
+    if policy.shard_root:
+        weights = {name: weight.to("cpu", copy=True) for name, weight in stream_weights(policy) if first}
+    if first:
+        policy.save(folder, weights=weights)
+
+
+def _units(policy: Policy) -> Iterator[tuple[contextlib.AbstractContextManager, list[tuple[str, nn.Module]]]]:
+    """Groups of modules that are gathered together, without LoRA adapters."""
+    units: dict[int, tuple[FSDP | None, list[tuple[str, nn.Module]]]] = {}
+
+    def walk(name: str, module: nn.Module, unit: FSDP | None) -> None:
+        if isinstance(module, FSDP):
+            walk(name, module.module, module)
+            return
+        units.setdefault(id(unit), (unit, []))[1].append((name, module))
+        for key, child in module.named_children():
+            if not key.startswith("lora_"):
+                walk(f"{name}.{key}" if name else key, child, unit)
+
+    root = policy.shard_root[0] if policy.shard_root else None
+    assert root is None or isinstance(root, FSDP)
+    walk("", policy.causal_lm, root)
+    for unit, modules in units.values():
+        yield _gathered(unit), modules
+
+
+def _gathered(unit: FSDP | None) -> contextlib.AbstractContextManager:
+    # During the unit's own forward pass its parameters are already whole.
+    if unit is None or unit.training_state.name != "IDLE":
+        return contextlib.nullcontext()
+    return FSDP.summon_full_params(unit, recurse=False, writeback=False)
+
+
+def _lora(policy: Policy, base: str) -> Tensor | float:
+    """The term that LoRA adds to the weight of the layer `base`."""
+    layer: Any = policy.causal_lm.get_submodule(base.removesuffix(".base_layer"))
+    return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), 0.0)
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """Gather the shards of a DTensor (a collective call). Return any other tensor as it is."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
