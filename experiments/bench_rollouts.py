@@ -23,7 +23,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
-from convrec_r1.rollout.registry import make_engine, vllm_version
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -37,7 +36,8 @@ from convrec_r1.modules.fit import fit
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy
-from convrec_r1.rollout.base import Sampling, prompt_seed
+from convrec_r1.rollout.base import Sampling, make_engine, prompt_seed
+from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.vllm.options import sampling_arguments
 from convrec_r1.run.tracker import Tracker
 from convrec_r1.tasks.warm_start import base_policy, encoder_for
@@ -86,11 +86,7 @@ def generation(cfg: Config, policy: Policy, prompts: list[list[int]], repeats: i
     seeds = [prompt_seed(0, 0, i) for i in range(len(prompts))]
     ours = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     start = clock(lambda: ours.sync(policy))
-    hf = make_engine(
-        config("rollout=hf", f"rollout.batch_size={cfg.rollout.batch_size}").rollout,
-        policy,
-        max_length=cfg.model.max_length,
-    )
+    hf = make_engine(config("rollout=hf").rollout, policy, max_length=cfg.model.max_length)
 
     def worker() -> int:
         return sum(len(c.ids) for group in ours.generate(prompts, seeds, sampling) for c in group)
@@ -176,7 +172,7 @@ def step(cfg: Config, policy: Policy, data: Any, steps: int) -> dict[str, float]
     module.training_step = train
     with tempfile.TemporaryDirectory() as folder:
         cfg.trainer.checkpoint_every = steps + 2
-        fit(module, loader, cfg.trainer, Path(folder), description=cfg.rollout.engine)
+        fit(module, loader, cfg.trainer, Path(folder), description=type(engine).__name__)
     whole = module.ended - train.start
     engine.close()
     optimizing = sum(b - a for a, b in zip(began[::2], began[1::2], strict=True))
@@ -224,18 +220,21 @@ def main() -> None:
         for sleep in (False, True) if arguments.sleep and gpu else (False,):
             base = [
                 "logger=none", f"rl.prompts_per_step={completions // 8}", "data.train_size=500",
-                f"trainer={'gpu' if gpu else 'cpu'}", f"rollout.max_num_seqs={min(completions, 384)}",
+                f"trainer={'gpu' if gpu else 'cpu'}",
             ]  # fmt: skip
-            cfg = config("rollout=vllm", f"rollout.sleep={str(sleep).lower()}", *base)
+            choices = {
+                "vllm": ["rollout=vllm", f"rollout.sleep={sleep}", f"rollout.max_num_seqs={min(completions, 384)}"],
+                "hf": ["rollout=hf"],
+            }
+            cfg = config(*choices["vllm"], *base)
             data = load_data(cfg.data, cfg.n, need=["train"])
             policy = make_policy(cfg, data, arguments.shape).to("cuda" if gpu else "cpu")
             encoder = encoder_for(cfg, policy)
             prompts = [encoder.prompt(c) for c in data["train"][: completions // 8]]
             name = f"{completions} completions" + (", sleep" if sleep else "")
             result[name] = generation(cfg, policy, prompts, arguments.repeats)
-            for engine in ("vllm", "hf"):
-                sleeping = engine == "vllm" and sleep
-                cfg = config(f"rollout={engine}", f"rollout.sleep={str(sleeping).lower()}", *base)
+            for engine, chosen in choices.items():
+                cfg = config(*chosen, *base)
                 result[f"{name}, step with {engine}"] = step(cfg, policy, data, arguments.steps)
     write_json(arguments.out, result)
     for name, values in result.items():

@@ -61,7 +61,7 @@ FAULTS = (
     Fault("sync", "the engine keeps the weights it was started with", "modules/rl.py",
           '        self.engine.sync(self.policy)\n        clock.lap("sync")', '        clock.lap("sync")',
           ("vllm", "pipeline", "vllm_server")),
-    Fault("weights checked", "sums of the weights' bits are not compared", "rollout/weights.py",
+    Fault("weights checked", "sums of the weights' bits are not compared", "rollout/checksums.py",
           "if _total(sent) == _total(found):", "if True:", ("weights",)),
     Fault("checksum", "a checkpoint's checksums are not compared", "run/checkpoints.py",
           "if _digest(file) != digest:", "if False:", ("resume",)),

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
-from convrec_r1.rollout.registry import vllm_version
-from convrec_r1.rollout.weights import WeightSums
 from safetensors import safe_open
 
+from convrec_r1.rollout.checksums import WeightSums
+from convrec_r1.rollout.config import vllm_version
+
 GENERATE = "/inference/v1/generate"
-GETS = ("/health", "/version", "/weight_info", "/get_world_size")
+GETS = ("/health", "/version", "/weight_info")
 
 
 def sampled(prompt: Sequence[int], seed: int, n: int, length: int = 4) -> list[list[int]]:
@@ -32,7 +33,6 @@ class FakeVLLM:
         self.missing: set[str] = set()
         self.shift = 0  # of the tokenizer's ids
         self.updating = False
-        self.joined, self.update = {}, {}  # what the last calls about weights said
         self.prompts: list[list[int]] = []  # of the groups that were answered properly
         self.given: list[str] = []  # names of the weights that came in
         self.on_generate: Callable[[], None] = lambda: None
@@ -75,18 +75,11 @@ class FakeVLLM:
             return 200, {"tokens": [token + self.shift for token in ids]}
         if path == "/collective_rpc":
             return 200, {"results": [self.engine if body["method"] == "describe_engine" else self.sums]}
-        if path == "/get_world_size":
-            return 200, {"world_size": 2}
-        if path == "/init_weight_transfer_engine":
-            self.joined = body["init_info"]
-            return 200, {}
         if path == "/start_weight_update":
             already, self.updating = self.updating, True
             return (500, {"error": {"message": "a weight update is already active"}}) if already else (200, {})
         if path == "/update_weights":
-            self.update = body["update_info"]
-            if "path" in self.update:
-                self.load(**self.update)
+            self.load(**body["update_info"])
             return 200, {}
         if path == "/finish_weight_update":
             self.updating = False

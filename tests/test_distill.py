@@ -319,8 +319,9 @@ def test_demonstrations_of_other_data_are_refused(tmp_path):
 @pytest.mark.slow(reason="starts a server of vLLM's, which takes a minute; test_vllm_server has one of its own")
 def test_a_teacher_that_vllm_serves_here(tmp_path, files):
     """A real server with a small model that knows nothing: asked, counted, judged unreadable, and gone in the end."""
-    from convrec_r1.rollout.registry import vllm_version
     from support import tiny_policy
+
+    from convrec_r1.rollout.config import vllm_version
 
     if vllm_version() is None:
         pytest.skip("vLLM is not installed (make setup-vllm)")

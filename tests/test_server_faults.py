@@ -18,11 +18,12 @@ from fake_vllm import FakeVLLM, sampled
 from support import assert_done, make_config, run_job, start_job, tiny_policy
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.rollout.base import Sampling, SyncError, prompt_seed
+from convrec_r1.rollout.base import Sampling, prompt_seed
+from convrec_r1.rollout.checksums import SyncError
 from convrec_r1.rollout.vllm import process
 from convrec_r1.rollout.vllm.options import engine_seed
-from convrec_r1.rollout.vllm.placement import assign_gpus
 from convrec_r1.rollout.vllm.pool import ServerEngine
+from convrec_r1.rollout.vllm.process import assign_gpus
 
 pytestmark = pytest.mark.long
 
@@ -95,8 +96,8 @@ def test_a_fault_costs_time_and_no_group(serve, connect, policy, fault):
     told = []
     assert_whole(rollout(engine, on_progress=told.append))
     assert sum(told) == 36
-    assert engine.regenerated >= 1
-    assert engine.restarts == 0
+    assert engine.counts["regenerated"] >= 1
+    assert engine.counts["restarts"] == 0
 
 
 def test_a_group_that_fails_again_and_again_ends_the_rollout(serve, connect, policy):
@@ -120,7 +121,7 @@ def test_a_refused_request_is_not_repeated(serve, connect, policy):
     with pytest.raises(UserError, match=rf"{fake.address} refuses .*out of vocabulary"):
         engine.generate([[5, 700]], SEEDS[:1], SAMPLING)
     assert len(asked) == 1
-    assert engine.regenerated == 0
+    assert engine.counts["regenerated"] == 0
 
 
 def test_a_server_that_lost_its_weights_gets_those_of_the_sync_again(serve, connect, policy):
@@ -164,7 +165,7 @@ def test_the_others_go_on_without_a_server_that_died_and_take_it_back(serve, con
     started = time.monotonic()
     assert_whole(rollout(engine))
     assert sorted(lives.prompts) == PROMPTS
-    assert engine.regenerated >= 1
+    assert engine.counts["regenerated"] >= 1
     engine.sync(policy)
     assert_whole(rollout(engine))
     assert time.monotonic() - started < 10
@@ -210,7 +211,7 @@ MISFITS = [
     (lambda f: f.missing.add("/collective_rpc"), ["VLLM_SERVER_DEV_MODE=1"]),
     (lambda f: f.missing.add("/inference/v1/generate"), ["--enable-scale-out"]),
     (lambda f: f.engine.update(transfer=None), ["--weight-transfer-config", "convrec_file"]),
-    (lambda f: f.engine.update(transfer="nccl"), ["nccl", "rollout.transfer"]),
+    (lambda f: f.engine.update(transfer="nccl"), ["nccl", "--weight-transfer-config", "convrec_file"]),
     (lambda f: f.engine.update(max_length=99), ["99 tokens", "100", "--max-model-len"]),
     (lambda f: f.engine.update(logprobs_mode="raw_logprobs"), ["raw_logprobs", "processed_logprobs"]),
     (lambda f: f.engine.update(generation_config="auto"), ["--generation-config"]),
@@ -230,7 +231,7 @@ def test_a_server_that_does_not_fit(serve, connect, policy, spoil, said):
     fake = serve()
     spoil(fake)
     with pytest.raises(UserError) as error:
-        connect(fake, transfer="file").sync(policy)
+        connect(fake).sync(policy)
     for part in [fake.address, "python -m vllm", *said]:
         assert part in str(error.value)
     assert fake.given == []
@@ -331,7 +332,7 @@ def test_a_server_of_ours_that_hangs_is_started_again(serve, start, policy):
     engine = start([hangs, new], request_timeout=1.0)
     engine.sync(policy)
     assert_whole(rollout(engine))
-    assert engine.restarts == 1
+    assert engine.counts["restarts"] == 1
     assert new.weight_version == hangs.weight_version
     assert new.sums == hangs.sums
 
@@ -340,7 +341,7 @@ def test_a_server_of_ours_that_hiccups_is_not_started_again(serve, start, policy
     engine = start([serve(faults=["status 500"])])
     engine.sync(policy)
     assert_whole(rollout(engine))
-    assert engine.restarts == 0
+    assert engine.counts["restarts"] == 0
 
 
 def test_a_server_of_ours_that_never_comes_back_ends_the_run(serve, start, policy):
@@ -350,7 +351,7 @@ def test_a_server_of_ours_that_never_comes_back_ends_the_run(serve, start, polic
     fake.on_generate = engine._fleet.members[0].process.stop
     with pytest.raises(UserError, match=r"4 failures in a row: its process ended") as error:
         rollout(engine)
-    assert engine.restarts == 3
+    assert engine.counts["restarts"] == 3
     assert "ValueError: no room" in str(error.value)
 
 

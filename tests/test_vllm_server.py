@@ -9,9 +9,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from convrec_r1.rollout.registry import make_engine, vllm_version
-from convrec_r1.rollout.weights import stream_weights
-from fake_vllm import FakeVLLM
 from safetensors.torch import load_file, save_file
 from support import make_config, tiny_policy
 from test_modules import config
@@ -20,7 +17,9 @@ from test_server_faults import group_of, until
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.rl import segment_ranks
-from convrec_r1.rollout.base import Sampling, SyncError, prompt_seed
+from convrec_r1.rollout.base import Sampling, make_engine, prompt_seed
+from convrec_r1.rollout.checksums import SyncError
+from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.vllm import options
 from convrec_r1.rollout.vllm.pool import ServerEngine
@@ -169,8 +168,8 @@ def test_a_server_at_an_address(engine, policy, visitor):
     guest.sync(other)
     assert_samples_from(guest, other)
     assert_samples_from(engine, policy)  # its server turns out to have another run's weights, and gets its own back
-    assert engine.regenerated > 0
-    assert guest.restarts == engine.restarts == 0
+    assert engine.counts["regenerated"] > 0
+    assert guest.counts["restarts"] == engine.counts["restarts"] == 0
 
 
 @pytest.mark.parametrize(
@@ -185,7 +184,7 @@ def test_a_server_that_does_not_fit(visitor, changes, length, said):
     guest = visitor(tiny_policy(**changes), length)
     with pytest.raises(UserError) as error:
         guest.sync(guest._policy)
-    for part in [guest.cfg.servers[0], "--enable-scale-out", *said]:
+    for part in [guest.options.servers[0], "--enable-scale-out", *said]:
         assert part in str(error.value)
 
 
@@ -209,7 +208,7 @@ def test_a_server_killed_in_the_middle_of_a_rollout(engine, policy):
     engine.sync(policy)
     prompts, seeds = PROMPTS * 3, [prompt_seed(0, 1, i) for i in range(12)]
     undisturbed = engine.generate(prompts, seeds, LONG)
-    group, restarts, regenerated = group_id(engine), engine.restarts, engine.regenerated
+    group, restarts, regenerated = group_id(engine), engine.counts["restarts"], engine.counts["regenerated"]
     assert len(group_of(group)) > 2  # vLLM's own processes among them
     told, groups = [], []
 
@@ -227,8 +226,8 @@ def test_a_server_killed_in_the_middle_of_a_rollout(engine, policy):
     thread.join(300)
     assert_same(groups, undisturbed)
     assert sum(told) == 48
-    assert engine.restarts == restarts + 1
-    assert engine.regenerated > regenerated
+    assert engine.counts["restarts"] == restarts + 1
+    assert engine.counts["regenerated"] > regenerated
     assert server_of(engine).weight_version() == engine._fleet.version
     assert not group_of(group)
 
@@ -250,34 +249,8 @@ def test_flags_say_what_the_arguments_say(policy, tmp_path, on_cpu):
 
     cfg = make_config("rollout=vllm_server", "rollout.kv_cache_gib=0.5", "rollout.tensor_parallel_size=2").rollout
     setup = options.setup(cfg, policy, tmp_path, max_length=LENGTH, on_cpu=on_cpu)
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args([*setup.flags(), *server_flags("nccl")])
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args([*setup.flags(), *server_flags()])
     for name, value in setup.arguments.items():
         assert getattr(parsed, name) == value, name
     assert parsed.enable_scale_out
-    assert parsed.weight_transfer_config.backend == "nccl"
-
-
-def test_the_handshake_of_nccl(policy, monkeypatch):
-    """All but NCCL itself, for which there is no GPU."""
-    from vllm.distributed.weight_transfer import nccl_engine
-    from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
-
-    from convrec_r1.rollout.vllm import nccl
-
-    sent = []
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: "group")
-    monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", lambda iterator, **_: sent.extend(iterator))
-    fake = FakeVLLM(policy)
-    server = Server(fake.address, timeout=5)
-    transfer = nccl.NcclTransfer(lambda: stream_weights(policy), torch.device("cpu"), lasting=True)
-    assert isinstance(nccl._Client(server, transfer), VLLMWeightSyncClient)
-    for version in ("run-1", "run-2"):
-        transfer.publish(stream_weights(policy), version)
-        transfer.deliver(server)
-        assert fake.weight_version == version
-    names = [name for name, _ in stream_weights(policy)]
-    assert [name for name, _ in sent] == names * 2
-    assert fake.update["names"] == names
-    assert fake.joined["world_size"] == 3
-    fake.close()
+    assert parsed.weight_transfer_config.backend == "convrec_file"

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from convrec_r1.rollout.weights import SyncCheck, WeightSums, add_up, bit_sum, stream_weights, tied_head
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -17,8 +16,10 @@ from torch import nn
 from convrec_r1.base.files import read_json, write_json
 from convrec_r1.policy.config import LoraConfig, ModelConfig
 from convrec_r1.policy.load import prepare_for_training
+from convrec_r1.policy.weights import stream_weights, tied_head
 from convrec_r1.rl import segment_ranks
-from convrec_r1.rollout.base import Completion, Sampling, SyncError, prompt_seed
+from convrec_r1.rollout.base import Completion, Sampling, prompt_seed
+from convrec_r1.rollout.checksums import SyncCheck, SyncError, WeightSums, add_up, bit_sum
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.lines import LineCutter
 

@@ -1,1 +1,1 @@
-"""Rollouts: prompts in, sampled lists out. One interface (`base`), an engine a module."""
+"""Rollouts: prompts in, sampled lists out. `base` has the interface; each engine is a module."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from convrec_r1.base.plugins import build
 from convrec_r1.policy import Policy
-from convrec_r1.rollout.checksums import SyncError as SyncError
 from convrec_r1.rollout.config import RolloutConfig, choose_engine
 
 SEEDS_APART = 1 << 16

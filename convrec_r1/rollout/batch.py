@@ -1,4 +1,4 @@
-"""Rollouts of a step as tensors, ready to be scored and trained on."""
+"""The rollouts of one step as tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class RolloutBatch:
     """B = P x G completions, groups contiguous; everything on one device."""
 
     tokens: TokenBatch
-    sampled_logps: Float[Tensor, "batch tokens"]  # what the tokens were sampled with
+    sampled_logps: Float[Tensor, "batch tokens"]  # of the sampler
     ranks: Int[Tensor, "batch tokens"]  # -1 off the mask
     lengths: Int[Tensor, " batch"]  # lines with text
     is_eos: Bool[Tensor, "batch tokens"]
-    truncated: Bool[Tensor, " batch"]  # ran into the limit without EOS
+    truncated: Bool[Tensor, " batch"]  # reached the limit without EOS
 
     @property
     def mask(self) -> Int[Tensor, "batch tokens"]:
@@ -31,7 +31,7 @@ class RolloutBatch:
 def make_batch(
     prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Completion]], policy: Policy
 ) -> RolloutBatch:
-    """Pad and segment P prompts with G completions each."""
+    """Pad P prompts with G completions each, and segment the completions into ranks."""
     completions = [c for group in groups for c in group]
     rows = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
     tokens = TokenBatch.collate(rows, [c.ids.tolist() for c in completions], policy.pad_id).to(policy.device)

@@ -18,15 +18,18 @@ from transformers import (
 )
 
 from convrec_r1.policy.policy import Policy, pad_rows
+from convrec_r1.policy.weights import whole_weights
 from convrec_r1.rollout.base import Completion, Sampling
-from convrec_r1.rollout.lines import LineCutter
-from convrec_r1.rollout.weights import whole_weights
+from convrec_r1.rollout.lines import LineCounter, LineCutter
 
 
 class HFEngine:
-    """Holds no weights of its own: it samples from the policy itself, wherever that stands and whatever it has become."""
+    """Samples from the policy object itself: it has no weights of its own, and `sync` copies nothing."""
+
+    own_weights = False
 
     def __init__(self, policy: Policy, *, batch_size: int) -> None:
+        """batch_size: sequences that are generated at a time."""
         self.policy = policy
         self.batch_size = batch_size
         self.cut = LineCutter(policy.newline, policy.blank)
@@ -39,7 +42,7 @@ class HFEngine:
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         rows = [(p, g) for p in range(len(prompts)) for g in range(sampling.n)]
-        # Prompts of like length share a batch, so that little is spent on padding.
+        # Prompts of similar length share a batch: less padding.
         order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row))
         done: dict[tuple[int, int], Completion] = {}
         with self.policy.inference(), whole_weights(self.policy):
@@ -72,7 +75,9 @@ class HFEngine:
                 pad_token_id=policy.pad_id,
             ),
             logits_processor=LogitsProcessorList([*_warpers(sampling), sampler]),
-            stopping_criteria=_stopping(sampling, policy),
+            stopping_criteria=StoppingCriteriaList(
+                [ClosedLines(sampling.max_lines, self.cut, len(seeds))] if sampling.max_lines is not None else []
+            ),
         )
         tokens = output[:, ids.shape[1] :].cpu()  # [b, t]
         logprobs = torch.stack(sampler.logprobs, 1).cpu()  # [b, t]
@@ -87,29 +92,23 @@ class HFEngine:
 
 
 class ClosedLines(StoppingCriteria):
-    """Done, a row at a time, once `limit` lines that hold text are closed."""
+    """Stops each row once `limit` lines with text are closed."""
 
-    def __init__(self, limit: int, policy: Policy) -> None:
-        self.limit, self.policy = limit, policy
-        self.count: Tensor | None = None  # [b]
-        self.text: Tensor | None = None  # BoolTensor [b]: the open line holds some
+    def __init__(self, limit: int, cut: LineCutter, rows: int) -> None:
+        self.limit = limit
+        self.counters = [LineCounter(*cut.tables) for _ in range(rows)]
 
-    # transformers declares tensors by the legacy classes of their dtypes, which no operation is typed to return.
+    # transformers annotates tensors with legacy classes.
     def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        token = input_ids[:, -1]
-        count = torch.zeros_like(token) if self.count is None else self.count
-        text = torch.zeros_like(token, dtype=torch.bool) if self.text is None else self.text
-        text = text | ~self.policy.blank[token]
-        closes = self.policy.newline[token] & text
-        self.count, self.text = count + closes, text & ~closes
-        return self.count >= self.limit
+        counts = [counter.add(token) for counter, token in zip(self.counters, input_ids[:, -1].tolist(), strict=True)]
+        return torch.tensor(counts, device=input_ids.device) >= self.limit
 
 
 class SeededSampler(LogitsProcessor):
-    """Draws one token a row from the processed scores, by inverting their CDF at the row's own random numbers.
+    """Draws one token per row from the processed scores, by inverting their CDF at the row's own random numbers.
 
-    Each row's numbers come from its own generator, drawn at once: what a row says does not hang on its neighbours.
-    `logprobs` collects the log-prob of every token drawn, a [b] tensor a step.
+    Each row has a generator of its own, whose numbers are drawn in advance: a row does not depend on its neighbours.
+    `logprobs` collects the log-probs of the drawn tokens, one [b] tensor per step.
     """
 
     def __init__(self, seeds: Sequence[int], sampling: Sampling, device: torch.device) -> None:
@@ -124,18 +123,12 @@ class SeededSampler(LogitsProcessor):
         if self.greedy:
             token = logp.argmax(-1, keepdim=True)
         else:
-            # In float64: a fp32 sum over 150,000 entries would give the rare ones to their neighbours.
+            # In float64: in an fp32 sum over 150,000 entries rare tokens would lose their share to their neighbours.
             cdf = logp.double().exp().cumsum(-1)
             u = self.uniform[:, len(self.logprobs), None] * cdf[:, -1:]
             token = torch.searchsorted(cdf, u, right=True).clamp(max=logp.shape[-1] - 1)  # [b, 1]
         self.logprobs.append(logp.gather(1, token)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
-
-
-def _stopping(sampling: Sampling, policy: Policy) -> StoppingCriteriaList:
-    if sampling.max_lines is None:
-        return StoppingCriteriaList()
-    return StoppingCriteriaList([ClosedLines(sampling.max_lines, policy)])
 
 
 def _uniform(seed: int, size: int) -> np.ndarray:

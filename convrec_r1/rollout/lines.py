@@ -1,23 +1,39 @@
-"""Where a completion that is stopped at line N ends: the same place in every engine."""
+"""Where a completion ends that is stopped at line N: the same token in every engine."""
 
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from convrec_r1.rl import segment_ranks
 from convrec_r1.rollout.base import Completion
 
 
+class LineCounter:
+    """Counts the closed lines of one completion, token by token, by the rule of `rl.segment_ranks`."""
+
+    def __init__(self, newline: list[bool], blank: list[bool]) -> None:
+        """newline, blank: [V]. Whether a token contains a newline, and whether it is white space only."""
+        self.newline, self.blank = newline, blank
+        self.count = 0
+        self.text = False  # whether the open line has any
+
+    def add(self, token: int) -> int:
+        """Take in the next token. Return the number of closed lines."""
+        self.text = self.text or not self.blank[token]
+        if self.newline[token] and self.text:
+            self.count, self.text = self.count + 1, False
+        return self.count
+
+
 class LineCutter:
-    """Cuts completions right behind the token that closes line `max_lines`, as ranks are counted in training."""
+    """Cuts completions after the token that closes line `max_lines`."""
 
     def __init__(self, newline: Tensor, blank: Tensor) -> None:
-        self.newline, self.blank = newline.cpu(), blank.cpu()
+        """newline, blank: BoolTensor [V]."""
+        self.tables: tuple[list[bool], list[bool]] = newline.tolist(), blank.tolist()
 
     def __call__(self, completion: Completion, max_lines: int | None) -> Completion:
-        """`completion` up to there; as it is where fewer lines are closed or `max_lines` is None."""
+        """Return the completion up to there; unchanged if fewer lines are closed or `max_lines` is None."""
         length = self.length(completion.ids, max_lines)
         if length is None:
             return completion
@@ -26,11 +42,8 @@ class LineCutter:
         )
 
     def length(self, ids: np.ndarray, max_lines: int | None) -> int | None:
-        """Tokens up to the one that closes line `max_lines`; None: it is not closed."""
-        if max_lines is None or not len(ids):
+        """Return the number of tokens up to the one that closes line `max_lines`. None: it is not closed."""
+        if max_lines is None:
             return None
-        # A token more shows whether the last one closed its line: it would then stand on the next.
-        padded = torch.from_numpy(np.append(ids, ids[-1]))[None]
-        ranks = segment_ranks(padded, torch.ones_like(padded), self.newline, self.blank)[0]
-        behind = (ranks >= max_lines).nonzero()
-        return int(behind[0]) if len(behind) else None
+        counter = LineCounter(*self.tables)
+        return next((place for place, token in enumerate(ids, start=1) if counter.add(token) == max_lines), None)

@@ -1,23 +1,25 @@
-"""Whether a vLLM server fits the run: its version, its engine, its model, its tokenizer."""
+"""Check that a vLLM server fits the run: its version, engine, model and tokenizer."""
 
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 from convrec_r1.base.errors import UserError
 from convrec_r1.policy import Policy
-from convrec_r1.rollout.registry import vllm_version
+from convrec_r1.policy.weights import tied_head
+from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.vllm import options
-from convrec_r1.rollout.vllm.process import server_flags
+from convrec_r1.rollout.vllm.process import BACKEND, server_flags
 from convrec_r1.rollout.vllm.server import GENERATE, Server, ServerFault
-from convrec_r1.rollout.weights import tied_head
 
 OLDEST = (0, 32)
-"""Answers of older servers do not say which weights their tokens came from."""
+"""First release whose answers name the weights that their tokens were sampled from."""
 CONFIG = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_theta")  # fmt: skip
-"""Of a model's config, what its weights mean nothing without; compared where both sides have it."""
+"""Keys of a model's config that its weights depend on. Compared where both sides have them."""
 UNTIED = '{"tie_word_embeddings": false}'
 PROBES = (
     "Title (1999)\n",
@@ -26,11 +28,12 @@ PROBES = (
     "don't — “quote” 🎬",
     "system\nuser",
 )
+"""Texts that server and policy must tokenize alike."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What a server's workers say of their engine (`worker.WeightSync.describe_engine`)."""
+    """A server's engine, as its workers describe it (`worker.WeightSync.describe_engine`)."""
 
     model: dict[str, Any]
     dtype: str
@@ -44,47 +47,43 @@ class Engine:
 
     @property
     def tied(self) -> bool:
-        """Whether the head shares the embeddings' weights."""
+        """Whether head and embeddings share their weights."""
         return bool(self.model.get("tie_word_embeddings"))
 
 
-def examine(server: Server, policy: Policy, *, max_length: int, transfer: str | None) -> Engine:
-    """The server's engine. Raises UserError for a server that rollouts of `policy` cannot come from.
+def examine(server: Server, policy: Policy, *, max_length: int) -> Engine:
+    """Return the server's engine. max_length: upper limit of prompt and completion together, in tokens.
 
-    max_length: of prompt and completion, in tokens.  transfer: vLLM's name of the way that weights must take; None: any.
+    Raises:
+        UserError: the server cannot sample for this run. Lists what is wrong, with a command that starts one that can.
+        ServerFault: it failed to answer.
     """
     try:
-        version = server.get("/version")["version"]
-    except (KeyError, TypeError):
+        version = Version(server.get("/version")["version"])
+    except (KeyError, TypeError, InvalidVersion):
         raise UserError(f"What answers at {server.address} is no vLLM server. Correct rollout.servers.") from None
-    wrong = [*_version(version)] or [*_endpoints(server)]
     engine = None
+    wrong = [*_version(version)] or [*_endpoints(server)]
     if not wrong:
         engine = _describe(server)
-        wrong = ["it was not started with this project's worker (--worker-extension-cls)."]
-        if engine:
-            wrong = [*_engine(engine, max_length, transfer), *_model(engine, policy), *_tokenizer(server, policy)]
-    if wrong:
+        wrong = ["it was started without this project's worker (--worker-extension-cls)."]
+    if engine:
+        wrong = [*_engine(engine, max_length), *_model(engine, policy), *_tokenizer(server, policy)]
+    if wrong or engine is None:
         raise UserError(
             f"The vLLM server at {server.address} does not fit this run:\n"
             + "\n".join(f"  - {line}" for line in wrong)
-            + f"\nOne that does is started, where this project is installed, with:\n  {_command(max_length, transfer)}"
+            + f"\nWhere this project is installed, this starts one that does:\n  {_command(max_length)}"
         )
-    assert engine is not None  # nothing is wrong with it
     return engine
 
 
-def _version(version: str) -> Iterator[str]:
+def _version(version: Version) -> Iterator[str]:
     own = vllm_version()
-    theirs = _release(version)
-    if theirs < OLDEST:
+    if version.release[:2] < OLDEST:
         yield f"it is vLLM {version}; {OLDEST[0]}.{OLDEST[1]} or newer is needed."
-    elif own and theirs != _release(own):
+    elif own and version.release[:2] != Version(own).release[:2]:
         yield f"it is vLLM {version}; here {own} is installed. Use the same release on both sides."
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
 def _endpoints(server: Server) -> Iterator[str]:
@@ -98,30 +97,32 @@ def _endpoints(server: Server) -> Iterator[str]:
 
 
 def _describe(server: Server) -> Engine | None:
+    """None: its workers have no such method."""
     try:
         return Engine(**server.call_workers("describe_engine")[0])
     except ServerFault:
-        if server.is_well():  # then it has no such method
+        if server.is_well():
             return None
         raise
 
 
-def _engine(engine: Engine, max_length: int, transfer: str | None) -> Iterator[str]:
-    if engine.transfer is None or (transfer and engine.transfer != transfer):
-        yield f"its weight transfer is {engine.transfer}; the run's is {transfer or 'convrec_file or nccl'} (rollout.transfer)."
+def _engine(engine: Engine, max_length: int) -> Iterator[str]:
+    for flag, found, wanted in (
+        ("--weight-transfer-config", engine.transfer, BACKEND),
+        ("--logprobs-mode", engine.logprobs_mode, "processed_logprobs"),
+        ("--generation-config", engine.generation_config, "vllm"),
+    ):
+        if found != wanted:
+            yield f"its {flag} is {found}; the run needs {wanted}."
     if engine.max_length < max_length:
         yield (
             f"it takes {engine.max_length} tokens of prompt and completion (--max-model-len); the run needs {max_length} "
             "(model.max_prompt_length + model.max_completion_length)."
         )
-    if engine.logprobs_mode != "processed_logprobs":
-        yield f"it reports {engine.logprobs_mode}; training needs processed_logprobs (--logprobs-mode)."
-    if engine.generation_config != "vllm":
-        yield f"it adds sampling defaults of the model's own (--generation-config {engine.generation_config}; vllm adds none)."
     if engine.device == "cpu" and engine.prompts_in_pieces:
         yield "on CPUs it cannot seed prompts that it prefills in pieces (--no-enable-chunked-prefill)."
     if engine.device == "cpu" and engine.tied:
-        yield (f"on CPUs a head that shares the embeddings' weights keeps its first ones (--hf-overrides '{UNTIED}').")
+        yield f"on CPUs a head that shares the embeddings' weights keeps its first ones (--hf-overrides '{UNTIED}')."
 
 
 def _model(engine: Engine, policy: Policy) -> Iterator[str]:
@@ -130,7 +131,7 @@ def _model(engine: Engine, policy: Policy) -> Iterator[str]:
         if key in ours and key in theirs and ours[key] != theirs[key]:
             yield f"its model has {key}={theirs[key]}; the policy's has {ours[key]}."
     if engine.tied and not tied_head(policy):
-        yield "its model has one set of weights for embeddings and head; the policy's has two."
+        yield "its model's head and embeddings share their weights; the policy's do not."
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:
@@ -147,9 +148,9 @@ def _tokenizer(server: Server, policy: Policy) -> Iterator[str]:
             return
 
 
-def _command(max_length: int, transfer: str | None) -> str:
+def _command(max_length: int) -> str:
     flags = [
-        "--model", "MODEL", "--max-model-len", str(max_length), *server_flags(transfer or "convrec_file"),
+        "--model", "MODEL", "--max-model-len", str(max_length), *server_flags(),
         "--worker-extension-cls", options.WORKER, "--logits-processors", options.STOP,
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Servers that hold the same weights: brought up together, prompts split among them, the failure of any outlived."""
+"""Servers that hold the same weights: brought up together, sharing the prompts, each of them allowed to fail."""
 
 import asyncio
 import contextlib
@@ -15,35 +15,36 @@ import httpx
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.rollout.base import Completion
-from convrec_r1.rollout.config import RolloutConfig
+from convrec_r1.rollout.checksums import Named, SyncCheck
+from convrec_r1.rollout.config import VLLMServerConfig
 from convrec_r1.rollout.vllm.member import Member
 from convrec_r1.rollout.vllm.server import PROBE, ServerAway, ServerFault
-from convrec_r1.rollout.vllm.transfer import Transfer
-from convrec_r1.rollout.weights import Named, SyncCheck
+from convrec_r1.rollout.vllm.transfer import FileTransfer
 
 _log = logging.getLogger(__name__)
 
 Request = tuple[Sequence[int], dict[str, Any]]
-"""A prompt, and how its group is sampled, by the names of `vllm.SamplingParams`."""
+"""A prompt and how its group is sampled, by the names of `vllm.SamplingParams`."""
 
 CLOSED = "The vLLM servers were closed."
-GO_ON = "Nothing of this rollout was trained on: the same command goes on from the run's last checkpoint."
+RESUME = "Nothing of this rollout was trained on: the same command resumes from the run's last checkpoint."
 
 
 class Fleet:
-    """A group is taken whole from one server, every token from the newest weights, or it is asked for again."""
+    """Takes each group whole from one server, every token from the newest weights, or requests it again."""
 
-    def __init__(self, members: list[Member], cfg: RolloutConfig, counts: Counter[str]) -> None:
-        """counts: has "regenerated" added to."""
-        self.members, self.cfg, self.counts = members, cfg, counts
-        self.check = SyncCheck(cfg.checksum_every)
-        self.transfer: Transfer | None = None
-        self.version: str | None = None  # of the weights that every server is to have
-        # The names of weights are this run's own: a server that another run gave weights to never passes for up to date.
+    def __init__(
+        self, members: list[Member], options: VLLMServerConfig, transfer: FileTransfer, counts: Counter[str]
+    ) -> None:
+        """counts: "regenerated" is counted here: groups that were requested again."""
+        self.members, self.options, self.transfer, self.counts = members, options, transfer, counts
+        self.check = SyncCheck(options.checksum_every)
+        self.version: str | None = None  # of the weights that every server must have
+        # Names of weights start with a random part: a server with another run's weights never passes for up to date.
         self._run, self._published = secrets.token_hex(4), 0
         self._threads = ThreadPoolExecutor(len(members), thread_name_prefix="servers")
         self._lock = threading.Lock()
-        self._rollout: tuple[asyncio.AbstractEventLoop, asyncio.Task] | None = None  # that is under way
+        self._rollout: tuple[asyncio.AbstractEventLoop, asyncio.Task | None] | None = None  # the one under way
         self._closed = False
 
     @property
@@ -51,66 +52,61 @@ class Fleet:
         return [member for member in self.members if not member.dropped]
 
     def bring_up(self) -> None:
-        """Every server up, examined, and with the published weights. Those that fail for good are left out.
+        """Bring every server up, examine it and give it the published weights. Servers that keep failing are dropped.
 
-        Raises UserError where none is left or one does not fit, and SyncError where one turns out to have other weights.
+        Raises:
+            UserError: no server is left, or one does not fit the run.
+            SyncError: a server has other weights than it was given.
         """
-        coming = [self._threads.submit(self._bring_up, m) for m in self.members if not (m.dropped and m.launch)]
-        for future in wait(coming, return_when=FIRST_EXCEPTION).done:
+        futures = [self._threads.submit(self._bring_up, m) for m in self.members if not (m.dropped and m.launch)]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()
 
     def publish(self, weights: Iterable[Named]) -> None:
-        """New weights for all, which `bring_up` then delivers. Draws all of them."""
+        """Take new weights for all servers; `bring_up` delivers them. Draws the whole stream."""
         self._published += 1
         version = f"{self._run}-{self._published}"
-        assert self.transfer is not None
         self.transfer.publish(self.check.watch(weights), version)
         self.version = version
 
     def generate(self, requests: Sequence[Request], on_done: Callable[[int], None]) -> list[list[Completion]]:
-        """A group for each request, in order. on_done: told the place of each one that is done."""
+        """Return a group for each request, in order. on_done: called with the place of each finished group."""
         job = _Job(requests, on_done)
         for member in self.live:
-            member.succeeded()  # what failed before is settled
+            member.succeeded()  # faults of an earlier rollout do not count
         try:
             if requests:
-                asyncio.run(self._carry_out(job))
+                asyncio.run(self._sample(job))
         except asyncio.CancelledError:
             raise UserError(CLOSED) from None
         finally:
-            self.counts["regenerated"] += job.asked.total() - len(job.asked)
+            self.counts["regenerated"] += job.requested.total() - len(job.requested)
         return job.groups
 
     def close(self) -> None:
-        """End the servers that were started here, and whatever is under way."""
+        """Stop the servers that were started here, and a rollout that is under way."""
         self._closed = True
         if self._rollout:
             loop, task = self._rollout
             with contextlib.suppress(RuntimeError):  # it has just ended
-                loop.call_soon_threadsafe(task.cancel)
+                loop.call_soon_threadsafe(task.cancel if task else lambda: None)
         self._stop_members()
         self._threads.shutdown()
-        self._stop_members()  # if a thread was just starting one
-        if self.transfer:
-            self.transfer.close()
+        self._stop_members()  # one that a thread was just starting
+        self.transfer.close()
 
     def _stop_members(self) -> None:
-        stops = [threading.Thread(target=member.stop) for member in self.members]
-        for stop in stops:
-            stop.start()
-        for stop in stops:
-            stop.join()
+        with ThreadPoolExecutor(len(self.members)) as threads:
+            list(threads.map(Member.stop, self.members))
 
     # Bringing up
 
     def _bring_up(self, member: Member) -> None:
-        if member.renewal:  # the last rollout ended without it
-            member.awaited = bool(member.launch)
+        if member.renewal:  # the last rollout ended without this server
             wait([member.renewal])
-            member.renewal, member.awaited = None, True
+            member.renewal = None
         while True:
-            alone = self.live == [member]
-            patience = PROBE if not member.met else self.cfg.start_timeout if alone else 0.0
+            patience = self._patience(member) if member.met else PROBE
             try:
                 member.renew(patience, self._give)
             except ServerFault as fault:
@@ -124,62 +120,49 @@ class Fleet:
                 member.succeeded()
                 return
 
-    def _give(self, member: Member) -> None:
-        """The newest weights, unless it has them."""
-        server = member.known_server
-        if self.version is None or server.weight_version() == self.version:
-            return
-        assert self.transfer is not None
-        self.transfer.deliver(server)
-        self.check.compare(member.name, server.weight_sums)
+    def _patience(self, member: Member) -> float:
+        """Seconds to wait for a server that was not started here: none, unless it is the last one."""
+        return self.options.start_timeout if self.live == [member] else 0.0
 
-    def _give_again(self, member: Member) -> None:
-        assert self.transfer is not None
-        if not self.transfer.lasting:
-            raise UserError(
-                f"{member.name} came back without its weights, and the trainer's are newer by now. {GO_ON} "
-                "rollout.transfer=file keeps a rollout's weights until it is over."
-            )
-        self._give(member)
+    def _give(self, member: Member) -> None:
+        """Give it the newest weights, unless it has them."""
+        if self.version is None or member.server.weight_version() == self.version:
+            return
+        self.transfer.deliver(member.server)
+        self.check.compare(member.name, member.server.weight_sums)
 
     def _failed(self, member: Member, fault: ServerFault) -> None:
-        """Returns if the server is to be tried again, or is dropped. Raises UserError if the run cannot go on."""
+        """Note the fault. Return if the server is to be tried again, or drop it. Raises UserError if it is the last one."""
         with self._lock:
             member.failed(fault)
             if self._closed:
                 raise UserError(CLOSED) from fault
             if not member.met:
-                raise UserError(_unusable(member, fault)) from fault
-            if member.faults <= self.cfg.retries and not isinstance(fault, ServerAway):
-                _log.warning(
-                    "%s failed (%s). What it was at is asked for again, there or elsewhere.", member.name, fault
-                )
+                raise UserError(member.unusable(fault)) from fault
+            if member.faults <= self.options.retries and not isinstance(fault, ServerAway):
+                _log.warning("%s failed (%s). Its groups are requested again, there or elsewhere.", member.name, fault)
             elif self.live == [member]:
-                raise UserError(f"{_given_up(member, fault)}\n{GO_ON}") from fault
+                raise UserError(f"{member.given_up(fault)}\n{RESUME}") from fault
             else:
                 member.dropped = True
-                _log.warning("%s The others go on without it.", _given_up(member, fault))
+                _log.warning("%s The other servers continue without it.", member.given_up(fault))
 
     # A rollout
 
-    async def _carry_out(self, job: "_Job") -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._rollout = asyncio.get_running_loop(), task
-        drives = [asyncio.create_task(self._drive(member, job)) for member in self.live]
-        done = asyncio.create_task(job.done.wait())
-        waiting = {done, *drives}
+    async def _sample(self, job: "_Job") -> None:
+        self._rollout = asyncio.get_running_loop(), asyncio.current_task()
+        done = asyncio.ensure_future(job.done.wait())
+        work = asyncio.gather(*(self._drive(member, job) for member in self.live))
         try:
-            while not job.done.is_set():
-                ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in ended - {done} if not job.done.is_set() else ():
-                    task.result()
+            await asyncio.wait([done, work], return_when=asyncio.FIRST_COMPLETED)
+            if not job.done.is_set():
+                await work  # it raises: as long as groups are missing, the last server is not dropped
         finally:
             self._rollout = None
-            await _cancel([done, *drives])
+            work.cancel()
 
     async def _drive(self, member: Member, job: "_Job") -> None:
-        """One server's share of the job, until it is dropped."""
+        """Take groups from one server until it is dropped."""
         while True:
             try:
                 if not member.ready:
@@ -189,15 +172,15 @@ class Fleet:
                 self._failed(member, fault)
                 if member.dropped:
                     return
-                if max((job.asked[place] for place in job.open), default=0) > self.cfg.retries:
-                    asked = f"A group was asked for {self.cfg.retries + 1} times in vain. "
-                    raise UserError(f"{asked}{_given_up(member, fault)}\n{GO_ON}") from fault
+                if max((job.requested[place] for place in job.missing), default=0) > self.options.retries:
+                    text = f"A group was requested {self.options.retries + 1} times without success."
+                    raise UserError(f"{text} {member.given_up(fault)}\n{RESUME}") from fault
                 await asyncio.sleep(min(0.1 * 4**member.faults, PROBE))
 
     async def _renewed(self, member: Member) -> None:
-        # In a thread that outlives the rollout: while a server starts, the others may get everything done.
+        # In a thread that may outlive the rollout: while a server restarts, the others may finish.
         if member.renewal is None:
-            member.renewal = self._threads.submit(member.renew, self.cfg.start_timeout, self._give_again)
+            member.renewal = self._threads.submit(member.renew, self._patience(member), self._give)
         try:
             await asyncio.wrap_future(member.renewal)
         finally:
@@ -205,83 +188,52 @@ class Fleet:
                 member.renewal = None
 
     async def _serve(self, member: Member, job: "_Job") -> None:
-        """Ends with the first failure; what was under way then goes back to the job."""
-        # Twice what it advances at a time, so that a group that ends makes room for one that waits there already.
-        slots = min(len(job.requests), math.ceil(2 * member.known_engine.max_num_seqs / job.n))
-        async with member.known_server.session() as session:
-            serving = [asyncio.create_task(self._slot(member, session, job)) for _ in range(slots)]
+        """Request groups from one server until one fails. The groups under way then go back to the job."""
+        assert member.engine is not None
+        # Twice the sequences that it advances at a time: when a group ends, the next one is already there.
+        slots = min(len(job.requests), math.ceil(2 * member.engine.max_num_seqs / job.n))
+        async with member.server.session() as session:
+            serving = [asyncio.ensure_future(self._slot(member, session, job)) for _ in range(slots)]
             try:
-                ended, _ = await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
-                for task in ended:
-                    task.result()
+                await asyncio.gather(*serving)
             finally:
-                await _cancel(serving)
+                for task in serving:
+                    task.cancel()
+                await asyncio.gather(*serving, return_exceptions=True)
 
     async def _slot(self, member: Member, session: httpx.AsyncClient, job: "_Job") -> None:
-        """Group after group."""
+        """Request group after group."""
         assert self.version is not None
         while True:
-            place = await job.take()
+            place = await job.queue.get()
+            job.requested[place] += 1
             prompt, sampling = job.requests[place]
             try:
-                group = await member.known_server.generate(session, prompt, sampling, self.version)
+                group = await member.server.generate(session, prompt, sampling, self.version)
             except BaseException:
-                job.put_back(place)
+                job.queue.put_nowait(place)
                 raise
             member.succeeded()
             job.finish(place, group)
 
 
 class _Job:
-    """What a rollout asks for, and what it has got."""
+    """The groups of one rollout: finished, under way and waiting."""
 
     def __init__(self, requests: Sequence[Request], on_done: Callable[[int], None]) -> None:
         self.requests, self.on_done = requests, on_done
         self.n = max((sampling["n"] for _, sampling in requests), default=1)
         self.groups: list[Any] = [None] * len(requests)
-        self.open = set(range(len(requests)))
-        self.asked: Counter[int] = Counter()  # how often, by place
+        self.missing = set(range(len(requests)))
+        self.requested: Counter[int] = Counter()  # times, by place
         self.done = asyncio.Event()
-        self._queue: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
-        for place in self.open:
-            self.put_back(place)
-
-    async def take(self) -> int:
-        """The next place to be filled, once there is one."""
-        place = await self._queue.get()
-        self.asked[place] += 1
-        return place
-
-    def put_back(self, place: int) -> None:
-        self._queue.put_nowait(place)
+        self.queue: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
+        for place in self.missing:
+            self.queue.put_nowait(place)
 
     def finish(self, place: int, group: list[Completion]) -> None:
         self.groups[place] = group
-        self.open.remove(place)
+        self.missing.remove(place)
         self.on_done(place)
-        if not self.open:
+        if not self.missing:
             self.done.set()
-
-
-async def _cancel(tasks: Sequence[asyncio.Task]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _unusable(member: Member, fault: ServerFault) -> str:
-    """Of a server that was never of any use."""
-    if member.process:
-        return f"{member.name} did not start: {fault}.{_log_of(member)}"
-    return f"{member.name} does not answer: {fault}. Start one there, or correct rollout.servers."
-
-
-def _given_up(member: Member, fault: ServerFault) -> str:
-    times = f"{member.faults} failures in a row" if member.faults > 1 else "a failure"
-    return f"{member.name} is given up after {times}: {fault}.{_log_of(member)}"
-
-
-def _log_of(member: Member) -> str:
-    if not member.process:
-        return ""
-    return f" Its log, {member.process.log}, says:\n{member.process.last_words()}"

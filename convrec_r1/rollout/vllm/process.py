@@ -1,41 +1,38 @@
-"""vLLM servers as processes of this machine."""
+"""vLLM servers as child processes on this machine, and the GPUs that they use."""
 
-import contextlib
 import json
 import os
 import random
-import re
-import signal
 import socket
-import subprocess
 import sys
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
-from convrec_r1.rollout.vllm import guard
+import torch
 
-# `vllm serve` by another name: the command looks up the distribution "vllm", which the wheels for CPUs are not.
+from convrec_r1.base.child import ChildProcess
+from convrec_r1.rollout.config import vllm_for_gpus
+
+# `vllm serve` by its module: the command looks up the distribution "vllm", and the wheels for CPUs have another name.
 SERVE = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
 PORTS = range(20_000, 32_000)
-"""Below those that systems hand out to connections."""
-ERROR = re.compile(r"^(?:\(.*?\] )?([\w.]+(?:Error|Exception): .+)$", re.MULTILINE)
-"""A line of a log that ends a stack trace."""
-FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT",
-           "VLLM_ENABLE_V1_MULTIPROCESSING")  # fmt: skip
-"""What the environment says of the trainer's processes, not of the server's."""
-
+"""Below the ports that systems give to outgoing connections."""
+TRAINERS_OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR",
+                "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")  # fmt: skip
+"""Environment variables about the trainer's processes, which a server must not see."""
 TAKES_WEIGHTS = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"}
-"""Variables by which a server has the routes that bring it weights; it needs none from anywhere else."""
+"""Environment of a server that takes weights: it has the routes for them, and downloads nothing."""
+BACKEND = "convrec_file"
+"""vLLM's name for our weight transfer (`worker.FileTransferEngine`)."""
 
 
-def server_flags(backend: str) -> list[str]:
-    """What makes a server take weights and give tokens, beside how its engine is set up."""
-    return ["--enable-scale-out", "--weight-transfer-config", json.dumps({"backend": backend})]
+def server_flags() -> list[str]:
+    """Flags of a server that takes weights and returns tokens, besides those of its engine."""
+    return ["--enable-scale-out", "--weight-transfer-config", json.dumps({"backend": BACKEND})]
 
 
-class LocalProcess:
-    """A server on a port of the loopback interface, with all that it starts itself. Ends when this process ends."""
+class LocalProcess(ChildProcess):
+    """A vLLM server on a port of the loopback interface, with the processes that it starts."""
 
     def __init__(
         self,
@@ -45,49 +42,22 @@ class LocalProcess:
         gpus: list[str] | None = None,
         settings: Mapping[str, str] = TAKES_WEIGHTS,
     ) -> None:
-        """log: takes its output, behind what it holds.  scratch: removed if this process is killed.
+        """Start it.
 
-        gpus: that it sees, by the names of CUDA_VISIBLE_DEVICES; None: those that this process sees.
-        settings: variables of its environment, beside those of this process.
+        Args:
+            flags: of `vllm serve`.
+            log, scratch: see `ChildProcess`.
+            gpus: that it sees, by their names in CUDA_VISIBLE_DEVICES. None: those that this process sees.
+            settings: environment variables, in addition to this process's.
         """
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
-        self.log = log
-        command = [*SERVE, *flags, "--host", "127.0.0.1", "--port", str(port)]
-        with log.open("ab") as output:
-            self._guard = subprocess.Popen(
-                [sys.executable, "-I", guard.__file__, str(os.getpid()), str(scratch), *command],
-                env=_environment(gpus, settings),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._end = weakref.finalize(self, _end, self._guard)  # at exit, at the latest
-
-    @property
-    def group(self) -> int:
-        """The id of its process group."""
-        return self._guard.pid
-
-    def alive(self) -> bool:
-        return self._guard.poll() is None
-
-    def last_words(self) -> str:
-        """The errors in its log, the first of which is the cause of the others; if there are none, its end."""
-        said = self.log.read_text(errors="replace")
-        lines = list(dict.fromkeys(ERROR.findall(said)))[:4] or said.strip().splitlines()[-12:]
-        return "\n".join(f"  {line[:400]}" for line in lines)
-
-    def stop(self) -> None:
-        """End it and everything it started: politely, then not."""
-        self._end()
-
-
-def _environment(gpus: list[str] | None, settings: Mapping[str, str]) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    seen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    return inherited | seen | {"PYTHONUNBUFFERED": "1"} | dict(settings)
+        env = {name: value for name, value in os.environ.items() if name not in TRAINERS_OWN}
+        env |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        env |= {"PYTHONUNBUFFERED": "1", **settings}
+        super().__init__(
+            [*SERVE, *flags, "--host", "127.0.0.1", "--port", str(port)], log=log, scratch=scratch, env=env
+        )
 
 
 def free_port() -> int:
@@ -101,14 +71,19 @@ def free_port() -> int:
     raise OSError("no port is free on this machine")
 
 
-def _end(leader: subprocess.Popen) -> None:
-    _signal_group(leader, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        leader.wait(guard.GRACE + 5)
-    _signal_group(leader, signal.SIGKILL)  # what is left of the group, if its leader was killed before it could
-    leader.wait()
+def computes_on_cpu() -> bool:
+    """Whether servers that are started here compute on the CPU. Does not import vLLM, which takes ten seconds."""
+    return not (vllm_for_gpus() and torch.cuda.is_available())
 
 
-def _signal_group(leader: subprocess.Popen, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader.pid, number)
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, by their names in CUDA_VISIBLE_DEVICES."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name for name in named.split(",") if name] if named else list(map(str, range(torch.cuda.device_count())))
+
+
+def assign_gpus(visible: list[str], trainers: int, servers: int, each: int) -> list[list[str]]:
+    """Assign `each` GPUs to every server: those that the trainers (one GPU each) leave free; shared GPUs if too few are."""
+    free = visible[trainers:]
+    pool = free if len(free) >= each else visible
+    return [[pool[(k * each + i) % len(pool)] for i in range(each)] for k in range(servers)]

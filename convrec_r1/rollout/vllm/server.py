@@ -1,4 +1,4 @@
-"""One vLLM server, as its HTTP API shows it."""
+"""Client of one vLLM server's HTTP API."""
 
 import asyncio
 import logging
@@ -15,48 +15,48 @@ from convrec_r1.rollout.base import Completion
 
 GENERATE = "/inference/v1/generate"
 PROBE = 5.0
-"""Seconds for an answer that costs the server nothing."""
+"""Timeout in seconds of requests that cost the server nothing."""
 
-# It tells of every request, and a rollout is made of hundreds.
+# httpx logs every request, and a rollout makes hundreds.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class ServerFault(Exception):
-    """A server that is gone, or an answer that is of no use. To ask again, here or elsewhere, may help."""
+    """A server that is gone, or an answer that cannot be used. A retry, here or elsewhere, may help."""
 
 
 class ServerHung(ServerFault):
-    """A server that is there and does not answer in time."""
+    """A server that does not answer in time."""
 
 
 class ServerAway(ServerFault):
-    """A server that did not come up for as long as it was waited for."""
+    """A server that did not come up in time."""
 
 
 class Server:
-    """Speaks to the server at `address`. Raises ServerFault where it fails, UserError where it refuses what was asked."""
+    """Client of the server at `address`. Raises ServerFault where it fails, UserError where it refuses a request."""
 
     def __init__(self, address: str, *, timeout: float) -> None:
         """timeout: seconds for a group of completions, or for a set of weights."""
         self.address, self.timeout = address.rstrip("/"), timeout
-        key = os.environ.get("VLLM_API_KEY")  # what vLLM itself takes its key from
+        key = os.environ.get("VLLM_API_KEY")  # vLLM's own variable
         self._options = {
             "base_url": self.address,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
-            # A connection that stood idle may be closed just as it is used again, which looks like a server that failed.
+            # No idle connections: one that is closed just as it is used again looks like a failed server.
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=0),
-            "trust_env": "://127.0.0.1:" not in self.address,  # no proxy leads to this machine's own servers
+            "trust_env": "://127.0.0.1:" not in self.address,  # no proxy for this machine's own servers
         }
         self._http = httpx.Client(**self._options)
 
     def session(self) -> httpx.AsyncClient:
-        """For `generate`, within one event loop."""
+        """A client for `generate`, within one event loop."""
         return httpx.AsyncClient(**self._options, timeout=httpx.Timeout(None, connect=2 * PROBE))
 
     async def generate(
         self, session: httpx.AsyncClient, prompt: Sequence[int], sampling: dict[str, Any], version: str
     ) -> list[Completion]:
-        """A prompt's whole group, every token of it from the weights called `version`.
+        """Sample a prompt's whole group, every token from the weights called `version`.
 
         sampling: by the names of `vllm.SamplingParams`.
         """
@@ -70,41 +70,36 @@ class Server:
             raise ServerFault(f"the connection broke ({_name(error)})") from error
         return read_group(self._answer(GENERATE, response), sampling["n"], version)
 
-    def start_update(self) -> None:
-        """Open an update of the weights; one that was broken off is closed first, or the server would take no other."""
+    def update(self, update_info: dict[str, Any], version: str) -> None:
+        """Have it load weights through its transfer engine, call them `version`, and drop what older ones computed."""
         try:
             self.post("/start_weight_update")
-        except ServerFault:
+        except ServerFault:  # an earlier update was interrupted; the server takes no other before that is closed
             self.post("/finish_weight_update")
             self.post("/start_weight_update")
-
-    def update(self, update_info: dict[str, Any], version: str) -> None:
-        """Weights by the way of the server's transfer engine, `version` their name."""
-        self.start_update()
         self.post("/update_weights", {"update_info": update_info})
-        self.finish_update(version)
-
-    def finish_update(self, version: str) -> None:
-        """Close it, and have what was computed with older weights forgotten."""
         self.post("/finish_weight_update", {"weight_version": version})
         if not self.post("/reset_prefix_cache?reset_running_requests=true")["success"]:
-            raise ServerFault("it would not forget what it had computed with older weights (/reset_prefix_cache)")
+            raise ServerFault("it did not drop its cache of older weights (/reset_prefix_cache)")
 
     def weight_version(self) -> str:
         return self.get("/weight_info")["weight_version"]
 
     def weight_sums(self) -> list[dict[str, int]]:
-        """Sums of the bits of its weights, worker by worker."""
+        """Sums of the bits of its weights, one entry per worker."""
         return self.call_workers("weight_sums")
 
     def call_workers(self, method: str) -> list[Any]:
         return self.post("/collective_rpc", {"method": method})["results"]
 
     def wait_until_up(self, seconds: float, hopeless: Callable[[], str | None] = lambda: None) -> None:
-        """Until it says that it is well; asked once at least.
+        """Wait until it reports that it is well. Asks at least once.
 
-        hopeless: why there is no point in waiting any longer, if there is none. Raises ServerFault then, and in the end
-        ServerAway.
+        Args:
+            hopeless: returns why waiting is pointless, or None.
+        Raises:
+            ServerAway: it is not up after `seconds`.
+            ServerFault: waiting is pointless.
         """
         end = time.monotonic() + seconds
         while True:
@@ -126,7 +121,7 @@ class Server:
         return True
 
     def has(self, path: str) -> bool:
-        """Whether there is something at `path`, which may take POST only."""
+        """Whether it has the route `path`, which may take POST only."""
         try:
             return self._http.get(path, timeout=PROBE).status_code != 404
         except httpx.HTTPError as error:
@@ -149,12 +144,11 @@ class Server:
         return self._answer(path, response)
 
     def _answer(self, path: str, response: httpx.Response) -> Any:
-        if response.status_code >= 500:
-            raise ServerFault(f"{path} failed with status {response.status_code}: {_message(response)}")
-        if response.status_code >= 400:
-            raise UserError(
-                f"The vLLM server at {self.address} refuses {path} (status {response.status_code}): {_message(response)}"
-            )
+        status = response.status_code
+        if status >= 500:
+            raise ServerFault(f"{path} failed with status {status}: {_message(response)}")
+        if status >= 400:
+            raise UserError(f"The vLLM server at {self.address} refuses {path} (status {status}): {_message(response)}")
         try:
             return response.json() if response.content else None
         except ValueError as error:
@@ -162,14 +156,14 @@ class Server:
 
 
 def read_group(answer: Any, n: int, version: str) -> list[Completion]:
-    """The n completions of an answer from /inference/v1/generate. Raises ServerFault unless all are there and sound."""
+    """Read the n completions of an answer from /inference/v1/generate. Raises ServerFault unless all are complete."""
     try:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if [choice["index"] for choice in choices] != list(range(n)):
             raise ServerFault(f"{len(choices)} completions came back instead of {n}")
         return [_completion(choice, version) for choice in choices]
     except (KeyError, TypeError, ValueError) as error:
-        raise ServerFault(f"an answer without what it must hold ({_name(error)})") from error
+        raise ServerFault(f"an answer with parts missing ({_name(error)})") from error
 
 
 def _completion(choice: dict[str, Any], version: str) -> Completion:
@@ -177,13 +171,13 @@ def _completion(choice: dict[str, Any], version: str) -> Completion:
     logprobs = np.asarray([token["logprob"] for token in choice["logprobs"]["content"]], dtype=np.float32)
     if choice["finish_reason"] not in ("stop", "length"):
         raise ServerFault(f"a completion ended by {choice['finish_reason']!r}")
-    if not len(ids) or len(ids) != len(logprobs) or logprobs.min() <= -9999:  # which stands for NaN
+    if not len(ids) or len(ids) != len(logprobs) or logprobs.min() <= -9999:  # vLLM's value for NaN
         raise ServerFault("a completion came without the log-probs of its tokens")
     versions = {span["version"] for span in choice["weight_versions"]}
     if versions != {version}:
         raise ServerFault(
-            f"a completion was sampled from the weights {', '.join(sorted(versions))}, not from {version}: does another "
-            "run use the same server?"
+            f"a completion was sampled from the weights {', '.join(sorted(versions))}, not from {version}: does another run "
+            "use the same server?"
         )
     return Completion(ids, logprobs, choice["finish_reason"])
 
@@ -193,9 +187,8 @@ def _name(error: Exception) -> str:
 
 
 def _message(response: httpx.Response) -> str:
-    """What an error's body says, however it says it."""
+    """The message of an error response, whatever its form."""
     try:
-        body = response.json()
-        return str(body["error"]["message"])[:1000]
+        return str(response.json()["error"]["message"])[:1000]
     except (ValueError, KeyError, TypeError):
         return response.text[:300] or response.reason_phrase

@@ -1,6 +1,6 @@
-"""What runs inside vLLM's workers: sums of the weights as its kernels see them, and their way in through a file.
+"""Code that runs inside vLLM's workers: sums of the weights that its kernels use, and loading of weights from a file.
 
-vLLM imports this by name (`worker_extension_cls`); nothing of the trainer does.
+vLLM imports this module by name (`worker_extension_cls`); the trainer never does.
 """
 
 # vLLM is optional.
@@ -20,23 +20,23 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.layers.linear import LinearBase, QKVParallelLinear, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from convrec_r1.rollout.weights import WeightSums
+from convrec_r1.rollout.checksums import WeightSums
 
 ROWS = 512
-"""Of the unit matrix, at a time, when a packed matrix is read back."""
+"""Rows of the unit matrix that are multiplied at a time to read a packed matrix back."""
 
 
 class WeightSync:
-    """Methods that workers gain, for `collective_rpc`."""
+    """Methods that vLLM adds to its workers, for `collective_rpc`."""
 
     model_runner: Any  # these three are the worker's own
     vllm_config: Any
     device: torch.device
 
     def weight_sums(self) -> dict[str, int]:
-        """Sums of the bits of this worker's share of the weights, by layer (`WeightSums`).
+        """Return sums of the bits of this worker's share of the weights, by layer (`WeightSums`).
 
-        What every worker holds alike counts on the first one alone, so that the sums over workers are those of the model.
+        A weight that every worker holds counts on the first one only: added up over workers, the sums are the model's.
         """
         sums = WeightSums()
         with torch.no_grad():
@@ -45,7 +45,7 @@ class WeightSync:
         return sums.by_layer()
 
     def describe_engine(self) -> dict[str, Any]:
-        """What a trainer compares with what it needs, as plain values (`agreement.Engine`)."""
+        """Return the fields of `agreement.Engine`."""
         model = self.vllm_config.model_config
         transfer = self.vllm_config.weight_transfer_config
         return {
@@ -67,7 +67,7 @@ def _shares(model: nn.Module, rank: int) -> Iterator[tuple[str, Tensor]]:
         for key, parameter in module.named_parameters(recurse=False):
             weight = _unpacked(module) if key == "weight" and _packed(module) else parameter
             if id(parameter) in seen and torch.equal(weight, parameter):
-                continue  # shared; a copy that should be the same and is not counts as one too many
+                continue  # shared. A copy that differs from its original is counted, and the sums then differ
             seen[id(parameter)] = parameter
             if rank:
                 weight = _own(module, key, weight, rank)
@@ -76,18 +76,18 @@ def _shares(model: nn.Module, rank: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def _packed(module: nn.Module) -> bool:
-    """Whether the module multiplies with a copy of its weight that was laid out for the CPU at loading.
+    """Whether the module multiplies with a packed copy of its weight, made for the CPU at loading.
 
-    Then the copy is what counts: the weight itself is empty, or a remnant that nothing reads.
+    Then only the copy counts: the weight itself is empty or unused.
     """
     packs = isinstance(module, LinearBase | ParallelLMHead)
     return packs and getattr(module, "cpu_linear", torch.nn.functional.linear) is not torch.nn.functional.linear
 
 
 def _unpacked(module: nn.Module) -> Tensor:
-    """The weight [out, in] that the module multiplies with, read through its own kernel: the images of unit vectors.
+    """Return the weight [out, in] that the module multiplies with: the images of unit vectors under its own kernel.
 
-    Exact: every sum has one term that is not zero.
+    Exact, because every sum has one non-zero term.
     """
     layer: Any = module  # vLLM sets these attributes without declaring them
     if isinstance(module, ParallelLMHead):
@@ -102,10 +102,10 @@ def _unpacked(module: nn.Module) -> Tensor:
 
 
 def _own(module: nn.Module, key: str, weight: Tensor, rank: int) -> Tensor | None:
-    """Of a weight on a worker that is not the first: what no worker before holds. None: all of it is held elsewhere."""
+    """Return the part of a weight that no worker before `rank` holds. None: nothing."""
     layer: Any = module
     if isinstance(module, QKVParallelLinear) and rank % layer.num_kv_head_replicas:
-        return weight[: layer.num_heads * layer.head_size]  # keys and values repeat those of the worker before
+        return weight[: layer.num_heads * layer.head_size]  # keys and values are those of the worker before
     if isinstance(module, ReplicatedLinear) or (isinstance(module, RowParallelLinear) and key == "bias"):
         return None
     return weight if isinstance(module, LinearBase | VocabParallelEmbedding) else None
@@ -113,18 +113,19 @@ def _own(module: nn.Module, key: str, weight: Tensor, rank: int) -> Tensor | Non
 
 @dataclass
 class FileInitInfo(WeightTransferInitInfo):
-    """Nothing has to be agreed on beforehand."""
+    """Empty: both sides only need the file's path."""
 
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
     path: str
-    """A safetensors file with every weight, named as in the model's checkpoint, in the order of `names`."""
+    """A safetensors file with every weight, named as in the model's checkpoint."""
     names: list[str]
+    """The names in the order of loading."""
 
 
 class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
-    """Weights through a file that both sides see. For CPUs, where vLLM brings no way of its own."""
+    """Loads weights from a file that both sides see. vLLM has no transfer engine of its own for CPUs."""
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
@@ -138,7 +139,7 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict) -> None:
-        self.receive_weights(self.parse_update_info(update_info))  # a file is read when it is read: nothing to wait for
+        self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
         model: Any = self.model  # vLLM declares it as any nn.Module
