@@ -30,6 +30,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import convrec_r1.__main__  # noqa: F401  registers the schema
 from convrec_r1.base.files import write_json
 from convrec_r1.config.files import conf_folder
+from convrec_r1.config.resolve import resolve
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
 from convrec_r1.modules.fit import fit
@@ -40,7 +41,7 @@ from convrec_r1.rollout.base import Sampling, make_engine, prompt_seed
 from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.vllm.options import sampling_arguments
 from convrec_r1.run.tracker import Tracker
-from convrec_r1.tasks.warm_start import base_policy, encoder_for
+from convrec_r1.tasks.parts import base_policy, encoder_for, judge, objective, rl_settings
 
 QWEN_05B = {
     "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
@@ -52,7 +53,9 @@ def config(*overrides: str) -> Config:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose("config", overrides=list(overrides))
     OmegaConf.resolve(composed)
-    return OmegaConf.to_object(composed)
+    cfg = OmegaConf.to_object(composed)
+    resolve(cfg)
+    return cfg
 
 
 def clock(work: Callable[[], object]) -> float:
@@ -152,7 +155,9 @@ def step(cfg: Config, policy: Policy, data: Any, steps: int) -> dict[str, float]
     """Shares of a whole step, from one step's beginning to the next's."""
     engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     loader = StepLoader(data["train"], cfg.rl.prompts_per_step, steps + 1, cfg.seed)
-    module = TimedRL(policy, engine, encoder_for(cfg, policy), data.catalog, cfg, Tracker())
+    module = TimedRL(
+        policy, engine, encoder_for(cfg, policy), judge(cfg, data.catalog), objective(cfg), rl_settings(cfg), Tracker()
+    )
     parts, began = Parts(), []
 
     def train(slots: Any, index: int, inner=module.training_step) -> None:

@@ -57,7 +57,7 @@ def test_the_groups_offer_what_the_readme_names():
     assert set(options("reward")) == {"exp_inf", "log_decay", "exp", "exp_1", "exp_4"}
     assert set(options("model")) >= {"tiny", "smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b", "llama-3.2-3b"}
     assert set(options("trainer")) == {"auto", "cpu", "gpu", "ddp", "fsdp"}
-    assert set(options("rollout")) == {"hf", "vllm", "vllm_server"}
+    assert set(options("rollout")) == {"auto", "hf", "vllm", "vllm_server"}
     assert set(options("logger")) == {"wandb", "csv", "none"}
 
 
@@ -166,6 +166,8 @@ def test_groups_of_another_size_see_as_many_completions():
         ("rl.steps=many", "steps"),
         ("algo.ratio=word", "word"),
         ("algo=ppo", "ppo"),
+        ("rollout.servers=[http://box:1]", "servers"),
+        ("rollout.max_num_seqs=8", "max_num_seqs"),
     ],
 )
 def test_a_wrong_key_or_type_is_named(override, message):
@@ -191,28 +193,28 @@ def test_a_wrong_key_or_type_is_named(override, message):
         (["model=qwen2.5-0.5b", "trainer.precision=bf16-true"], "round to nothing"),
         (["trainer=fsdp"], "fsdp"),
         (["trainer.strategy=magic"], "choose one of auto, ddp, fsdp"),
-        (["rollout.engine=warp"], "rollout.engine=warp"),
+        (["rollout._target_=warp.Engine"], "rollout._target_=warp.Engine: cannot be imported"),
         (["rollout.temperature=0"], "rollout.temperature"),
         (["rl.steps=0", "n=0"], "rl.steps=0"),
         (["algo.dual_clip=0.5"], "dual_clip"),
         (["eval.baselines=[luck]"], "luck"),
         (["data=reddit_v2", "data.path=.", "n=5"], "data.prompt=ours"),
         (["sft.betas=[0.9]"], "sft.betas"),
-        (["rollout=vllm_server", "rollout.overlap=2"], "rollout.overlap=2"),
+        (["rollout=vllm_server", "rollout.overlap=2"], "rollout.overlap=2: choose one of 0, 1"),
         (["rollout.overlap=1"], "needs an engine beside the trainer"),
         (["rollout=vllm", "rollout.overlap=1"], "needs an engine beside the trainer"),
-        (["rollout=vllm", "rollout.sleep=true"], "rollout.sleep=true"),
+        (["rollout=vllm", "rollout.sleep=true", "trainer=cpu"], "rollout.sleep=true"),
         (["rollout=vllm", "rollout.tensor_parallel_size=2"], "does not divide the trainer's 1 processes"),
-        (["rollout=vllm_server", "algo.group_size=512", "rl.prompts_per_step=1"], "takes a group whole"),
+        (["rollout=vllm_server", "algo.group_size=512", "rl.prompts_per_step=1"], "one server samples a whole group"),
         (["rollout=vllm_server", "rollout.servers=[localhost:8000]"], "http://host:port"),
         (["rollout=vllm", "rollout.top_p=0.9"], "every ratio would be too small"),
         (["rollout.correction=mask", "rollout.top_k=50"], "every ratio would be too small"),
-        (["rollout.correction_high=0.9"], "0 <= low < 1 <= high"),
-        (["rollout.dtype=int8"], "choose one of null, float32"),
-        (["rollout.transfer=pigeon"], "auto, file, nccl"),
-        (["rollout.memory_fraction=0"], "rollout.memory_fraction=0"),
-        (["rollout.checksum_every=-1"], "rollout.checksum_every=-1"),
-        (["rollout.request_timeout=0"], "rollout.request_timeout=0"),
+        (["rollout.correction_high=0.9"], "rollout.correction_high=0.9: must be at least 1"),
+        (["rollout.correction_low=1"], "rollout.correction_low=1.0: must be below 1"),
+        (["rollout=vllm", "rollout.dtype=int8"], "rollout.dtype=int8: choose one of float32"),
+        (["rollout=vllm", "rollout.memory_fraction=0"], "rollout.memory_fraction=0"),
+        (["rollout=vllm", "rollout.checksum_every=-1"], "rollout.checksum_every=-1"),
+        (["rollout=vllm_server", "rollout.request_timeout=0"], "rollout.request_timeout=0"),
         (["eval.metric=ndcg@7"], "eval.metric=ndcg@7.*ndcg@5, ndcg@10"),
         (["eval.select=best", "eval.every=0"], "eval.select=best needs evaluations"),
         (["eval.patience=2", "eval.every=0"], "eval.patience needs evaluations"),
@@ -231,7 +233,7 @@ def test_what_cannot_work_is_refused_with_the_key(overrides, message):
 
 @pytest.mark.parametrize("engine", ["vllm", "vllm_server"])
 def test_vllm_that_is_missing_is_named_with_its_extra(engine, monkeypatch):
-    monkeypatch.setattr("convrec_r1.config.checks.vllm_version", lambda: None)
+    monkeypatch.setattr("convrec_r1.rollout.config.vllm_version", lambda: None)
     with pytest.raises(UserError, match=r"convrec-r1\[vllm\].*make setup-vllm.*rollout=hf"):
         check(make_config(f"rollout={engine}"))
     check(make_config("rollout=vllm_server", "rollout.servers=[http://gpu-box:8000]"))
@@ -239,7 +241,7 @@ def test_vllm_that_is_missing_is_named_with_its_extra(engine, monkeypatch):
 
 def test_sampled_tokens_may_be_cut_off_where_nothing_is_corrected():
     check(make_config("rollout.top_p=0.9"))
-    check(make_config("rollout.top_p=0.9", "rollout.correction=none", "rollout.engine=hf"))
+    check(make_config("rollout.top_p=0.9", "rollout=hf", "rollout.correction=none"))
 
 
 def test_all_that_is_wrong_is_told_at_once():

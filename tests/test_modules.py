@@ -20,7 +20,7 @@ from convrec_r1.modules.step import StepLoader, schedule
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.policy.config import LoraConfig, ModelConfig
 from convrec_r1.policy.load import prepare_for_training
-from convrec_r1.rollout.registry import make_engine
+from convrec_r1.rollout.base import make_engine
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = pytest.mark.long

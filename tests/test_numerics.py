@@ -28,9 +28,8 @@ from convrec_r1.policy import PromptEncoder, load_policy
 from convrec_r1.policy.config import ModelConfig
 from convrec_r1.reward import relevance
 from convrec_r1.rl import LengthShaping, shape_lengths
-from convrec_r1.rollout.base import Completion
+from convrec_r1.rollout.base import Completion, make_engine
 from convrec_r1.rollout.batch import make_batch
-from convrec_r1.rollout.registry import make_engine
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = pytest.mark.long

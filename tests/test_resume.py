@@ -204,7 +204,13 @@ def test_before_a_time_limit_slurm_gets_the_job_back(warm, whole, when):
 @pytest.mark.parametrize("again", [True, False])
 def test_a_second_signal_leaves_at_once_and_a_step_that_does_not_end_is_left(warm, again):
     """The first step takes minutes."""
-    slow = ("rl.prompts_per_step=96", "algo.group_size=64", "rollout.batch_size=4", "trainer.exit_within=4")
+    slow = (
+        "rl.prompts_per_step=96",
+        "algo.group_size=64",
+        "rollout=hf",
+        "rollout.batch_size=4",
+        "trainer.exit_within=4",
+    )
     command = start(warm, *slow)
     command.until(lambda: in_a_step(command.pid))
     told = time.monotonic()

@@ -1,12 +1,26 @@
 """Rollouts: seeded, independent of batching, with the log-probs they were sampled with."""
 
+import re
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.policy import TokenBatch
-from convrec_r1.rollout.base import SEEDS_APART, Sampling, prompt_seed
+from convrec_r1.rollout import config as rollout_config
+from convrec_r1.rollout.base import SEEDS_APART, Sampling, make_engine, prompt_seed
 from convrec_r1.rollout.batch import make_batch
+from convrec_r1.rollout.config import (
+    Correction,
+    HFConfig,
+    RolloutConfig,
+    VLLMConfig,
+    VLLMServerConfig,
+    choose_engine,
+    problems,
+)
 from convrec_r1.rollout.hf import HFEngine, SeededSampler
 
 pytestmark = pytest.mark.long
@@ -145,3 +159,94 @@ def test_a_batch_lines_ranks_up_with_lines(policy):
         for k, line in enumerate(line for line in text.split("\n") if line):
             of_rank = batch.tokens.completion_ids[i][batch.ranks[i] == k].tolist()
             assert policy.text([t for t in of_rank if t != tokenizer.eos_token_id]).strip("\n") == line
+
+
+ENGINE = """
+import numpy as np
+from convrec_r1.rollout.base import Completion
+
+class Parrot:
+    beside_trainer = True
+
+    def __init__(self, policy, word, times=1):
+        self.policy, self.word, self.times = policy, word, times
+
+    def generate(self, prompts, seeds, sampling, on_progress=None):
+        ids = np.full(self.times, self.word)
+        said = Completion(ids, np.zeros(self.times, np.float32), "length")
+        return [[said] * sampling.n for _ in prompts]
+
+    def sync(self, policy):
+        self.policy = policy
+
+    def close(self):
+        pass
+
+class Mute:
+    def sync(self, policy):
+        pass
+"""
+
+
+@pytest.fixture
+def own_engine(tmp_path, monkeypatch):
+    """Options of an engine in a file of a user's."""
+    (tmp_path / "parrots.py").write_text(ENGINE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(name: str = "Parrot", **options) -> RolloutConfig:
+        return RolloutConfig(_target_=f"parrots.{name}", options=options)
+
+    yield make
+    sys.modules.pop("parrots", None)
+
+
+def test_an_engine_of_a_users(own_engine, policy):
+    engine = make_engine(own_engine(word=7, times=2), policy, max_length=64)
+    assert engine.policy is policy, "the policy itself, not a copy"
+    ((completion, _),) = engine.generate([[5]], [0], Sampling(n=2))
+    assert completion.ids.tolist() == [7, 7]
+    cfg = own_engine(word=7)
+    assert cfg.correction_in_effect is Correction.truncate
+    cfg.overlap = 1
+    assert problems(cfg, accelerator="cpu", world=1, group_size=4) == []
+    cfg.top_p = 0.9
+    (wrong,) = problems(cfg, accelerator="cpu", world=1, group_size=4)
+    assert "every ratio would be too small" in wrong
+
+
+def test_what_is_wrong_with_an_engine_of_a_users_is_said(own_engine, policy):
+    with pytest.raises(UserError, match=r"rollout\.loud: parrots\.Parrot takes no such option; it takes: word, times"):
+        make_engine(own_engine(word=7, loud=True), policy, max_length=64)
+    with pytest.raises(UserError, match="not a RolloutEngine, which has: close, generate, sync"):
+        make_engine(own_engine("Mute"), policy, max_length=64)
+    for name in ("Absent", "Mute"):
+        cfg = own_engine(name)
+        cfg.overlap = 1
+        (wrong,) = problems(cfg, accelerator="cpu", world=1, group_size=4)
+        assert ("cannot be imported" if name == "Absent" else "Mute is none") in wrong
+
+
+def test_the_policy_itself_samples_with_hf(policy):
+    cfg = HFConfig(batch_size=3)
+    engine = make_engine(cfg, policy, max_length=64)
+    assert isinstance(engine, HFEngine)
+    assert (engine.policy is policy, engine.batch_size) == (True, 3)
+    assert cfg.correction_in_effect is Correction.none
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "chosen", "why"),
+    [
+        (True, True, VLLMConfig, "rollout=vllm: vLLM .* is installed and a GPU is available"),
+        (True, False, HFConfig, "rollout=hf: no GPU is used"),
+        (False, True, HFConfig, "rollout=hf: vLLM for GPUs is not installed"),
+    ],
+)
+def test_auto_takes_vllm_where_it_can(monkeypatch, installed, gpu, chosen, why):
+    monkeypatch.setattr(rollout_config, "vllm_for_gpus", lambda: installed)
+    cfg, sentence = choose_engine(RolloutConfig(temperature=0.7, stop_at_n=True), gpu=gpu)
+    assert type(cfg) is chosen
+    assert (cfg.temperature, cfg.stop_at_n, cfg._target_) == (0.7, True, chosen()._target_)
+    assert re.match(why, sentence)
+    assert choose_engine(VLLMServerConfig(start=2))[0] == VLLMServerConfig(start=2), "what was chosen stays"

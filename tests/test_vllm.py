@@ -19,9 +19,10 @@ from convrec_r1.base.files import read_jsonl
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder
-from convrec_r1.rollout.base import SEEDS_APART, Sampling, SyncError, prompt_seed
+from convrec_r1.rollout.base import SEEDS_APART, Sampling, make_engine, prompt_seed
+from convrec_r1.rollout.checksums import SyncError
+from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.hf import HFEngine
-from convrec_r1.rollout.registry import make_engine, vllm_version
 from convrec_r1.rollout.vllm.options import CPU_HEAD_SIZES
 from convrec_r1.run.tracker import JsonlSink, Tracker
 

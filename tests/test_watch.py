@@ -15,7 +15,7 @@ from convrec_r1.modules.fit import fit
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder, load_policy
-from convrec_r1.rollout.registry import make_engine
+from convrec_r1.rollout.base import make_engine
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = pytest.mark.long

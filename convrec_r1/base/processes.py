@@ -47,6 +47,11 @@ def world_size() -> int:
     return _dist().get_world_size() if joined() else 1
 
 
+def in_group() -> tuple[int, int]:
+    """Return rank and world size within the process group; (0, 1) before this process has joined one."""
+    return (_dist().get_rank(), _dist().get_world_size()) if joined() else (0, 1)
+
+
 def is_first() -> bool:
     """Whether this is the first process of the run: the one that writes files and prints."""
     if joined():

@@ -35,7 +35,7 @@ class Evaluator:
     ) -> Evaluation:
         """One greedy list of `policy` a conversation. Of several processes each takes its share, and all get the whole."""
         engine.sync(policy)
-        rank, world = processes.rank(), processes.world_size()
+        rank, world = processes.in_group()
         greedy = Sampling(
             temperature=0,
             max_tokens=self.cfg.model.max_completion_length,

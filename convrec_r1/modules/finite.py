@@ -130,7 +130,7 @@ def save_fault(folder: Path, fault: Fault, evidence: Evidence, policy: Policy, f
 
     Called by every process; no pickles. It is written under another name and renamed when it is whole.
     """
-    rank, world = processes.rank(), processes.world_size()
+    rank, world = processes.in_group()
     target = folder / f"step-{fault.step:06d}"
     scratch = folder / f".{target.name}.partial"
     if rank == 0:

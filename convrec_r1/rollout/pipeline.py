@@ -36,8 +36,8 @@ class Sampled:
 class Pipeline:
     """Samples orders with one engine, one at a time, and never while the engine's weights change.
 
-    overlap 0: `take` samples from the present weights. overlap 1: `ahead` starts the next order in a thread, `wait` ends it before
-    the weights are synced, and `take` returns it: its weights are one step stale, never more.
+    overlap 0: `take` samples from the present weights. overlap 1: `ahead` starts the next order in a thread, `wait` waits for
+    its end before the weights are synced, and `take` returns it: its weights are one step stale, never more.
     """
 
     def __init__(self, engine: RolloutEngine, sampling: Sampling, overlap: int) -> None:
