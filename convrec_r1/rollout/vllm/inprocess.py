@@ -54,7 +54,7 @@ class VLLMEngine:
         parts, place = _gather(list(zip(prompts, seeds, strict=True)))
         start = sum(map(len, parts[:place]))
         requests = [request for part in parts for request in part]
-        outputs = self._llm.generate(
+        outputs = self._running.generate(
             [{"prompt_token_ids": list(prompt)} for prompt, _ in requests],
             [
                 SamplingParams(
@@ -65,7 +65,7 @@ class VLLMEngine:
             use_tqdm=_progress(on_progress) if on_progress and len(parts) == 1 else False,
         )
         if self.options.sleep:
-            self._llm.sleep(level=2)
+            self._running.sleep(level=2)
             self._awake = False
         return [
             [self.cut(_completion(choice), sampling.max_lines) for choice in output.outputs]
@@ -78,17 +78,17 @@ class VLLMEngine:
         if self._llm is None:
             self._start()
         if not self._awake:
-            self._llm.wake_up(tags=["weights"])
+            self._running.wake_up(tags=["weights"])
         weights = self.check.watch(stream_weights(policy, dtype=self.setup.dtype, tied=self.setup.tied))
         # Always with an iterator: without one vLLM loads its first weights again, without a warning.
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._running.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if not self._awake:
-            self._llm.wake_up(tags=["kv_cache"])
+            self._running.wake_up(tags=["kv_cache"])
             self._awake = True
-        self._llm.reset_prefix_cache()
+        self._running.reset_prefix_cache()
         self.check.compare(
             "vLLM",
-            lambda: [worker for part in _gather(self._llm.collective_rpc("weight_sums"))[0] for worker in part],
+            lambda: [worker for part in _gather(self._running.collective_rpc("weight_sums"))[0] for worker in part],
         )
 
     def close(self) -> None:
@@ -105,6 +105,11 @@ class VLLMEngine:
             destroy_distributed_environment()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @property
+    def _running(self) -> Any:
+        assert self._llm is not None
+        return self._llm
 
     def _start(self) -> None:
         self._owns_group = not processes.joined()
@@ -181,7 +186,8 @@ def _progress(on_progress: Callable[[int], None]) -> Callable[..., Any]:
     class Silent(tqdm):
         def __init__(self, iterable=None, **options: Any) -> None:
             self.counts = iterable is None  # the other bar counts prompts that are added
-            super().__init__(iterable, **options | {"file": open(os.devnull, "w")})  # noqa: SIM115
+            options["file"] = open(os.devnull, "w")  # noqa: SIM115
+            super().__init__(iterable, **options)
 
         def update(self, n: float | None = 1) -> None:
             super().update(n)
