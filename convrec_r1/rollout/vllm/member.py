@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from convrec_r1.rollout.config import VLLMServerConfig
 from convrec_r1.rollout.vllm.agreement import Engine
@@ -28,9 +27,8 @@ class Member:
     ) -> None:
         """Start nothing yet.
 
-        Args:
-            examine: returns a server's engine, or raises UserError for a server that does not fit the run.
-            counts: "restarts" and "faults" are counted here.
+        examine: returns a server's engine, or raises UserError for a server that does not fit the run.
+        counts: "restarts" and "faults" are counted here.
         """
         self.title, self.options, self.examine, self.counts, self.launch = title, options, examine, counts, launch
         self.server = Server(address, timeout=options.request_timeout)  # of `launch`: replaced at each start
@@ -40,7 +38,6 @@ class Member:
         self.met = False  # has been ready before
         self.dropped = False
         self.faults = 0  # in a row
-        self.renewal: Future[None] | None = None  # under way
         self._suspect = self._closed = False
 
     @property
@@ -48,14 +45,9 @@ class Member:
         return f"{self.title} at {self.server.address}" if self.process else self.title
 
     def renew(self, patience: float, give: Callable[["Member"], None]) -> None:
-        """Bring it up, examine it, and give it the newest weights.
+        """Bring it up, examine it, and `give` it the newest weights. Raises ServerFault, or UserError if it does not fit the run.
 
-        Args:
-            patience: seconds for a server that was not started here to come up.
-            give: gives it the weights.
-        Raises:
-            ServerFault: it failed.
-            UserError: it does not fit the run.
+        patience: seconds for a server that was not started here to come up.
         """
         if self.launch:
             patience = self.options.start_timeout

@@ -111,12 +111,12 @@ class ServerEngine:
         fleet.version = None  # their present weights do not count any more
         fleet.bring_up()
         kinds = {(member.engine.dtype, member.engine.tied): member.name for member in fleet.live if member.engine}
-        if len(kinds) > 1:
+        (dtype, tied), *others = kinds
+        if others:
             found = "; ".join(f"{name}: {dtype}, tied {tied}" for (dtype, tied), name in kinds.items())
             raise UserError(
                 f"All servers of a run must take the same weights. These do not: {found}. Start them with the same flags."
             )
-        dtype, tied = next(iter(kinds))
         return getattr(torch, dtype), tied
 
     def _deliver(self, problem: Exception | None) -> None:

@@ -42,13 +42,10 @@ class LocalProcess(ChildProcess):
         gpus: list[str] | None = None,
         settings: Mapping[str, str] = TAKES_WEIGHTS,
     ) -> None:
-        """Start it.
+        """Start it with the `flags` of `vllm serve`. log, scratch: see `ChildProcess`.
 
-        Args:
-            flags: of `vllm serve`.
-            log, scratch: see `ChildProcess`.
-            gpus: that it sees, by their names in CUDA_VISIBLE_DEVICES. None: those that this process sees.
-            settings: environment variables, in addition to this process's.
+        gpus: that it sees, by their names in CUDA_VISIBLE_DEVICES. None: those that this process sees.
+        settings: environment variables, in addition to this process's.
         """
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
