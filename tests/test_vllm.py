@@ -193,7 +193,7 @@ def test_a_single_wrong_value_is_caught(engine, policy, monkeypatch, name):
 
 def test_the_head_that_vllm_forgets_is_caught(cfg, policy, monkeypatch):
     """Why the engine gets a head of its own on CPUs: with shared weights vLLM multiplies with its first ones for ever."""
-    from convrec_r1.rollout.vllm import options
+    from convrec_r1.rollout.vllm import inprocess, options
 
     setup = options.setup
 
@@ -202,7 +202,7 @@ def test_the_head_that_vllm_forgets_is_caught(cfg, policy, monkeypatch):
         made.arguments.pop("hf_overrides")
         return options.Setup(made.arguments, made.dtype, tied=True)
 
-    monkeypatch.setattr(options, "setup", shared)
+    monkeypatch.setattr(inprocess, "setup", shared)
     engine = make_engine(cfg.rollout, policy, max_length=256)
     try:
         with pytest.raises(SyncError, match="lm_head"):

@@ -22,7 +22,7 @@ from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.checksums import SyncCheck
 from convrec_r1.rollout.config import VLLMConfig
 from convrec_r1.rollout.lines import LineCutter
-from convrec_r1.rollout.vllm import options as vllm_options
+from convrec_r1.rollout.vllm.options import runs_on_cpu, sampling_arguments, setup
 
 
 class VLLMEngine:
@@ -54,14 +54,10 @@ class VLLMEngine:
         parts, place = _gather(list(zip(prompts, seeds, strict=True)))
         start = sum(map(len, parts[:place]))
         requests = [request for part in parts for request in part]
+        sampled = [sampling_arguments(sampling, seed, self._policy.eos_ids) for _, seed in requests]
         outputs = self._running.generate(
             [{"prompt_token_ids": list(prompt)} for prompt, _ in requests],
-            [
-                SamplingParams(
-                    **vllm_options.sampling_arguments(sampling, seed, self._policy.eos_ids), flat_logprobs=True
-                )
-                for _, seed in requests
-            ],
+            [SamplingParams(**arguments, flat_logprobs=True) for arguments in sampled],
             use_tqdm=_progress(on_progress) if on_progress and len(parts) == 1 else False,
         )
         if self.options.sleep:
@@ -114,12 +110,8 @@ class VLLMEngine:
     def _start(self) -> None:
         self._owns_group = not processes.joined()
         with tempfile.TemporaryDirectory(prefix="convrec-r1-") as folder, _undisturbed():
-            self.setup = vllm_options.setup(
-                self.options,
-                self._policy,
-                Path(folder),
-                max_length=self.max_length,
-                on_cpu=vllm_options.runs_on_cpu(),
+            self.setup = setup(
+                self.options, self._policy, Path(folder), max_length=self.max_length, on_cpu=runs_on_cpu()
             )
             from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -45,7 +45,7 @@ class Member:
         return f"{self.title} at {self.server.address}" if self.process else self.title
 
     def renew(self, patience: float, give: Callable[["Member"], None]) -> None:
-        """Bring it up, examine it, and `give` it the newest weights. Raises ServerFault, or UserError if it does not fit the run.
+        """Bring it up, examine it, and `give` it the newest weights. Raises ServerFault, and UserError if it does not fit.
 
         patience: seconds for a server that was not started here to come up.
         """

@@ -17,9 +17,9 @@ from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.config import VLLMServerConfig
 from convrec_r1.rollout.lines import LineCutter
 from convrec_r1.rollout.vllm import agreement, process
-from convrec_r1.rollout.vllm import options as vllm_options
 from convrec_r1.rollout.vllm.fleet import Fleet, Request
 from convrec_r1.rollout.vllm.member import Member
+from convrec_r1.rollout.vllm.options import fitting_length, sampling_arguments, setup
 from convrec_r1.rollout.vllm.process import LocalProcess
 from convrec_r1.rollout.vllm.server import Server
 from convrec_r1.rollout.vllm.transfer import FileTransfer, scratch_folder
@@ -36,7 +36,7 @@ class ServerEngine:
 
     def __init__(self, options: VLLMServerConfig, policy: Policy, *, max_length: int) -> None:
         self.options = options
-        self.max_length = vllm_options.fitting_length(policy, max_length)
+        self.max_length = fitting_length(policy, max_length)
         self.cut = LineCutter(policy.newline, policy.blank)
         self.trainers = Channel()
         self.counts: Counter[str] = Counter()  # restarts of servers, faults, groups regenerated
@@ -55,7 +55,7 @@ class ServerEngine:
         if not (self._synced and (self._fleet or rank)):
             self.sync(self._policy)
         own: list[Request] = [
-            (list(prompt), vllm_options.sampling_arguments(sampling, seed, self._policy.eos_ids))
+            (list(prompt), sampling_arguments(sampling, seed, self._policy.eos_ids))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         parts = self.trainers.gather(own)
@@ -146,8 +146,8 @@ class ServerEngine:
     def _launchers(self, logs: Path) -> list[Callable[[], LocalProcess]]:
         """Return a function for each server of `options.start` that starts it."""
         options, on_cpu, scratch = self.options, process.computes_on_cpu(), Path(self._scratch.name)
-        setup = vllm_options.setup(options, self._policy, scratch / "model", max_length=self.max_length, on_cpu=on_cpu)
-        flags = [*setup.flags(), *process.server_flags()]
+        made = setup(options, self._policy, scratch / "model", max_length=self.max_length, on_cpu=on_cpu)
+        flags = [*made.flags(), *process.server_flags()]
         if on_cpu and options.tensor_parallel_size == 1:
             # One process less than vLLM's default for a single worker on CPUs, which saves a third of the start.
             flags += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
