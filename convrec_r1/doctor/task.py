@@ -1,6 +1,5 @@
 """task=doctor: check the machine for a run of a config, measure one longest step, forecast time and memory."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,15 +79,10 @@ def examine(cfg: Config, *, budget: float = 60) -> tuple[list[Finding], Forecast
 def look_at_data(run: Config) -> tuple[Finding, Dataset | None]:
     """Load and check the dataset as a run does."""
     need = ["train", run.eval.split, *(["validation"] if run.eval.every else [])]
-    log = logging.getLogger("convrec_r1")
-    level = log.level
-    log.setLevel(logging.ERROR)  # the finding says it
     try:
         data = load_data(run.data, run.n, need=need)
     except UserError as error:
         return Finding("data", str(error), Level.FAIL), None
-    finally:
-        log.setLevel(level)
     counts = ", ".join(f"{len(data[split]):,} {split}" for split in ("train", "validation", "test"))
     text = f"{run.data.name}: {len(data.catalog):,} items; conversations: {counts}"
     return Finding("data", text), data
@@ -113,23 +107,22 @@ def look_ahead(run: Config, policy: Policy, data: Dataset, budget: float) -> For
 
 def memory(run: Config, found: Forecast) -> list[Finding]:
     """Compare the peak of the longest step with the memory there is."""
-    on_gpu, sharded = environment.uses_gpu(run), run.trainer.strategy == "fsdp"
-    plan, cost = found.plan, found.cost
-    needed = {phase: peak * (1 if on_gpu else run.trainer.world) for phase, peak in cost.peak.items()}
-    phase = max(needed, key=lambda name: needed[name])
-    text = ", ".join(f"{size(value)} for {name}" for name, value in needed.items())
-    text = f"{text}, of the longest sequences{' unsharded' if sharded else ''}; {size(cost.available)} available"
-    check = "GPU memory" if on_gpu else "RAM"
-    if needed[phase] <= cost.available:
+    plan, cost, sharded = found.plan, found.cost, run.trainer.strategy == "fsdp"
+    available = cost.available if cost.on_gpu else cost.available // run.trainer.world  # processes share the RAM
+    phase = max(cost.peak, key=lambda name: cost.peak[name])
+    text = ", ".join(f"{size(value)} for {name}" for name, value in cost.peak.items())
+    text = f"{text}, of the longest sequences{' unsharded' if sharded else ''}; {size(available)} available"
+    check = "GPU memory" if cost.on_gpu else "RAM"
+    if cost.peak[phase] <= available:
         return [Finding(check, text)]
     if phase == "sampling":
         advice = f"rollout.batch_size={max(1, plan.engine_batch // 2)}, or rollout=vllm."
     else:
-        rows = max(0, cost.available - cost.held) * plan.micro_batch // max(1, cost.peak["training"] - cost.held)
+        rows = max(0, available - cost.held) * plan.micro_batch // max(1, cost.peak["training"] - cost.held)
         less = f"trainer.micro_batch={rows}, or " if rows else "model.lora.enabled=true, "
         advice = f"{less}model.gradient_checkpointing=true, or a lower model.max_prompt_length."
     usual = (plan.mean_prompt + plan.mean_completion) / (plan.prompt + plan.completion)
-    enough = cost.held + usual * (needed[phase] - cost.held) <= cost.available
+    enough = cost.held + usual * (cost.peak[phase] - cost.held) <= available
     return [Finding(check, text, Level.WARN if sharded or enough else Level.FAIL, advice)]
 
 
@@ -164,5 +157,5 @@ def lines(found: Forecast | None) -> list[str]:
         f"Forecast for prompts of {plan.mean_prompt} and completions of {plan.mean_completion} tokens, the means of the data:",
         *(f"  {name}: {duration(value)}" for name, value in seconds.items() if value),
         *([f"  an RL step: {duration(step)}"] if plan.rl_steps else []),
-        too_long(seconds, on_gpu=torch.cuda.is_available()) or f"The whole run: {duration(sum(seconds.values()))}.",
+        too_long(seconds, on_gpu=cost.on_gpu) or f"The whole run: {duration(sum(seconds.values()))}.",
     ]

@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from convrec_r1.rollout.base import RolloutEngine, Sampling
 from convrec_r1.rollout.hf import HFEngine
 
 DAY = 86_400
+_MEMINFO, _STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 _PROBE_PROMPT, _PROBE_TOKENS = 16, 5
 """Tokens of a prompt and of a completion with which sampling is timed on a CPU."""
 _SMALLEST = 1 / 64
@@ -81,6 +82,7 @@ class StepCost:
     """Bytes between passes: weights, gradients, AdamW, reference; on a CPU also Python and its libraries."""
     available: int
     """Bytes that the process could have at most."""
+    on_gpu: bool = False
 
 
 def measure(
@@ -128,6 +130,7 @@ def measure(
         {"training": held + copies + more, "sampling": held + copies + sampling},
         held + copies,
         available,
+        device.type == "cuda",
     )
 
 
@@ -232,8 +235,10 @@ class _Probe:
         """Return the seconds of sampling at most `tokens` tokens for `rows` prompts, and the tokens of the longest."""
         prompts = self.ids(rows, prompt).tolist()  # new ones: an engine may keep the prompts it has seen
         made: list[Any] = []
-        work = lambda: made.extend(engine.generate(prompts, list(range(rows)), Sampling(max_tokens=tokens)))  # noqa: E731
-        seconds = _seconds(work, self.policy.device)
+        sampling = Sampling(max_tokens=tokens)
+        seconds = _seconds(
+            lambda: made.extend(engine.generate(prompts, list(range(rows)), sampling)), self.policy.device
+        )
         return seconds, max(len(group[0].ids) for group in made)
 
 
@@ -242,10 +247,8 @@ def forecast(cost: StepCost, plan: Plan) -> dict[str, float]:
     tokens = plan.mean_prompt + plan.mean_completion
 
     def sample(rows: int) -> float:
-        batches = math.ceil(rows / plan.engine_batch)
-        return rows * plan.mean_prompt * cost.prefill + plan.mean_completion * (
-            batches * cost.token + rows * cost.token_row
-        )
+        a_token = math.ceil(rows / plan.engine_batch) * cost.token + rows * cost.token_row
+        return rows * plan.mean_prompt * cost.prefill + plan.mean_completion * a_token
 
     learn = plan.learned * cost.learn + plan.scored * cost.forward
     return {
@@ -317,8 +320,10 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _MEMINFO.exists():
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError):  # no limit, or no control group
         group = Path("/sys/fs/cgroup")
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
@@ -326,11 +331,11 @@ def free_memory(device: torch.device) -> int:
 
 
 def held_memory(device: torch.device) -> int:
-    """Return the bytes that this process holds: on the GPU, or of RAM."""
+    """Return the bytes that this process holds: on the GPU, or of RAM. 0 where the system does not tell (not Linux)."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    pages = _STATM.read_text().split()[1] if _STATM.exists() else 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager
@@ -379,7 +384,7 @@ def _line(points: list[tuple[int, int]], x: int) -> int:
     return int(y1 + max(0, y1 - y0) / (x1 - x0) * max(0, x - x1)) if x1 > x0 else y1
 
 
-def _seconds(work, device: torch.device) -> float:
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
