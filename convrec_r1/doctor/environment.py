@@ -1,6 +1,5 @@
 """Check what a run needs of its surroundings: versions, devices, folders, disk, vLLM, W&B."""
 
-import os
 import platform
 import shutil
 import tempfile
@@ -137,14 +136,11 @@ def vllm(cfg: Config) -> list[Finding]:
 
 def wandb_login(cfg: Config) -> list[Finding]:
     """Check that W&B has a key, where it is used online."""
-    if cfg.logger.kind is not LoggerKind.wandb:
+    if cfg.logger.kind is not LoggerKind.wandb or cfg.logger.mode != "online":
         return []
-    if cfg.logger.mode != "online":
-        return [Finding("W&B", "offline: nothing is uploaded until `wandb sync`")]
     import wandb  # seconds to import, and needed here only
 
     if wandb.login(prompt=False, verify=False):
         return [Finding("W&B", "online, with a key (not tried)")]
-    unset = " and unset WANDB_MODE" if os.environ.get("WANDB_MODE") else ""
-    advice = f"Set WANDB_API_KEY{unset}, run `wandb login` once, or use logger.mode=offline."
+    advice = "Set WANDB_API_KEY (and unset WANDB_MODE), run `wandb login` once, or use logger.mode=offline."
     return [Finding("W&B", "logger.mode=online, but there is no key", Level.FAIL, advice)]

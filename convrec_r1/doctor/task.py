@@ -47,10 +47,7 @@ def doctor(cfg: Config) -> None:
 
 
 def examine(cfg: Config, *, budget: float = 60) -> tuple[list[Finding], Forecast | None]:
-    """Return all findings, and the forecast where data and model are available.
-
-    budget: seconds to measure with, about.
-    """
+    """Return all findings, and the forecast where data and model are available. budget: seconds for measuring, about."""
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     run = replace(cfg, task=TaskConfig("train"))
@@ -135,27 +132,22 @@ def checkpoint_bytes(run: Config, policy: Policy) -> int:
 
 def show(findings: Sequence[Finding], found: Forecast | None) -> None:
     """Print the findings as a table, and the forecast below it."""
-    table = Table(
-        "check", Column("found", overflow="fold", ratio=3), "", Column("what to do", overflow="fold", ratio=2)
-    )
+    wide = Column("found", overflow="fold", ratio=3), "", Column("what to do", overflow="fold", ratio=2)
+    table = Table("check", *wide)
     for f in findings:
         table.add_row(escape(f.check), escape(f.found), f"[{_STYLES[f.level]}]{f.level.value}[/]", escape(f.advice))
     console.print(table)
-    for line in lines(found):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def lines(found: Forecast | None) -> list[str]:
-    """Return the forecast in words."""
     if found is None:
-        return ["No forecast: it needs a valid config, data and a model."]
+        console.print("No forecast: it needs a valid config, data and a model.", highlight=False)
+        return
     plan, cost, seconds = found.plan, found.cost, found.seconds
     step = (seconds["sampling"] + seconds["training"]) / max(1, plan.rl_steps)
-    return [
+    for line in (
         f"Measured: {cost.rows} of {plan.micro_batch} sequences of {cost.tokens} of {plan.prompt + plan.completion} tokens, "
         f"forward and backward in {cost.rows * cost.tokens * cost.learn:.2g} s; an optimizer update in {cost.update:.2g} s.",
         f"Forecast for prompts of {plan.mean_prompt} and completions of {plan.mean_completion} tokens, the means of the data:",
         *(f"  {name}: {duration(value)}" for name, value in seconds.items() if value),
         *([f"  an RL step: {duration(step)}"] if plan.rl_steps else []),
         too_long(seconds, on_gpu=cost.on_gpu) or f"The whole run: {duration(sum(seconds.values()))}.",
-    ]
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

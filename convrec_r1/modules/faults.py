@@ -24,8 +24,7 @@ from convrec_r1.policy import Policy
 
 _log = logging.getLogger(__name__)
 
-KEPT = 3
-"""Saved batches that are kept, the newest ones: a run that skips could fill a disk."""
+KEPT = 3  # saved batches, the newest ones: a run that skips could fill a disk
 _SHOWN = 8
 LOSS, GRADIENT, WEIGHT = "the loss", "the gradient", "weight"
 
@@ -34,8 +33,7 @@ class Checks:
     """What one update has seen. `see` launches a few small kernels and does not wait; `all_finite` waits once."""
 
     def __init__(self) -> None:
-        self.part = 0
-        """Index of the micro-batch that is being computed."""
+        self.part = 0  # index of the micro-batch that is being computed
         self._seen: list[tuple[str, int, Tensor]] = []
 
     def see(self, name: str, values: Tensor) -> Tensor:
@@ -53,10 +51,7 @@ class Checks:
         return list(dict.fromkeys(name for name, _, rows in self._seen if not rows.all()))
 
     def rows(self, parts: Sequence[Tensor]) -> list[int]:
-        """Return the rows of the batch with non-finite values; all rows of a micro-batch where only its loss shows it.
-
-        parts: rows of each micro-batch.
-        """
+        """Return the rows with non-finite values, given each micro-batch's rows: all of them where only its loss shows it."""
         bad: set[int] = set()
         for number, part in enumerate(parts):
             seen = [rows for _, at, rows in self._seen if at == number and not rows.all()]
@@ -115,10 +110,7 @@ class Faults:
     def skip_or_stop(self, norm: float, *, sharded: bool, evidence: MakeEvidence) -> None:
         """Record an update that must not be applied. Return where it is skipped; UserError where training stops.
 
-        Args:
-            norm: of the gradient.
-            sharded: whether FSDP has clipped the gradients already, which spreads one NaN to all of them.
-            evidence: builds the batch to save.
+        norm: of the gradient. sharded: FSDP has clipped the gradients, which spreads one NaN to all of them.
         """
         gradients = []
         if not math.isfinite(norm):
@@ -132,7 +124,7 @@ class Faults:
             reason = "Non-finite weights cannot be skipped: go back to an earlier checkpoint."
         elif self.cfg.nonfinite is NonFinite.stop:
             reason = (
-                "The update was not applied: the weights are as before it. To skip such updates: guard.nonfinite=skip."
+                "The update was not applied: the weights are unchanged. To skip such updates: guard.nonfinite=skip."
             )
         elif self.in_a_row > patience:
             reason = f"{patience} updates in a row were skipped before it (guard.nonfinite_patience={patience})."
@@ -192,15 +184,10 @@ def save_fault(target: Path, fault: Fault, batch: Evidence, policy: Policy) -> N
     barrier()
     tensors = {name: t.detach().cpu().contiguous() for name, t in batch.tensors.items()}
     save_file(tensors, scratch / f"batch-{rank()}.safetensors")
-
-    def texts(ids: str, mask: str) -> list[str]:
-        return [policy.text(row[on].tolist()) for row, on in zip(tensors[ids], tensors[mask].bool(), strict=True)]
-
-    about: dict[str, Any] = {
-        "prompts": texts("prompt_ids", "prompt_mask"),
-        "completions": texts("completion_ids", "mask"),
-    }
-    about |= {"slots": batch.slots, "conversations": batch.conversations, "not_finite": batch.rows}
+    about: dict[str, Any] = {"slots": batch.slots, "conversations": batch.conversations, "not_finite": batch.rows}
+    for name, ids, mask in (("prompts", "prompt_ids", "prompt_mask"), ("completions", "completion_ids", "mask")):
+        rows = zip(tensors[ids], tensors[mask].bool(), strict=True)
+        about[name] = [policy.text(row[on].tolist()) for row, on in rows]
     write_json(scratch / f"rows-{rank()}.json", about | {"normalizer": batch.normalizer})
     barrier()
     if is_first():
