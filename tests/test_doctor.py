@@ -1,170 +1,275 @@
-"""task=doctor: its formulas hold against real models, and each fault is told with a way out."""
+"""task=doctor: one longest step is measured, the run is forecast, and each problem comes with what to do."""
 
 import copy
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
 from packaging.requirements import Requirement
-from packaging.version import Version
 from support import SMOKE, assert_user_error, make_config, run_command, tiny_policy
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.doctor import environment, estimate
-from convrec_r1.doctor.environment import Gpu
-from convrec_r1.doctor.estimate import Lengths, Size, Speed
-from convrec_r1.doctor.findings import Level, failures
-from convrec_r1.doctor.model import find_model, size_of
-from convrec_r1.doctor.task import doctor, examine
+from convrec_r1.config.parts import encoder_for
+from convrec_r1.data import movieland
+from convrec_r1.doctor import environment, task
+from convrec_r1.doctor.findings import Level
+from convrec_r1.doctor.model import build
+from convrec_r1.doctor.plan import plan_of
+from convrec_r1.doctor.task import doctor, examine, memory
+from convrec_r1.modules import measure as measuring
+from convrec_r1.modules.measure import (
+    DAY,
+    Plan,
+    StepCost,
+    at_most,
+    duration,
+    forecast,
+    long_run_warning,
+    measure,
+    too_long,
+)
+from convrec_r1.policy import Policy
+from convrec_r1.rollout.hf import HFEngine
 
 pytestmark = pytest.mark.long
 
-SMALL = Size(
-    parameters=1000, trainable=1000, matrices=600, layers=2, hidden=8, intermediate=16, q=8, kv=4, vocab=50, unit=300
-)
+CPU = torch.device("cpu")
 GIB = 1 << 30
+DATA = movieland.load(seed=0, n_items=20, sizes={"train": 40, "validation": 9, "test": 11})
+PLAN = Plan(
+    prompt=60, completion=20, mean_prompt=30, mean_completion=10, micro_batch=8, engine_batch=16, sft_steps=10, sft_rows=4,
+    rl_steps=5, rl_rows=32, learned=2, scored=1, updates=4, evaluated=40,
+)  # fmt: skip
+COST = StepCost(
+    rows=8, tokens=80, forward=0.01, learn=0.03, update=2.0, prefill=0.005, token=0.5, token_row=0.1,
+    peak={"training": 9 * GIB, "sampling": 3 * GIB}, held=GIB, available=5 * GIB,
+)  # fmt: skip
 
 
 def levels(findings) -> dict[str, Level]:
     return {finding.check: finding.level for finding in findings}
 
 
-def test_the_sizes_of_a_model_are_those_that_it_has():
+@pytest.fixture(scope="module")
+def qwen():
+    """Qwen2.5-0.5B's shape at an eighth of its width: 24 layers, 14 heads over 2, four times as wide inside, tied head."""
+    small = tiny_policy()
+    config = Qwen2Config(
+        vocab_size=small.head_weight.shape[0], hidden_size=112, intermediate_size=608, num_hidden_layers=24,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=small.tokenizer.eos_token_id, pad_token_id=small.pad_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        return Policy(Qwen2ForCausalLM(config), small.tokenizer)
+
+
+def test_measuring_changes_nothing(qwen):
+    before = copy.deepcopy(qwen.state_dict())
+    qwen.eval()
+    state = torch.random.get_rng_state()
+    cost = measure(qwen, HFEngine(qwen, batch_size=16), PLAN, budget=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in qwen.state_dict().items())
+    assert all(p.grad is None for p in qwen.parameters())
+    assert not qwen.training
+    assert (cost.rows, cost.tokens) == (8, 80), "there was time for the whole micro-batch"
+    assert 0 < cost.forward < cost.learn < 0.1
+    assert 0 < cost.update < 1
+    assert 0 < cost.token + cost.token_row < 1
+    assert all(cost.held <= peak < 20 * GIB for peak in cost.peak.values())
+
+
+def test_what_was_not_measured_is_extrapolated(qwen):
+    """With no time to spare only the two smallest passes are made."""
+    long = replace(PLAN, prompt=448, completion=64, micro_batch=32)
+    cost = measure(qwen, HFEngine(qwen, batch_size=16), long, budget=0)
+    assert (cost.rows, cost.tokens) == (1, 512 // 16)
+    # 32 x 512 tokens, each with at least its input of 24 layers in float32.
+    assert cost.peak["training"] > cost.held + 32 * 512 * 24 * 112 * 4
+    real = measure(qwen, HFEngine(qwen, batch_size=16), replace(long, micro_batch=1), budget=20)
+    assert real.tokens == 512
+    assert 0.2 < cost.learn / real.learn < 8, "seconds per token of a short pass are of the order of a long one's"
+
+
+def test_peak_memory_sees_what_is_freed_again():
+    with measuring.peak_memory(CPU) as found:
+        big = torch.ones(64 << 20, dtype=torch.uint8).clone()
+        measuring.time.sleep(0.05)
+        del big
+    assert 60 << 20 < found[0] < 400 << 20
+
+
+def test_the_cache_is_counted_per_token():
+    policy = tiny_policy()  # keys and values, 2 layers, 1 head of 32 dimensions, float32
+    assert measuring.cache_bytes(policy) == 2 * 2 * 32 * 4
+
+
+def test_a_forecast_by_hand():
+    seconds = forecast(COST, PLAN)
+    assert seconds["SFT"] == pytest.approx(10 * (4 * 40 * 0.03 + 2))
+    # 32 prompts are read; 2 batches of 16 make 10 tokens.
+    assert seconds["sampling"] == pytest.approx(5 * (32 * 30 * 0.005 + 10 * (2 * 0.5 + 32 * 0.1)))
+    assert seconds["training"] == pytest.approx(5 * (32 * 40 * (2 * 0.03 + 0.01) + 4 * 2))
+    assert seconds["evaluation"] == pytest.approx(40 * 30 * 0.005 + 10 * (3 * 0.5 + 40 * 0.1))
+
+
+def test_memory_that_is_not_enough_says_what_fits():
+    cfg = make_config("model.max_prompt_length=60")
+    (finding,) = memory(cfg, task.Forecast(PLAN, COST, forecast(COST, PLAN)))
+    assert finding.level is Level.WARN, "sequences of the mean length fit"
+    assert memory(cfg, task.Forecast(replace(PLAN, mean_prompt=50), COST, {}))[0].level is Level.FAIL
+    assert "trainer.micro_batch=4" in finding.advice, "8 GiB for 8 sequences, 4 GiB to spare"
+    enough = replace(COST, available=10 * GIB)
+    assert memory(cfg, task.Forecast(PLAN, enough, {}))[0].level is Level.OK
+    sampling = replace(COST, peak={"training": GIB, "sampling": 6 * GIB})
+    assert "rollout.batch_size=8" in memory(cfg, task.Forecast(PLAN, sampling, {}))[0].advice
+
+
+def test_a_run_of_more_than_a_day_says_so():
+    seconds = {"SFT": 3 * DAY, "sampling": 0.0, "training": 40 * DAY}
+    said = too_long(seconds, on_gpu=False)
+    assert said.startswith("This run would take about 43 days on this CPU: SFT 3 days, training 40 days. ")
+    for change in ("trainer=gpu", "model=", "recipe=", "rl.steps"):
+        assert change in said
+    assert too_long({"SFT": DAY}, on_gpu=False) is None
+    assert "rollout=vllm" in too_long(seconds, on_gpu=True)
+
+
+def test_a_small_run_is_not_measured(qwen, monkeypatch):
+    """The default run keeps its time and its random state."""
+    monkeypatch.setattr(measuring, "measure", None)  # it is not called
     policy = tiny_policy()
-    lm = policy.causal_lm
-    size = size_of(lm, lm)
-    assert size.parameters == sum(p.numel() for p in lm.parameters())
-    linear = [m for m in lm.modules() if isinstance(m, torch.nn.Linear) and m is not lm.get_output_embeddings()]
-    assert size.matrices == sum(m.weight.numel() for m in linear)
-    assert (size.layers, size.hidden, size.vocab) == (2, 64, lm.config.vocab_size)
-    assert size.kv * 2 == size.q, "two heads, one of keys and values"
-
-
-def test_what_is_held_is_what_training_holds():
-    """Weights, gradients and AdamW's moments of a real step, and the reference policy."""
-    policy = tiny_policy()
-    lm = policy.causal_lm
-    optimizer = torch.optim.AdamW(lm.parameters())
-    lm(torch.tensor([[1, 2, 3]])).logits.sum().backward()
-    optimizer.step()
-
-    def bytes_of(tensors) -> int:
-        return sum(t.numel() * t.element_size() for t in tensors)
-
-    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-    held = estimate.held(size_of(lm, lm), make_config("algo.beta=0.01"))
-    assert held["weights"] == bytes_of(lm.parameters())
-    assert held["gradients"] == bytes_of(p.grad for p in lm.parameters())
-    assert held["AdamW"] == bytes_of(moments)
-    assert held["reference policy"] == bytes_of(copy.deepcopy(lm).parameters())
-
-
-def test_memory_by_hand():
-    cfg = make_config("algo.beta=0")
-    assert estimate.held(SMALL, cfg) == {"weights": 4000, "gradients": 4000, "AdamW": 8000}
-    half = make_config("algo.beta=0", "model.dtype=bfloat16", "trainer=fsdp", "trainer.devices=4")
-    assert estimate.held(SMALL, half) == {"weights": 500, "gradients": 500, "AdamW": 1000, "gathered layers": 1200}
-    # 2 (keys, values) x 2 layers x 4 wide x 3 sequences x 10 tokens x 4 bytes
-    assert estimate.kv_cache(SMALL, 3, 10, 4) == 2 * 2 * 4 * 3 * 10 * 4
-    assert estimate.checkpoint(SMALL, cfg) == 4 * 1000 * 4
-
-
-def test_more_of_anything_takes_more():
+    assert long_run_warning(policy, HFEngine(policy, batch_size=16), PLAN) is None
     cfg = make_config()
-    lengths, speed = Lengths(60, 20), Speed(flops=1e9, bandwidth=1e9, token=1e-4, layer=1e-3)
+    plan = plan_of(cfg, movieland.load(seed=0, n_items=20), encoder_for(cfg, policy))
+    assert at_most(plan, 1_100_000, 2, on_gpu=False) < DAY, "the default run"
+    paper = replace(plan, prompt=2048, completion=1024, rl_steps=3000, rl_rows=384)
+    for on_gpu in (False, True):
+        assert at_most(paper, 494_000_000, 24, on_gpu=on_gpu) > DAY
 
-    def peak(*overrides: str) -> int:
-        return estimate.memory(SMALL, make_config(*overrides), lengths, on_gpu=False).peak
 
-    def step(*overrides: str) -> float:
-        return estimate.seconds(SMALL, make_config(*overrides), speed, lengths, sft_steps=1, test=1).step
+def test_a_long_run_is_measured_and_told(qwen):
+    endless = replace(PLAN, rl_steps=10**8, rl_rows=4096, engine_batch=2, micro_batch=1)
+    said = long_run_warning(qwen, HFEngine(qwen, batch_size=2), endless)
+    assert said.startswith("This run would take about ")
+    assert "days on this CPU: " in said
 
-    assert peak("trainer.micro_batch=64") > peak("trainer.micro_batch=4")
-    assert peak("model.gradient_checkpointing=true") < peak()
-    assert step("rl.prompts_per_step=64") == pytest.approx(2 * step("rl.prompts_per_step=32"), rel=0.1)
-    assert step("algo.mu=2") > step()
-    assert estimate.memory(SMALL, cfg, Lengths(120, 20), on_gpu=False).peak > peak()
+
+def test_durations():
+    assert [duration(s) for s in (0.123, 5, 250, 9000, 3 * DAY)] == ["0.12 s", "5 s", "4.2 min", "2.5 h", "3 days"]
+
+
+def test_the_plan_of_a_run():
+    cfg = make_config(
+        "algo.mu=2", "algo.beta=0.01", "eval.every=10", "rl.steps=25", "eval.validation_size=7", "sft.steps=3"
+    )
+    plan = plan_of(cfg, DATA, encoder_for(cfg, tiny_policy()))
+    assert (plan.sft_steps, plan.sft_rows) == (3, cfg.sft.batch_size)
+    assert (plan.rl_steps, plan.rl_rows) == (25, cfg.rl.prompts_per_step * cfg.algo.group_size)
+    assert (plan.learned, plan.scored, plan.updates) == (2, 3, 2), "old log-probs once, the reference in each pass"
+    assert plan.evaluated == (1 + len({"zero_shot", "sft"} & set(cfg.eval.baselines))) * 11 + 4 * 7
+    assert 0 < plan.mean_prompt <= plan.prompt
+    assert 0 < plan.mean_completion <= plan.completion
 
 
 def test_versions_are_compared():
     asked = [Requirement("torch>=2"), Requirement("torch>=999"), Requirement("no-such-package>=1")]
-    found = environment.package_versions(asked, {"torch": Version("0.1")})
-    assert [finding.level for finding in found] == [Level.OK, Level.FAIL, Level.FAIL, Level.WARN]
+    found = environment.packages(asked)
+    assert [finding.level for finding in found] == [Level.OK, Level.FAIL, Level.FAIL]
     assert "pip install 'torch>=999'" in found[1].advice
     assert "no-such-package: not installed" in found[2].found
 
 
-def test_gpus_that_are_missing_or_taken():
+def test_gpus_that_are_missing_taken_or_idle(monkeypatch):
     gpu = make_config("trainer=gpu", "trainer.devices=2")
-    one = [Gpu("H100", 79 * GIB, 80 * GIB)]
-    assert levels(environment.torch_build(gpu, []))["torch"] is Level.FAIL
-    assert levels(environment.gpu_findings(make_config(), one))["GPUs"] is Level.WARN, "it would be idle"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H100")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (70 * GIB if index == 0 else 10 * GIB, 80 * GIB))
+    for count, level in ((0, Level.FAIL), (1, Level.FAIL), (2, Level.WARN)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert levels(environment.devices(gpu))["GPUs"] is level
+    (idle,) = environment.devices(make_config("trainer=cpu"))
+    assert idle.level is Level.WARN
+    assert "trainer=gpu" in idle.advice
 
 
 @pytest.fixture(scope="module")
 def healthy():
-    return examine(make_config(*SMOKE[:1], "logger=none"))
+    return examine(make_config(*SMOKE[:1], "logger=none"), budget=4)
 
 
-def test_a_healthy_config_has_an_estimate(healthy):
+def test_a_healthy_config_has_a_forecast(healthy):
     findings, found = healthy
-    assert not failures(findings)
-    assert found.lengths[0].both < found.lengths[1].both
-    assert found.memory[0].peak < found.memory[1].peak
-    assert 0 < found.seconds[0].step < found.seconds[1].step
+    assert Level.FAIL not in levels(findings).values()
+    assert {"config", "packages", "GPUs", "data", "model", "disk", "RAM"} <= levels(findings).keys()
+    assert all(value > 0 for value in found.seconds.values())
 
 
 Usage = namedtuple("Usage", "total used free")
 
 
-def test_a_disk_that_is_too_small(monkeypatch):
+def test_a_disk_that_is_too_small(monkeypatch, healthy):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 99, 1))
+    monkeypatch.setattr(task, "look_ahead", lambda *_: healthy[1])
     with pytest.raises(UserError, match=r"disk: .*lower trainer\.keep_checkpoints"):
         doctor(make_config(*SMOKE[:1], "logger=none"))
 
 
-def test_memory_that_is_too_small(monkeypatch):
-    monkeypatch.setattr(environment, "ram", lambda: (environment.resident() + 1000, GIB))
-    with pytest.raises(UserError, match=r"RAM: .*trainer\.micro_batch=2"):
-        doctor(make_config(*SMOKE[:1], "logger=none"))
+def test_a_model_that_cannot_be_trained_here_is_not_built(tmp_path, monkeypatch):
+    tiny_policy().save(tmp_path)
+    monkeypatch.setattr("convrec_r1.doctor.model.free_memory", lambda device: 100_000)
+    findings, policy = build(make_config("model=Qwen/Qwen3-0.6B", f"model.path={tmp_path}"), DATA, CPU)
+    assert policy is None
+    assert levels(findings) == {"memory": Level.FAIL}
+    assert "model.lora.enabled=true" in findings[0].advice
+
+
+def test_a_model_of_a_folder_is_built_with_random_weights(tmp_path):
+    tiny_policy().save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    path = f"model.path={tmp_path}"
+    findings, policy = build(make_config("model=Qwen/Qwen3-0.6B", path, "model.lora.enabled=true"), DATA, CPU)
+    assert levels(findings)["model"] is Level.OK
+    assert policy.has_lora
+    assert policy.training
 
 
 def test_vllm_that_is_missing_or_old(monkeypatch):
     cfg = make_config("rollout=vllm")
-    assert environment.vllm(make_config()) == []
-    for version in (None, "0.5.0"):
-        monkeypatch.setattr(environment, "vllm_version", lambda version=version: version)
+    assert environment.vllm(make_config("rollout=hf")) == []
+    for version in (None, environment.Version("0.5.0")):
+        monkeypatch.setattr(environment, "version", lambda name, version=version: version)
         assert levels(environment.vllm(cfg))["vLLM"] is Level.FAIL
 
 
-def test_a_key_that_is_missing_and_one_that_is_not_shown(monkeypatch):
-    cfg = make_config("teacher=openai", "teacher.model=m", "teacher.base_url=https://host.example/v1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    (found,) = environment.teacher_key(cfg)
-    assert found.level is Level.FAIL
-    assert "export OPENAI_API_KEY=" in found.advice
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-to-be-seen")
-    (found,) = environment.teacher_key(cfg)
-    assert found.level is Level.OK
-    assert "sk-not-to-be-seen" not in str(found)
+def test_a_folder_that_is_not_writable(monkeypatch, tmp_path):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(environment.tempfile, "TemporaryFile", refuse)
+    findings = environment.writable(make_config(f"outputs={tmp_path}"))
+    assert levels(findings) == {"folders": Level.FAIL}
+    assert "outputs=DIR" in findings[0].advice
 
 
-def test_a_model_that_cannot_be_had(tmp_path):
+def test_a_model_that_is_not_available(tmp_path):
     for path in (tmp_path, "no-such-organisation/no-such-model"):
-        findings, model = find_model(make_config("model=Qwen/Qwen3-0.6B", f"model.path={path}"), list)
-        assert model is None
+        findings, policy = build(make_config("model=Qwen/Qwen3-0.6B", f"model.path={path}"), DATA, CPU)
+        assert policy is None
         assert findings[0].level is Level.FAIL
-        assert "cannot be had" in findings[0].found
+        assert str(path) in findings[0].found
 
 
 @pytest.mark.processes
 def test_the_command_line(tmp_path):
     done = run_command("task=doctor", *SMOKE, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for said in ("no contradictions", "Memory of a process", "An RL step", "The whole run"):
+    for said in ("no contradictions", "Measured: ", "an RL step", "The whole run"):
         assert said in done.stdout
     assert not (tmp_path / "outputs").exists(), "it only looks"
     done = run_command("task=doctor", *SMOKE, "rl.prompts_per_step=0", "data=redial", "data.path=nowhere", cwd=tmp_path)
     assert_user_error(done, "cannot work", "rl.prompts_per_step", "data.path=nowhere")
-    assert "python" in done.stdout, "what else there is to say is shown all the same"
+    assert "packages" in done.stdout, "the other findings are shown too"

@@ -1,1 +1,1 @@
-"""What can be known of a run before it starts: is everything there, does it fit, how long will it take."""
+"""task=doctor: check the machine for a run of this config, and forecast the run's time and memory."""

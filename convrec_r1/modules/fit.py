@@ -59,7 +59,7 @@ def fit(
     """
     total = len(loader)
     leave = Leave(cfg.exit_within)
-    module.faults = checkpoints.parent / "faults"
+    module.faults.folder = checkpoints.parent / "faults"
     watchers = [
         *callbacks,
         leave,

@@ -10,7 +10,7 @@ from convrec_r1.base.processes import gather
 from convrec_r1.data import Conversation
 from convrec_r1.evaluate.list_quality import list_quality, parsed_lines
 from convrec_r1.modules.config import RLSettings
-from convrec_r1.modules.finite import Checks, Evidence, texts
+from convrec_r1.modules.faults import Checks, Evidence
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
 from convrec_r1.modules.step import Slots, StepModule
 from convrec_r1.policy import Policy, PromptEncoder
@@ -205,24 +205,12 @@ class RLModule(StepModule):
         }  # fmt: skip
         if old is not None:
             tensors["old_logps"] = old
-        if self.reference:
-            reference = torch.zeros_like(rollouts.sampled_logps)
-            for part in parts:
-                batch = tokens.rows(part)
-                reference[part, : batch.mask.shape[1]] = self.reference(batch)
-            tensors["ref_logps"] = reference
         tensors = {name: t[rows] for name, t in tensors.items()}
         tensors["parts"] = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
         owners = [slots[int(row) // self.sampling.n] for row in rows]
-        facts = {
-            "stage": "rl",
-            "normalizer": float(normalizer),
-            "objective": str(self.objective),
-            "correction": self.correction,
-        } | texts(tensors, self.policy)
         at = {int(row): place for place, row in enumerate(rows)}
         bad = sorted(at[row] for row in checks.rows(parts))
-        return Evidence(tensors, facts, bad, [slot for slot, _ in owners], [c.id for _, c in owners])
+        return Evidence(tensors, float(normalizer), bad, [slot for slot, _ in owners], [c.id for _, c in owners])
 
     def minibatches(self, rollouts: RolloutBatch, index: int) -> list[Tensor]:
         """Rows of each optimizer step of pass `index`, by length.

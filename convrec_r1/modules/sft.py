@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from convrec_r1.modules.config import GuardConfig, SFTConfig
-from convrec_r1.modules.finite import Checks, Evidence, texts
+from convrec_r1.modules.faults import Checks, Evidence
 from convrec_r1.modules.step import Slots, StepModule
 from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.run.tracker import Tracker
@@ -58,8 +58,8 @@ class SFTModule(StepModule):
 
         def evidence(checks: Checks) -> Evidence:
             tensors = {**vars(padded), "parts": torch.arange(len(examples)) // self.micro_batch}
-            facts = {"stage": "sft", "normalizer": float(tokens)} | texts(tensors, self.policy)
-            return Evidence(tensors, facts, checks.rows(parts), [slot for slot, _ in slots], [e.id for e in examples])
+            conversations = [e.id for e in examples]
+            return Evidence(tensors, float(tokens), checks.rows(parts), [slot for slot, _ in slots], conversations)
 
         lr = self.learning_rate()
         norm = self.update([lambda rows=rows: loss_of(rows) for rows in parts], evidence)

@@ -1,10 +1,8 @@
 """What SFT and RL share: an optimizer, and updates whose result does not hang on how the batch is cut."""
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,24 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.modules.config import GuardConfig, NonFinite, OptimConfig, Schedule
-from convrec_r1.modules.finite import (
-    GRADIENT,
-    LOSS,
-    Checks,
-    Evidence,
-    Fault,
-    bad_names,
-    describe,
-    plain_name,
-    replay_command,
-    save_fault,
-    weights_are_finite,
-)
+from convrec_r1.modules.config import GuardConfig, OptimConfig, Schedule
+from convrec_r1.modules.faults import LOSS, Checks, Faults, MakeEvidence, bad_names, plain_name, weights_are_finite
 from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.run.tracker import Tracker
-
-_log = logging.getLogger(__name__)
 
 Sample = TypeVar("Sample")
 
@@ -41,9 +25,8 @@ class StepModule(pl.LightningModule):
     Lightning averages losses over micro-batches and devices; that is wrong wherever these differ in tokens. Here each
     micro-batch's loss carries the denominator of the whole optimizer batch, and gradients are summed.
 
-    An update that anything in is not finite is never made. `guard.nonfinite` says whether training stops there or leaves it
-    out: optimizer and weights then stay as they are, and the schedule goes on, as the learning rate follows the run's steps
-    and not those that came off. Weights that are not finite stop it either way, for no later update would mend them.
+    A non-finite update is never applied (modules/faults.py). Where it is skipped, optimizer and weights stay as they are, and
+    the schedule advances: the learning rate follows the run's steps, not the updates applied.
     """
 
     steps_done: Tensor
@@ -63,16 +46,9 @@ class StepModule(pl.LightningModule):
         """Our own steps, in the checkpoint with the weights."""
         self.latest: dict[str, float] = {}
         """Metrics of the last step, the same on every process."""
-        self.guard = guard or GuardConfig()
+        self.faults = Faults(guard or GuardConfig(), policy)
         self.checks = Checks()
-        """Of the update under way: losses show it what they are computed from."""
-        self.faults: Path | None = None
-        """Where batches go that something in is not finite; None: nowhere."""
-        self.skipped = 0
-        """Updates that were left out, in the whole training."""
-        self._skipped_in_a_row = 0
-        self._updates_tried = (-1, 0)  # step, updates of it so far
-        self._last_saved = -1
+        """Of the current update: losses show it their inputs."""
         # Norms and biases are not decayed. Told apart here, for shards are flat, whatever they are of.
         self._decayed = {plain_name(name) for name, p in policy.named_parameters() if p.ndim >= 2}
 
@@ -105,8 +81,7 @@ class StepModule(pl.LightningModule):
         if not weights_are_finite(self.policy.parameters()):
             names = bad_names(self.policy.named_parameters())
             raise UserError(
-                f"The policy that training would start from has weights that are not finite: {', '.join(names[:8])}. Choose "
-                "another checkpoint or model."
+                f"The policy to train has non-finite weights: {', '.join(names[:8])}. Choose another checkpoint or model."
             )
 
     def on_train_batch_start(self, batch, batch_idx) -> None:
@@ -115,113 +90,50 @@ class StepModule(pl.LightningModule):
         state = np.random.SeedSequence([self.seed, self.step, self.trainer.global_rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
 
-    def update(
-        self, losses: Sequence[Callable[[], Tensor]], evidence: Callable[[Checks], Evidence] | None = None
-    ) -> float | None:
+    def update(self, losses: Sequence[Callable[[], Tensor]], evidence: MakeEvidence = None) -> float | None:
         """One optimizer step on the sum of `losses`, each computed and freed in turn. Returns the gradient norm.
 
         Each loss must already be divided by the denominator of the whole batch over all devices.
-        evidence: what the losses were computed from, asked for only where something is not finite.
-        Returns None where the update was left out for that (guard.nonfinite=skip); UserError where training stops.
+        evidence: builds the batch to save, called only for a non-finite update.
+        Returns None where the update was skipped (guard.nonfinite=skip). UserError where training stops.
         """
         optimizer = self._optimizer()
         optimizer.zero_grad()
-        checks = self.checks = Checks()
+        checks = self.checks = self.faults.begin(self.step)
         for i, loss in enumerate(losses):
             checks.part = i
             with self._no_sync() if i < len(losses) - 1 else contextlib.nullcontext():
                 # Gradients are averaged over devices; ours are to be summed.
                 self.manual_backward(checks.see(LOSS, loss()) * self.trainer.world_size)
         norm = self._gradient_norm()
-        number = self._updates_tried[1] + 1 if self._updates_tried[0] == self.step else 1
-        self._updates_tried = (self.step, number)
         # Every process must do the same, and rows of another may be the bad ones.
         if self._anywhere(not (checks.all_finite() and math.isfinite(norm))):
-            self._leave_out(number, checks, norm, evidence)
+            self.faults.skip_or_stop(norm, sharded=self._sharded, evidence=evidence)
+            optimizer.zero_grad()
+            self._advance_schedule()
             return None
         self._clip(norm)
         optimizer.step()
         self._advance_schedule()
-        self._skipped_in_a_row = 0
+        self.faults.in_a_row = 0
         if self._anywhere(not weights_are_finite(p for p in self.policy.parameters() if p.requires_grad)):
-            what = [
-                f"weight {name} (after this update, with a gradient of norm {norm:.3g})" for name in self._bad_weights()
-            ]
-            fault, folder = self._record(number, checks, what, evidence)
-            raise UserError(
-                f"{fault}. The optimizer made them so: lower the learning rate ({self.learning_rate():g} now) or grad_clip, "
-                f"and go back to a checkpoint from before. {self._where(folder)}"
-            )
+            self.faults.stop_after_update(norm, self.learning_rate(), evidence)
         return norm
 
-    def _leave_out(
-        self, number: int, checks: Checks, norm: float, evidence: Callable[[Checks], Evidence] | None
-    ) -> None:
-        """Leave an update out that something in is not finite, or raise the UserError that ends training."""
-        weights = [f"weight {name}" for name in self._bad_weights()]
-        gradients = [] if math.isfinite(norm) else self._bad_gradients()
-        self._optimizer().zero_grad()
-        fault, folder = self._record(number, checks, weights + checks.found() + gradients, evidence)
-        self._skipped_in_a_row += 1
-        patience = self.guard.nonfinite_patience
-        if self._anywhere(bool(weights)):
-            reason = "Weights that are not finite cannot be skipped: go back to a checkpoint from before."
-        elif self.guard.nonfinite is NonFinite.stop:
-            reason = (
-                "The update was not made, the weights are as before it. guard.nonfinite=skip leaves such updates out."
-            )
-        elif self._skipped_in_a_row > patience:
-            reason = f"{patience} updates in a row had been left out already (guard.nonfinite_patience={patience})."
-        else:
-            self.skipped += 1
-            self._advance_schedule()
-            _log.warning("%s. The update is left out (guard.nonfinite=skip). %s", fault, self._where(folder))
-            return
-        raise UserError(f"{fault}. {reason} {self._where(folder)}")
-
-    def _record(
-        self, number: int, checks: Checks, what: Sequence[str], evidence: Callable[[Checks], Evidence] | None
-    ) -> tuple[Fault, Path | None]:
-        """What was found, and where it was saved: the first fault of a step is."""
-        seen = evidence(checks) if evidence else Evidence({}, {}, [], [], [])
-        fault = describe(self.step + 1, number, what, seen)
-        if self.faults is None or evidence is None:
-            return fault, None
-        folder = self.faults / f"step-{fault.step:06d}"
-        if self._last_saved != fault.step:
-            self._last_saved = fault.step
-            facts = {
-                "temperature": self.policy.temperature,
-                "precision": self.trainer.precision,
-                "dtype": str(next(self.policy.parameters()).dtype).removeprefix("torch."),
-            }
-            save_fault(self.faults, fault, seen, self.policy, facts)
-        return fault, folder
-
-    @staticmethod
-    def _where(folder: Path | None) -> str:
-        return (
-            f"\nThe batch and the weights are in {folder}; to look closer: {replay_command(folder)}" if folder else ""
-        )
-
-    def _bad_weights(self) -> list[str]:
-        return bad_names(self.policy.named_parameters())
-
-    def _bad_gradients(self) -> list[str]:
-        if self._sharded:  # its clipping has spread them
-            return [GRADIENT]
-        names = bad_names((name, p.grad) for name, p in self.policy.named_parameters())
-        return [f"{GRADIENT} of {name}" for name in names] or [f"{GRADIENT}'s norm, each gradient being finite"]
+    @property
+    def skipped(self) -> int:
+        """Updates skipped in the whole training."""
+        return self.faults.skipped
 
     def _anywhere(self, here: bool) -> bool:
         """Whether it is so on any process."""
         return bool(self.max_over_devices(float(here)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["skipped"] = (self.skipped, self._skipped_in_a_row)
+        checkpoint["skipped"] = (self.faults.skipped, self.faults.in_a_row)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skipped, self._skipped_in_a_row = checkpoint.get("skipped", (0, 0))
+        self.faults.skipped, self.faults.in_a_row = checkpoint.get("skipped", (0, 0))
 
     def sum_over_devices(self, value: Tensor | float) -> Tensor:
         value = torch.as_tensor(value, dtype=torch.float64 if self.device.type == "cpu" else torch.float32)
