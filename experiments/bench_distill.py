@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from convrec_r1.base.files import write_json
-from convrec_r1.distill.adjust import _nll_and_gradient, _Pairs, fit_adjust
-from convrec_r1.distill.config import EmbedderConfig, EmbedderKind, RemapConfig
-from convrec_r1.distill.embedders.registry import make_embedder
+from convrec_r1.distill.adjust import _nll, _Pairs, fit_adjust
+from convrec_r1.distill.config import RemapConfig, TfidfConfig
+from convrec_r1.distill.embedders.tfidf import TfidfEmbedder
 from convrec_r1.distill.metadata import read_metadata
 from convrec_r1.distill.remap import RemapInputs, remap_block
 from convrec_r1.distill.scores import ScoreStore
@@ -86,10 +87,7 @@ def main() -> None:
 
         vectors, spoken = random(given.items), random(given.conversations)
     else:
-        embedder = make_embedder(EmbedderConfig(name="tfidf", kind=EmbedderKind.tfidf))
-        clock("embed, items", lambda: embedder.fit(items))
-        vectors = embedder.items(items)
-        spoken = clock("embed, conversations", lambda: embedder.conversations(talk))
+        vectors, spoken = clock("embed", lambda: TfidfEmbedder(TfidfConfig()).embed(items, talk))
     inputs = RemapInputs(lists, np.arange(given.items), given.items, vectors, vectors, spoken)
 
     with tempfile.TemporaryDirectory() as folder, ScoreStore(Path(folder), given.conversations, given.items) as store:
@@ -106,7 +104,8 @@ def main() -> None:
         clock("add ratings", lambda: store.add(row, candidates[row, column], 0.5 * judged))
         pairs = _Pairs.of(np.arange(given.conversations), truths)
         ones, zeros = np.ones(given.items), np.zeros(given.items)
-        clock("Adjust, one evaluation", lambda: _nll_and_gradient(store.read, pairs, ones, zeros))
+        slopes = tuple(torch.zeros(given.items, dtype=torch.float64) for _ in range(2))
+        clock("Adjust, one evaluation", lambda: _nll(store.read, pairs, ones, zeros, slopes))
         fitted = clock("Adjust", lambda: fit_adjust(store, range(given.conversations), truths, 0.01))
         clock("choose 20 of each", lambda: store.top(20, scale=fitted.w, shift=fitted.b))
         size = given.conversations * given.items * 4 / GIB

@@ -17,9 +17,9 @@ import numpy as np
 from convrec_r1.base.files import write_json
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.distill.answers import recommended
-from convrec_r1.distill.config import MatchConfig
 from convrec_r1.distill.match import HOWS, Matcher
 from convrec_r1.lists import Item, lines, parse
+from convrec_r1.matching import Folded
 
 ROOT = Path(__file__).parent
 SHARED = ROOT.parents[1] / "shared" / "data"
@@ -69,7 +69,7 @@ def study(model: str, catalogs: dict[str, list[Item]]) -> tuple[dict, dict[str, 
     looked_at = {}
     for name, catalog in catalogs.items():
         unique = list(Counter(entries).items())
-        matches = Matcher(catalog, np.zeros(len(catalog)), MatchConfig()).match([item for item, _ in unique])
+        matches = Matcher(catalog, np.zeros(len(catalog)), Folded(), 92).match([item for item, _ in unique])
         times = np.array([count for _, count in unique])
         result[name] = {how: float(times[matches.how == how].sum() / times.sum()) for how in HOWS}
         looked_at[name] = [

@@ -21,10 +21,15 @@ class FakeOpenAI:
     """A context manager. `asked` counts requests and `delivered` whole answers, by the text of the question."""
 
     def __init__(
-        self, plan: Plan = lambda question, times: None, *, pace: float = 0.0, retry_after: str = "0.1"
+        self,
+        plan: Plan = lambda question, times: None,
+        *,
+        pace: float = 0.0,
+        retry_after: str = "0.1",
+        schemas: bool = True,
     ) -> None:
-        """pace: seconds that each answer takes."""
-        self.plan, self.pace, self.retry_after = plan, pace, retry_after
+        """pace: seconds that each answer takes.  schemas: whether it takes `response_format`, or refuses it with 400."""
+        self.plan, self.pace, self.retry_after, self.schemas = plan, pace, retry_after, schemas
         self.asked: Counter[str] = Counter()
         self.delivered: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -79,17 +84,19 @@ class _Handler(BaseHTTPRequestHandler):
             fake.under_way += 1
             fake.most_under_way = max(fake.most_under_way, fake.under_way)
             fault = fake.plan(question, times)
+            if "response_format" in body and not fake.schemas:
+                fault = "400"
             if fault:
                 fake.faults[fault] += 1
         try:
             time.sleep(fake.pace)
-            self._reply(question, fault)
+            self._reply(question, fault, "response_format" in body)
         finally:
             with fake.lock:
                 fake.under_way -= 1
 
-    def _reply(self, question: str, fault: str | None) -> None:
-        whole = json.dumps(completion(question)).encode()
+    def _reply(self, question: str, fault: str | None, as_json: bool) -> None:
+        whole = json.dumps(completion(question, as_json)).encode()
         match fault:
             case None:
                 self._send(200, whole)
@@ -133,8 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def completion(question: str) -> dict:
+def completion(question: str, as_json: bool = False) -> dict:
     text = reply(question)
+    if as_json:
+        lines = text.splitlines()
+        items = {"items": [json.loads(line) for line in lines]} if text.startswith("{") else None
+        text = json.dumps(items or {n: int(score) for n, score in (line.split(": ") for line in lines)})
     usage = {"prompt_tokens": len(question) // 4, "completion_tokens": len(text) // 4, "total_tokens": 0}
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.distill import adjust
@@ -38,11 +39,17 @@ def objective(scores, truths, w, b, strength) -> float:
     return total + strength * (((w - 1) ** 2).sum() + (b**2).sum())
 
 
+def nll_and_gradient(read, pairs, w, b):
+    by_w, by_b = (torch.zeros(len(w), dtype=torch.float64) for _ in range(2))
+    nll = adjust._nll(read, pairs, w, b, (by_w, by_b)).sum()
+    return nll, torch.cat([by_w, by_b]).numpy()
+
+
 def test_nll_and_gradient_on_one_conversation_by_hand(stored):
     """Scores ln 2 and 0, the second item is wanted: p = (2/3, 1/3), so -log p = ln 3; dz = (2/3, -2/3); dw = s dz."""
     store = stored([[np.log(2), 0]])
     pairs = adjust._Pairs.of(np.arange(1), wanting([1]))
-    nll, gradient = adjust._nll_and_gradient(store.read, pairs, np.ones(2), np.zeros(2))
+    nll, gradient = nll_and_gradient(store.read, pairs, np.ones(2), np.zeros(2))
     assert nll == pytest.approx(np.log(3), rel=1e-6)
     np.testing.assert_allclose(gradient, [np.log(2) * 2 / 3, 0, 2 / 3, -2 / 3], rtol=1e-6)
 
@@ -54,7 +61,7 @@ def test_the_gradient_is_that_of_the_formula():
     truths = wanting([0], [1, 2], [], [4], [3, 3], [0, 1, 2, 3, 4], [])
     w, b = rng.normal(1, 0.3, 5), rng.normal(0, 0.3, 5)
     pairs = adjust._Pairs.of(np.arange(7), truths)
-    nll, gradient = adjust._nll_and_gradient(scores.__getitem__, pairs, w, b)
+    nll, gradient = nll_and_gradient(scores.__getitem__, pairs, w, b)
     assert nll == pytest.approx(objective(scores, truths, w, b, 0), rel=1e-6)
     x, step = np.concatenate([w, b]), 1e-5
     for at in range(10):

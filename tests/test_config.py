@@ -35,7 +35,8 @@ def test_every_file_composes_into_the_schema(group, name):
     "overrides",
     [
         ("seed=3", "rl.lr=1e-3", "n=4"), ("algo=grpo", "algo.mu=2"), ("debug=smoke", "rl.steps=4", "eval.ks=[1,2]"),
-        ("experiment=search", "rl.steps=3"), ("model=Org/Name", "+teacher.extra.a=b"), ("algo/shaping=none", "~debug"),
+        ("experiment=search", "rl.steps=3"), ("model=Org/Name", "teacher=openai", "+teacher.extra.a=b"),
+        ("algo/shaping=none", "~debug"),
     ],
 )  # fmt: skip
 def test_tests_compose_what_hydra_composes(overrides):

@@ -15,12 +15,12 @@ from convrec_r1.base.files import read_json, read_jsonl
 from convrec_r1.config.checks import check
 from convrec_r1.data import movieland
 from convrec_r1.data.load import load_data
+from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.export import read_demonstrations, write_dataset
-from convrec_r1.distill.pipeline import run
-from convrec_r1.distill.teachers.base import Answer
+from convrec_r1.distill.pipeline import Setup, run
+from convrec_r1.distill.teachers.base import Answer, make_teacher
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
-from convrec_r1.distill.teachers.registry import make_teacher
 from convrec_r1.lists import Item
 
 pytestmark = pytest.mark.long
@@ -57,15 +57,26 @@ def staged(tmp_path, *overrides: str):
     """The pipeline itself, on movieland."""
     cfg = make_config(*SMALL, *overrides)
     data = load_data(cfg.data, cfg.n, need=["train"])
-    with AnswerCache(tmp_path / "cache") as cache, Interview(make_teacher(cfg), cache, cfg.teacher) as interview:
-        return cfg, data, run(cfg, data, interview, tmp_path)
+    return cfg, data, asked_of(cfg.teacher, cfg, data, tmp_path)
+
+
+def setup_of(cfg, **changes) -> Setup:
+    return Setup(
+        **{"distill": cfg.distill, "embedder": cfg.embedder, "data": cfg.data, "match": cfg.match, "n": cfg.n} | changes
+    )
+
+
+def asked_of(teacher: TeacherConfig, cfg, data, tmp_path, **changes):
+    made = make_teacher(teacher, seed=cfg.data.seed, sizes={"train": 24, "validation": 10})
+    with AnswerCache(tmp_path / "cache") as cache, Interview(made, cache, teacher) as interview:
+        return run(setup_of(cfg, **changes), data, interview, tmp_path)
 
 
 @pytest.mark.processes
 def test_the_default_pipeline_makes_demonstrations_and_their_card(tmp_path):
     done = run_command("task=distill", *SMALL, "distill.scores=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for said in ("Teacher, as it said", "+ Adjust", "What users wanted", "Judgements: 340 wanted"):
+    for said in ("Teacher, as it said", "+ Adjust", "What users wanted", "Ratings: 340 asked for"):
         assert said in done.stdout
     (made,) = tmp_path.glob("outputs/distilled/*[!k]")
     card = read_json(made / "card.json")
@@ -153,11 +164,47 @@ def test_each_stage_is_what_its_formula_says(tmp_path):
             assert items[place].title not in conversation.seen
 
 
-def test_blocks_decide_nothing(tmp_path):
-    _, _, whole = staged(tmp_path / "a")
-    _, _, parts = staged(tmp_path / "b", "distill.block=3")
-    for stage in whole.stages:
-        np.testing.assert_array_equal(parts.stages[stage], whole.stages[stage])
+OWN = """
+import numpy as np
+from convrec_r1.distill.teachers.base import Answer
+
+class Stubborn:
+    identity = "stubborn"
+
+    def __init__(self, film, common):
+        self.film, self.name = film, common.name
+
+    async def answer(self, question):
+        return Answer(f"1. {self.film}" if question.kind == "recommend" else "", 1, 1)
+
+    async def close(self): ...
+
+class Lengths:
+    def __init__(self, width):
+        self.width = width
+
+    def embed(self, items, conversations):
+        unit = np.eye(self.width, dtype=np.float32)
+        return tuple(unit[[len(text) % self.width for text in texts]] for texts in (items, conversations))
+"""
+
+
+def test_a_teacher_and_an_embedder_of_a_users_own(tmp_path, monkeypatch):
+    (tmp_path / "own_stage1.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = make_config(*SMALL, "distill=remap", "distill.remap.context_weight=0.1")
+    data = load_data(cfg.data, cfg.n, need=["train"])
+    own = {"_target_": "own_stage1.Stubborn", "name": "own", "cache": str(tmp_path / "cache")}
+    teacher = TeacherConfig(**own, options={"film": "Alien (1979)"})
+    found = asked_of(teacher, cfg, data, tmp_path, embedder={"_target_": "own_stage1.Lengths", "width": 4})
+    alien = list(data.catalog).index(Item("Alien", 1979))
+    unseen = [row for row, c in enumerate(found.conversations) if "Alien" not in c.seen]
+    assert len(unseen) > 20
+    assert (found.stages["remap"][unseen, 0] == alien).all(), "the exact match and its own vector put it first"
+    with pytest.raises(UserError, match=r"teacher\.wrong: own_stage1\.Stubborn takes no such option; it takes: film"):
+        make_teacher(TeacherConfig(**own, options={"wrong": 1}), seed=0, sizes={})
+    with pytest.raises(UserError, match="not a Teacher"):
+        make_teacher(TeacherConfig(**own | {"_target_": "own_stage1.Lengths"}, options={"width": 1}), seed=0, sizes={})
 
 
 class Silent:
@@ -177,7 +224,7 @@ def test_a_teacher_that_names_nothing(tmp_path, choice):
     cfg = make_config(*SMALL, f"distill={choice}")
     data = load_data(cfg.data, cfg.n, need=["train"])
     with AnswerCache(tmp_path / "cache") as cache, Interview(Silent(), cache, cfg.teacher) as interview:
-        found = run(cfg, data, interview, tmp_path)
+        found = run(setup_of(cfg), data, interview, tmp_path)
     chosen = list(found.stages.values())[-1]
     assert (chosen >= 0).all() if choice == "full" else (chosen < 0).all()
     if found.judged:
@@ -290,8 +337,9 @@ def test_sft_learns_from_what_was_distilled_in_one_command_and_from_its_folder(t
     ("overrides", "says"),
     [
         (["task=distill", "teacher=openai"], ["teacher=openai needs teacher.model"]),
-        (["task=distill", "data=redial", "data.path=."], ["teacher=simulated knows the people of movieland only"]),
-        (["task=distill", "teacher.base_url=ftp://x"], ["teacher.base_url has 'ftp://x': give it as http"]),
+        (["task=distill", "data=redial", "data.path=."], ["teacher=simulated answers about movieland only"]),
+        (["task=distill", "teacher=openai", "teacher.model=m", "teacher.base_url=ftp://x"],
+         ["teacher.base_url has 'ftp://x': give it as http"]),
         (["task=distill", "distill.reflect.candidates=0", "teacher.concurrency=0"],
          ["distill.reflect.candidates=0: must be at least 1", "teacher.concurrency=0: must be at least 1"]),
         (["task=distill", "distill.metadata=nowhere.csv"], ["distill.metadata=nowhere.csv: there is no such file"]),

@@ -16,11 +16,11 @@ from convrec_r1.data.adapters import jsonl, reddit_v2
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation, Dataset, Message
 from convrec_r1.distill import export
-from convrec_r1.distill.config import ReflectConfig
+from convrec_r1.distill.config import ReflectConfig, SimulatedTeacherConfig
+from convrec_r1.distill.demonstrations import with_distilled
 from convrec_r1.distill.questions import describe, judge, recommend, repair
 from convrec_r1.distill.reflect import reflect
 from convrec_r1.distill.skew import skew, truths_skew
-from convrec_r1.distill.task import with_distilled
 from convrec_r1.distill.teachers.base import Answer
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
@@ -236,9 +236,9 @@ def test_demonstrations_of_other_conversations_are_refused(tmp_path):
 
 
 def test_the_simulated_teacher_answers_in_words_and_always_the_same():
-    samples = movieland.load_samples(seed=0, sizes={"train": 30, "validation": 1, "test": 1})
-    data = movieland.load(seed=0, sizes={"train": 30, "validation": 1, "test": 1})
-    teacher = SimulatedTeacher(samples, 0)
+    sizes = {"train": 30, "validation": 1, "test": 1}
+    data = movieland.load(seed=0, sizes=sizes)
+    teacher = SimulatedTeacher(SimulatedTeacherConfig(), 0, sizes)
 
     def ask(question):
         return asyncio.run(teacher.answer(question)).text
@@ -259,7 +259,7 @@ def test_the_simulated_judge_knows_what_was_said():
     sizes = {"train": 60, "validation": 1, "test": 1}
     samples = movieland.load_samples(seed=0, sizes=sizes)
     data = movieland.load(seed=0, sizes=sizes)
-    teacher = SimulatedTeacher(samples, 0)
+    teacher = SimulatedTeacher(SimulatedTeacherConfig(), 0, sizes)
     table = movieland.simulator.film_table()
     items = list(data.catalog)
     fits = []

@@ -386,7 +386,13 @@ def test_no_secret_is_left_behind(hostile_run):
 def test_a_secret_in_a_config_is_refused_and_not_repeated(tmp_path):
     secret = SECRETS["OPENAI_API_KEY"]
     for value in (secret, "'${oc.env:OPENAI_API_KEY}'", f"'Bearer {secret}'"):
-        done = run_command("task=distill", f"+teacher.extra.authorization={value}", cwd=tmp_path, OPENAI_API_KEY=secret)
+        done = run_command(
+            "task=distill",
+            "teacher=openai",
+            f"+teacher.extra.authorization={value}",
+            cwd=tmp_path,
+            OPENAI_API_KEY=secret,
+        )
         assert_user_error(
             done, "teacher.extra.authorization holds the value of the environment variable OPENAI_API_KEY"
         )

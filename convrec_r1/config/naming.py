@@ -31,8 +31,13 @@ def run_name(*, _root_: DictConfig) -> str:
         f"s{values['seed']}",
     ]
     if values["task"]["name"] == "distill":
-        parts = ["distill", values["distill"].get("name", "?"), values["teacher"].get("model") or "?"]
-        parts += [values["embedder"].get("name", "?"), values["data"].get("name", "?")]
+        parts = [
+            "distill",
+            values["distill"].get("name", "?"),
+            values["teacher"].get("model") or values["teacher"]["name"],
+        ]
+        embedder = values["embedder"]
+        parts += [embedder.get("name") or str(embedder["_target_"]).rsplit(".", 1)[-1], values["data"].get("name", "?")]
     return "-".join(_cleaned(part) for part in [*parts, digest])
 
 

@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from convrec_r1.base.options import option
 from convrec_r1.data.config import DataConfig
-from convrec_r1.distill.config import DistillConfig, EmbedderConfig, TeacherConfig
+from convrec_r1.distill.config import DistillConfig, TeacherConfig
 from convrec_r1.evaluate.config import EvalConfig
 from convrec_r1.modules.config import GuardConfig, RLConfig, SFTConfig, TrainerConfig
 from convrec_r1.policy.config import ModelConfig
@@ -54,7 +54,8 @@ class Config:
     """Lightning loggers of the user's, by name."""
     compare: CompareConfig = option(factory=CompareConfig, identity=False)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    embedder: Any = MISSING
+    """Embeds items and conversations for Remap: `_target_` of a `distill.embedders.base.Embedder` and its options."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)

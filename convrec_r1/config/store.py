@@ -15,6 +15,13 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.visible import visible
 from convrec_r1.config.naming import run_dir, run_name, study_dir
 from convrec_r1.config.schema import Config
+from convrec_r1.distill.config import (
+    OpenAITeacherConfig,
+    SentenceTransformersConfig,
+    SimulatedTeacherConfig,
+    TfidfConfig,
+    VLLMTeacherConfig,
+)
 from convrec_r1.matching import FoldedConfig, NormalisedConfig
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rollout.config import HFConfig, VLLMConfig, VLLMServerConfig
@@ -25,6 +32,8 @@ SCHEMAS = {
     "match": {"folded": FoldedConfig, "normalised": NormalisedConfig},
     "reward": {"rank": RankRewardConfig},
     "rollout": {"hf": HFConfig, "vllm": VLLMConfig, "vllm_server": VLLMServerConfig},
+    "teacher": {"simulated": SimulatedTeacherConfig, "openai": OpenAITeacherConfig, "vllm": VLLMTeacherConfig},
+    "embedder": {"tfidf": TfidfConfig, "sentence-transformers": SentenceTransformersConfig},
 }
 
 

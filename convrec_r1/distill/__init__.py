@@ -1,1 +1,1 @@
-"""Stage 1, Remap-Reflect-Adjust: from what a black-box teacher answers to demonstrations of catalog items."""
+"""Stage 1: demonstrations from a teacher by Remap-Reflect-Adjust (design section 8). Start at pipeline.py."""

@@ -1,11 +1,11 @@
-"""Adjust: what users want more, or less, than the scores say, item by item (design section 8).
+"""Adjust: correct the scores of each item by how often users want it (design section 8).
 
     s_final = w * s + b,   w, b in R^C shared by all conversations
 
 minimise  - sum over (conversation x, ground truth t) of log softmax(w * s_x + b)_t  +  strength (|w - 1|^2 + |b|^2)
 
-A sum over all pairs, not their mean: the regulariser is a normal prior with variance 1 / (2 strength) around leaving the
-scores as they are, and has the less to say the more is known. An item that is never wanted is pushed down by all conversations.
+A sum over all pairs, not their mean: the regulariser is a normal prior with variance 1 / (2 strength) around w = 1, b = 0,
+and matters less the more pairs there are. An item that is never wanted is lowered by all conversations.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ from convrec_r1.base.progress import bar
 from convrec_r1.distill.scores import ScoreStore
 
 _AT_A_TIME = 2**22
-"""Scores whose softmax is computed at a time. Fixed, so that sums are made in one order whatever the machine."""
+"""Scores in a block. Fixed, so that sums have the same order on every machine."""
 _PRECISE = 2**24
-"""Scores up to which softmaxes are computed in float64. Of more, rounding in float32 averages out, at a third of the time."""
+"""Scores up to which softmaxes are computed in float64. With more, float32 is precise enough and three times faster."""
 _MOST_ITERATIONS = 500
 
 Read = Callable[[np.ndarray], np.ndarray]
@@ -37,26 +37,26 @@ class Adjustment:
     """[C] float64."""
     strength: float
     nll: float
-    """Mean nats a ground truth, of those it was fitted on, without the regulariser; nan where there were none."""
+    """Mean nats a ground truth, on the training pairs and without the regulariser. nan: no pairs."""
     iterations: int
     converged: bool
 
 
 @dataclass(frozen=True)
 class Validated:
-    """How well a strength predicts ground truths of conversations that were left out."""
+    """How well a strength predicts the ground truths of left-out conversations."""
 
     strength: float
     nll: float
     """Mean nats a ground truth."""
     se: float
-    """Its standard error, users (clusters) being what varies."""
+    """Its standard error over users (clusters)."""
 
 
 @dataclass(frozen=True)
 class CrossValidation:
     best: float
-    """The strength with the lowest nll; of equals the strongest."""
+    """The strength with the lowest nll; of equals the largest."""
     table: list[Validated]
     """In the order of the strengths as given."""
 
@@ -64,8 +64,8 @@ class CrossValidation:
 def fit_adjust(store: ScoreStore, rows: range, truths: Sequence[np.ndarray], strength: float) -> Adjustment:
     """Fit w and b to the ground truths of the conversations `rows`, by L-BFGS from w = 1, b = 0.
 
-    truths: for each of `rows` the places of its ground truths in the catalog; may be empty. Without any, w = 1 and b = 0.
-    An evaluation takes one pass over the scores; sums over conversations are float64.
+    truths: places in the catalog of the ground truths of each of `rows`; may be empty. Without any, w = 1 and b = 0.
+    Each evaluation is one pass over the scores; sums over conversations are float64.
     """
     pairs = _Pairs.of(np.arange(rows.start, rows.stop), truths)
     return _fit(store.read, pairs, store.columns, strength)
@@ -82,10 +82,10 @@ def cross_validate(
     cv_size: int,
     seed: int,
 ) -> CrossValidation:
-    """The strengths compared on `folds` parts of at most about `cv_size` of the conversations, whose scores are held in memory.
+    """Compare strengths by cross-validation on about `cv_size` of the conversations, whose scores are held in memory.
 
-    clusters: whose each conversation is; a cluster is never split, so that nobody is predicted from what the same user wanted
-    elsewhere. Raises UserError where fewer than `folds` clusters want anything in the catalog.
+    clusters: the user of each conversation. A cluster is never split between folds: no user is predicted from the same
+    user's other conversations. Raises UserError if fewer than `folds` clusters have ground truths in the catalog.
     """
     useful = np.flatnonzero([len(wanted) > 0 for wanted in truths])
     names, cluster = np.unique(np.asarray(clusters)[useful], return_inverse=True)
@@ -94,7 +94,7 @@ def cross_validate(
             f"distill.adjust.folds={folds} needs as many users with ground truths in the catalog, and the training "
             f"conversations have {len(names)}. Give distill.adjust.strength=0.01 (the paper's), or more conversations."
         )
-    place = np.random.default_rng(seed).permutation(len(names))  # of a cluster in the draw
+    place = np.random.default_rng(seed).permutation(len(names))  # of each cluster in the draw
     size = np.bincount(cluster)[np.argsort(place)]  # in the order of the draw
     drawn = max(folds, int(np.searchsorted(np.cumsum(size), cv_size, side="right")))
     kept = place[cluster] < drawn
@@ -106,7 +106,7 @@ def cross_validate(
     with bar("Adjust, strengths", folds * len(nll)) as progress:
         for number in range(folds):
             start = None
-            for strength in sorted(nll, reverse=True):  # the weaker ones begin where the stronger ended, which is near
+            for strength in sorted(nll, reverse=True):  # a weaker one starts from the solution of the stronger one
                 fitted = _fit(scores.__getitem__, pairs.only(fold != number), store.columns, strength, start)
                 start = fitted
                 left_out = pairs.only(fold == number)
@@ -119,7 +119,7 @@ def cross_validate(
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Conversations with ground truths: rows [M], and for each the places it wants."""
+    """Conversations with ground truths: rows [M], and the places of the ground truths of each."""
 
     rows: np.ndarray
     wanted: list[np.ndarray]
@@ -137,7 +137,7 @@ class _Pairs:
         return np.array([len(wanted) for wanted in self.wanted], dtype=np.int64)
 
     def blocks(self, columns: int):
-        """(rows, row within them of each pair, its place), as many rows at a time as fit."""
+        """Yield blocks of (rows, row within the block of each pair, place of each pair)."""
         size = max(1, _AT_A_TIME // max(1, columns))
         for start in range(0, len(self.rows), size):
             wanted = self.wanted[start : start + size]
@@ -151,22 +151,22 @@ def _fit(read: Read, pairs: _Pairs, columns: int, strength: float, start: Adjust
     if not total:
         return Adjustment(unchanged[:columns], unchanged[columns:], strength, float("nan"), 0, True)
 
-    # How curved the objective is along each variable differs by thousands between what is wanted often and never: L-BFGS
-    # takes a third of the steps where that is evened out first.
+    # The curvature along a variable differs by thousands between frequent and rare items: with variables scaled by it, L-BFGS
+    # needs a third of the steps.
     scale = np.sqrt(_curvature(read, pairs, columns) + 2 * strength)
     first = unchanged if start is None else np.concatenate([start.w, start.b])
 
     def objective(y: np.ndarray) -> tuple[float, np.ndarray]:
-        """At first + y / scale. Divided by the number of pairs: tolerances then mean the same for any dataset."""
+        """Return value and gradient at first + y / scale, divided by the number of pairs: tolerances then fit any dataset."""
         x = first + y / scale
-        nll, gradient = _nll_and_gradient(read, pairs, x[:columns], x[columns:])
+        slopes = (torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64))
+        nll = _nll(read, pairs, x[:columns], x[columns:], slopes).sum()
         away = x - unchanged
-        return float((nll + strength * away @ away) / total), (gradient + 2 * strength * away) / (scale * total)
+        gradient = torch.cat(slopes).numpy() + 2 * strength * away
+        return float((nll + strength * away @ away) / total), gradient / (scale * total)
 
-    found = minimize(
-        objective, np.zeros(2 * columns), jac=True, method="L-BFGS-B",
-        options={"maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": 1e-11, "gtol": 1e-6, "maxcor": 20},
-    )  # fmt: skip
+    limits = {"maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": 1e-11, "gtol": 1e-6, "maxcor": 20}
+    found = minimize(objective, np.zeros(2 * columns), jac=True, method="L-BFGS-B", options=limits)
     best = first + found.x / scale
     w, b = best[:columns], best[columns:]
     nll = float(_nll(read, pairs, w, b).sum()) / total
@@ -174,8 +174,8 @@ def _fit(read: Read, pairs: _Pairs, columns: int, strength: float, start: Adjust
 
 
 def _curvature(read: Read, pairs: _Pairs, columns: int) -> np.ndarray:
-    """Roughly the second derivatives of the sum by [w, b] where it is least: there sum_x m_x p_xj is about the number of pairs
-    with item j, and sum_x m_x p_xj s_xj^2 that number times the mean square of the item's scores."""
+    """Approximate the second derivatives of the sum by [w, b] at its minimum: there sum_x m_x p_xj is about the number of
+    pairs with item j, and sum_x m_x p_xj s_xj^2 that number times the mean square of the item's scores."""
     wanted = np.bincount(np.concatenate(pairs.wanted), minlength=columns) + 1.0
     squares = np.zeros(columns)
     for rows, _, _ in pairs.blocks(columns):
@@ -184,48 +184,39 @@ def _curvature(read: Read, pairs: _Pairs, columns: int) -> np.ndarray:
     return np.concatenate([wanted * squares / len(pairs.rows), wanted])
 
 
-def _nll_and_gradient(read: Read, pairs: _Pairs, w: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
-    """sum over pairs of -log softmax(w * s + b)_t, and its gradient by [w, b]: with m_x ground truths of conversation x,
+def _nll(
+    read: Read,
+    pairs: _Pairs,
+    w: np.ndarray,
+    b: np.ndarray,
+    gradient: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> np.ndarray:
+    """Return -log softmax(w * s + b) of each conversation, summed over its ground truths, [M] float64.
 
-    d/dz = m_x softmax(z) - (1 at each of them),  d/dw = sum_x s_x d/dz,  d/db = sum_x d/dz
+    Adds the derivatives of its sum by w and b to `gradient`, [C] float64 each: with m_x ground truths of conversation x,
+
+        d/dz = m_x softmax(z) - (1 at each of them),  d/dw = sum_x s_x d/dz,  d/db = sum_x d/dz
     """
-    dtype, scale, shift = _prepared(pairs, w, b)
-    by_w, by_b = (torch.zeros(len(w), dtype=torch.float64) for _ in range(2))
-    nll = 0.0
+    dtype = torch.float64 if len(pairs.rows) * len(w) <= _PRECISE else torch.float32
+    scale, shift = torch.from_numpy(w).to(dtype), torch.from_numpy(b).to(dtype)
+    found = [np.empty(0)]
     for rows, row, place in pairs.blocks(len(w)):
         scores = torch.from_numpy(read(rows)).to(dtype)  # [B, C]
         row, place = torch.from_numpy(row), torch.from_numpy(place)
         z = torch.addcmul(shift, scores, scale)
         log_sum = z.logsumexp(dim=1, keepdim=True)  # [B, 1]
-        nll += float((log_sum[row, 0].double() - z[row, place].double()).sum())
-        slope = (
-            z.sub_(log_sum).exp_().mul_(torch.bincount(row, minlength=len(rows))[:, None])
-        )  # d/dz, but for the truths
-        slope.index_put_((row, place), torch.tensor(-1.0, dtype=dtype), accumulate=True)
-        by_b += slope.sum(dim=0, dtype=torch.float64)
-        by_w += slope.mul_(scores).sum(dim=0, dtype=torch.float64)
-    return nll, torch.cat([by_w, by_b]).numpy()
-
-
-def _nll(read: Read, pairs: _Pairs, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of each conversation, summed over its ground truths, [M] float64."""
-    dtype, scale, shift = _prepared(pairs, w, b)
-    found = [np.empty(0)]
-    for rows, row, place in pairs.blocks(len(w)):
-        z = torch.addcmul(shift, torch.from_numpy(read(rows)).to(dtype), scale)
-        row, place = torch.from_numpy(row), torch.from_numpy(place)
-        lost = z.logsumexp(dim=1)[row].double() - z[row, place].double()
+        lost = log_sum[row, 0].double() - z[row, place].double()
         found.append(torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, lost).numpy())
+        if gradient is not None:
+            slope = z.sub_(log_sum).exp_().mul_(torch.bincount(row, minlength=len(rows))[:, None])
+            slope.index_put_((row, place), torch.tensor(-1.0, dtype=dtype), accumulate=True)  # d/dz
+            gradient[1].add_(slope.sum(dim=0, dtype=torch.float64))
+            gradient[0].add_(slope.mul_(scores).sum(dim=0, dtype=torch.float64))
     return np.concatenate(found)
 
 
-def _prepared(pairs: _Pairs, w: np.ndarray, b: np.ndarray) -> tuple[torch.dtype, torch.Tensor, torch.Tensor]:
-    dtype = torch.float64 if len(pairs.rows) * len(w) <= _PRECISE else torch.float32
-    return dtype, torch.from_numpy(w).to(dtype), torch.from_numpy(b).to(dtype)
-
-
 def _mean(nll: np.ndarray, counts: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:
-    """The mean a pair and its standard error: a ratio of sums over G clusters, linearised,
+    """Return the mean over pairs and its standard error: a ratio of sums over G clusters, linearised,
 
     se = sqrt(G / (G - 1) sum_g (nll_g - mean count_g)^2) / sum_g count_g
     """

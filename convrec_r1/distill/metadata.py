@@ -1,24 +1,28 @@
-"""What is known of items beside title and year, and the text by which they are embedded."""
+"""Metadata of items: from files, or from the teacher. Items are embedded by it."""
 
 import ast
 import csv
 import io
-import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.data.adapters.common import find_catalog
 from convrec_r1.data.adapters.rows import Row, describe, one_line, parse_json, read_jsonl, to_item, unreadable
+from convrec_r1.data.config import DataConfig
+from convrec_r1.data.movieland.films import catalog_films
+from convrec_r1.distill.answers import descriptions
+from convrec_r1.distill.questions import describe as ask_about
+from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.lists import Item, fold
 
 _log = logging.getLogger(__name__)
 
 Key = tuple[str, int | None]
-"""Folded title and year: two items are the same where these agree, as in a catalog."""
+"""Folded title and year, as in a catalog."""
 
 _GENRES = ("genre", "genres")
 _KEYWORDS = ("keyword", "keywords", "theme", "themes", "tag", "tags")
@@ -26,12 +30,14 @@ _PEOPLE = (
     "director", "directors", "writer", "writers", "star", "stars", "actor", "actors", "cast", "author", "authors", "people",
 )  # fmt: skip
 _PLOT = ("plot", "overview", "description", "summary", "synopsis")
+_CATALOGS = ("movies.jsonl", "catalog.csv", "catalog.json", "catalog.jsonl")
+"""Catalog files that may hold metadata."""
 _ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """An item and what is known of it; what is not known is empty."""
+    """An item with its metadata. Unknown fields are empty."""
 
     title: str
     year: int | None = None
@@ -45,27 +51,71 @@ class Metadata:
         return Item(self.title, self.year)
 
     def text(self) -> str:
-        """What is embedded: a line each for `Title (Year)`, genres, keywords, people, plot; what is not known has no line.
+        """Return the text to embed: a line each for `Title (Year)`, genres, keywords, people and plot, where known.
 
-        No labels: a word that every text holds would bring all items nearer to each other.
+        Without labels: a word in all texts would make all items more similar.
         """
         listed = (", ".join(values) for values in (self.genres, self.keywords, self.people))
         return "\n".join(part for part in (str(self.item), *listed, self.plot) if part)
 
 
 def key(item: Item | tuple[str, int | None]) -> Key:
-    """By which `read_metadata` keeps what it reads."""
+    """Return the key of an item in `read_metadata`."""
     return fold(item[0]), item[1]
 
 
+def known_metadata(file: str | None, data: DataConfig) -> dict[Key, Metadata]:
+    """Return the metadata in files, by `key`. Items without any are left out.
+
+    `file` (distill.metadata) if it is given; else the dataset's catalog if its rows have more than title and year, such as
+    ReDial's movies.jsonl; for movieland its table. Raises UserError if `file` cannot be read or has no metadata.
+    """
+    if file:
+        path = Path(file).expanduser()
+        found = _with_content(read_metadata(path))
+        if not found:
+            raise UserError(f"distill.metadata={path}: no item has genres, keywords, people or a plot.")
+    elif data.name == "movieland":  # the catalog's films only: others are for the teacher to describe
+        films = [Metadata(*film.item, film.genres, film.themes, (film.director,)) for film in catalog_films()]
+        return {key(film.item): film for film in films}
+    else:
+        path = Path(data.catalog or find_catalog(Path(str(data.path)).expanduser(), _CATALOGS) or "").expanduser()
+        try:
+            found = _with_content(read_metadata(path))
+        except UserError as error:  # a catalog may be titles alone
+            _log.info("No metadata in the catalog's file (%s)", error)
+            return {}
+    if found:
+        _log.info("Metadata: %d items from %s", len(found), path)
+    return found
+
+
+def _with_content(found: dict[Key, Metadata]) -> dict[Key, Metadata]:
+    return {name: item for name, item in found.items() if item.genres or item.keywords or item.people or item.plot}
+
+
+def described_metadata(interview: Interview, items: Sequence[Item], *, domain: str, batch: int) -> dict[Item, Metadata]:
+    """Ask the teacher to describe items, `batch` in a question. Those it leaves out are asked about once more."""
+    found: dict[Item, Metadata] = {}
+    for title in ("Describing items", "Describing items, again"):
+        missing = [item for item in items if item not in found]
+        groups = [missing[start : start + batch] for start in range(0, len(missing), batch)]
+        answers = interview.ask([ask_about(group, domain) for group in groups], title) if groups else []
+        for group, answer in zip(groups, answers, strict=True):
+            for number, fields in descriptions(answer.text, len(group)).items():
+                item = group[number - 1]
+                found[item] = Metadata(title=item.title, year=item.year, **fields)
+    return found
+
+
 def read_metadata(path: str | Path) -> dict[Key, Metadata]:
-    """A file of items' metadata, by `key`: .jsonl (an object a line), .json (a list of objects) or .csv (with a header).
+    """Read a file of items' metadata, by `key`: .jsonl (an object a line), .json (a list of objects) or .csv (with a header).
 
     The item is `title` or `name`, as `Title (Year)` or with `year` beside it. Its other fields, in upper or lower case:
     genre(s), keyword(s), theme(s) or tag(s); director(s), writer(s), star(s), actor(s), cast, author(s) or people, joined in
     this order; the first of plot, overview, description, summary, synopsis that is not blank. Several genres, keywords or
     people are a list, or a string with `|` or else `,` between them (in a CSV also a list as JSON or Python writes it). Null
-    and blanks are unknown; other fields are passed over. Of rows for the same item the first counts.
+    and blank values are unknown; other fields are ignored. Of rows for the same item the first counts.
 
     Raises UserError for a file that is missing, of another kind, malformed (it names the row) or without items.
     """
@@ -78,15 +128,13 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     untitled = repeated = 0
     for row in reader(path):
         metadata = _metadata(row)
-        if _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial's metadata has such a row, which its catalog leaves out too
+        if _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial has such a row
             untitled += 1
             continue
         repeated += key(metadata.item) in found
         found.setdefault(key(metadata.item), metadata)
     if untitled or repeated:
-        _log.warning(
-            "%s: left out %d rows without a title and %d for items that came before", path.name, untitled, repeated
-        )
+        _log.warning("%s: left out %d rows without a title and %d repeated items", path.name, untitled, repeated)
     if not found:
         raise UserError(f"{path} describes no items.")
     return found
@@ -108,7 +156,7 @@ def _plot(row: Row, name: str) -> str:
 
 
 def _all(row: Row, names: Iterable[str]) -> tuple[str, ...]:
-    """The values of several fields, each once: who wrote and directed is one person."""
+    """Return the values of several fields, each once: one person may write and direct."""
     unique: dict[str, str] = {}
     for name in names:
         for value in _values(row, name):
@@ -122,22 +170,14 @@ def _values(row: Row, name: str) -> list[str]:
     if isinstance(value, str):
         if not (value.strip().startswith("[") and value.strip().endswith("]")):
             return value.split("|" if "|" in value else ",")
-        value = _written_list(row, name, value)
+        try:
+            value = ast.literal_eval(value.strip())  # JSON writes a list of strings like Python
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise row.error(f'"{name}" looks like a list but cannot be read as one, found {describe(value)}.') from None
     for number, entry in enumerate(value, start=1):
         if not isinstance(entry, str):
             raise row.error(f'"{name}", entry {number}: it must be a string, found {describe(entry)}.')
     return value
-
-
-def _written_list(row: Row, name: str, text: str) -> list[Any]:
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text.strip())
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # TypeError: a list as a key
-            continue
-        if isinstance(value, list):
-            return value
-    raise row.error(f'"{name}" looks like a list but cannot be read as one, found {describe(text)}.')
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -152,27 +192,20 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     try:
-        text = _bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in rows:
+        rows = csv.DictReader(io.StringIO(_bytes(path).decode("utf-8"), newline=""), strict=True)
+        for fields in rows:
             where = f"{path.name}, line {rows.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = cells
-                continue
-            if len(cells) != len(header):
+            if None in fields or None in fields.values():
+                count = sum(value is not None for name, value in fields.items() if name) + len(fields.get(None) or [])
                 raise UserError(
-                    f"{where}: {len(cells)} cells where the header has {len(header)}. "
+                    f"{where}: {count} cells where the header has {len(rows.fieldnames or [])}. "
                     "A cell with a comma in it must be in double quotes."
                 )
-            yield Row(dict(zip(header, cells, strict=True)), where)
+            yield Row(fields, where)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
     except csv.Error as error:
-        raise UserError(f"{path.name}, line {rows.line_num}: not valid CSV ({error}).") from None
+        raise UserError(f"{path.name}: not valid CSV ({error}).") from None
 
 
 def _bytes(path: Path) -> bytes:

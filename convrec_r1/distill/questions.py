@@ -1,24 +1,27 @@
-"""What Stage 1 asks of a teacher: to recommend, to describe items, to judge candidates. Each wording stands here once."""
+"""Stage 1's questions to a teacher: recommend, describe items, judge candidates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from convrec_r1.data.schema import Conversation
-from convrec_r1.distill.teachers.base import Chat, Kind, Question
+from convrec_r1.distill.answers import SCORES
+from convrec_r1.distill.teachers.base import Chat, Kind, Question, Structure
 from convrec_r1.lists import Item
 from convrec_r1.policy.prompts import chat, dialogue
 
-# Tokens of an answer: what a line usually takes, and what it may take at most.
+# Tokens of a line of an answer: usual and at most.
 _LINE, _LONG_LINE = 9, 24
 _DESCRIPTION, _LONG_DESCRIPTION = 60, 140
 _RATING, _LONG_RATING = 5, 8
 _SPARE = 64
-"""For a word or two around an answer."""
+"""Tokens for a word or two around an answer."""
 
 _DESCRIBE = (
     "Describe each of these {domain}. If you do not know one, write what its title suggests. Answer with one JSON object a "
     'line, {{"item": NUMBER, "genres": [...], "keywords": [...], "plot": "one sentence"}}, and nothing else.\n{listed}'
 )
+_DESCRIBE_AS_JSON = 'Put these objects into one: {"items": [...]}.'
 _JUDGE = (
     "Below are a conversation and {count} {domain}. How well would each suit the user who speaks there? Score -2 (not at all), "
     "-1, 0 (cannot tell), 1 or 2 (very well). Answer with one line for each, `NUMBER: SCORE`, and nothing else.\n"
@@ -28,11 +31,12 @@ _REPAIR = (
     "Some of them lack a score from -2 to 2 that can be read: {missing}. Score these again, one line each as `NUMBER: SCORE`, "
     "and write nothing else."
 )
+_JUDGE_AS_JSON = 'In place of lines, answer with one JSON object, {"NUMBER": SCORE, ...}.'
 
 
 @dataclass(frozen=True)
 class Recommend:
-    """Subject of a question for a list."""
+    """Subject of a question for a list of `n`."""
 
     conversation: Conversation
     n: int
@@ -40,34 +44,40 @@ class Recommend:
 
 @dataclass(frozen=True)
 class Describe:
-    """Subject of a question about items, which are numbered from 1."""
+    """Subject of a question about items, numbered from 1."""
 
     items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Subject of a question for ratings; candidates are numbered from 1 in this order."""
+    """Subject of a question for ratings. Candidates are numbered from 1 in this order."""
 
     conversation: Conversation
     candidates: tuple[Item, ...]
 
 
 def recommend(conversation: Conversation, n: int, instruction: str) -> Question:
-    """For a list of `n`: the very prompt that a policy gets, with the instruction's {n} filled in."""
+    """Ask for a list of `n`, with the prompt that a policy gets; the instruction's {n} is filled in."""
     messages = tuple(Chat(m["role"], m["content"]) for m in chat(conversation, instruction.format(n=n)))
-    return _question("recommend", messages, n, _LINE, _LONG_LINE, Recommend(conversation, n))
+    return _question("recommend", messages, n, (_LINE, _LONG_LINE), Recommend(conversation, n), None)
 
 
 def describe(items: Sequence[Item], domain: str) -> Question:
-    """For genres, keywords and plot of each item."""
+    """Ask for genres, keywords and plot of each item."""
     text = _DESCRIBE.format(domain=domain, listed=_numbered(items))
-    messages = (Chat("user", text),)
-    return _question("describe", messages, len(items), _DESCRIPTION, _LONG_DESCRIPTION, Describe(tuple(items)))
+    strings = {"type": "array", "items": {"type": "string"}}
+    fields = {"item": {"type": "integer"}, "genres": strings, "keywords": strings, "plot": {"type": "string"}}
+    schema = _object({"items": {"type": "array", "items": _object(fields)}})
+    tokens = (_DESCRIPTION, _LONG_DESCRIPTION)
+    subject = Describe(tuple(items))
+    return _question(
+        "describe", (Chat("user", text),), len(items), tokens, subject, Structure(schema, _DESCRIBE_AS_JSON)
+    )
 
 
 def judge(conversation: Conversation, candidates: Sequence[Item], domain: str) -> Question:
-    """For a score from -2 to 2 of each candidate (design section 8, Reflect)."""
+    """Ask for a score from -2 to 2 of each candidate (design section 8, Reflect)."""
     text = _JUDGE.format(
         count=len(candidates),
         domain=domain,
@@ -75,22 +85,35 @@ def judge(conversation: Conversation, candidates: Sequence[Item], domain: str) -
         dialogue=dialogue(conversation),
         listed=_numbered(candidates),
     )
-    subject = Judge(conversation, tuple(candidates))
-    return _question("judge", (Chat("user", text),), len(candidates), _RATING, _LONG_RATING, subject)
+    return _ratings((Chat("user", text),), range(1, len(candidates) + 1), Judge(conversation, tuple(candidates)))
 
 
 def repair(asked: Question, answer: str, missing: Sequence[int]) -> Question:
-    """For what the answer to a `judge` question lacks, by its numbers; the numbering stays."""
-    messages = (
-        *asked.messages,
-        Chat("assistant", answer or "(nothing)"),
-        Chat("user", _REPAIR.format(missing=", ".join(map(str, missing)))),
-    )
-    return _question(asked.kind, messages, len(missing), _RATING, _LONG_RATING, asked.subject)
+    """Ask for the ratings that the answer to a `judge` question lacks; numbers stay the same."""
+    text = _REPAIR.format(missing=", ".join(map(str, missing)))
+    messages = (*asked.messages, Chat("assistant", answer or "(nothing)"), Chat("user", text))
+    return _ratings(messages, missing, asked.subject)
 
 
-def _question(kind: Kind, messages: tuple[Chat, ...], lines: int, usual: int, most: int, subject: object) -> Question:
-    return Question(kind, messages, lines * most + _SPARE, lines * usual, subject)
+def _ratings(messages: tuple[Chat, ...], numbers: Sequence[int], subject: object) -> Question:
+    score = {"type": "integer", "enum": list(SCORES)}
+    structure = Structure(_object({str(number): score for number in numbers}), _JUDGE_AS_JSON)
+    return _question("judge", messages, len(numbers), (_RATING, _LONG_RATING), subject, structure)
+
+
+def _question(kind: Kind, messages, lines: int, tokens: tuple[int, int], subject, structure) -> Question:
+    usual, most = tokens
+    return Question(kind, messages, lines * most + _SPARE, lines * usual, subject, structure)
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of an object with exactly these properties."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _numbered(items: Sequence[Item]) -> str:

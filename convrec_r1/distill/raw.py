@@ -1,4 +1,4 @@
-"""The teacher's own lists: asked for, read, and each item they name numbered once."""
+"""Ask the teacher for lists, and number the items in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from convrec_r1.lists import Item, fold, lines
 
 @dataclass(frozen=True)
 class RawLists:
-    """What the teacher answered to M conversations."""
+    """The teacher's lists for M conversations."""
 
     texts: list[str]
-    """[M] as it came."""
+    """[M] the answers, unchanged."""
     items: list[Item]
-    """C_T: every item named, once (title folded, year)."""
+    """C_T: every item named, once (same folded title and year)."""
     lists: list[np.ndarray]
     """[M] places in `items`, best first, each once in a list."""
 
     def counts(self) -> dict[str, int]:
-        """For the data card: answers, those without any item, lines, entries that are items, different items."""
+        """Return counts for the card: answers, answers without items, lines, items read, different items."""
         return {
             "answers": len(self.texts),
             "empty": sum(not len(ids) for ids in self.lists),
@@ -35,7 +35,7 @@ class RawLists:
 
 
 def ask_lists(interview: Interview, conversations: Sequence[Conversation], n: int, instruction: str) -> RawLists:
-    """Ask for a list of `n` for each conversation. Of a longer answer the first `n` items count."""
+    """Ask for a list of `n` for each conversation. Of a longer list the first `n` items count."""
     answers = interview.ask([recommend(c, n, instruction) for c in conversations], "Teacher's lists")
     texts = [answer.text for answer in answers]
     numbers: dict[tuple[str, int | None], int] = {}

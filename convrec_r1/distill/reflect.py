@@ -18,17 +18,17 @@ from convrec_r1.lists import Item
 
 @dataclass
 class JudgeCounts:
-    """What became of the judgements: for the data card."""
+    """Counts of ratings: for the card."""
 
     questions: int = 0
     repairs: int = 0
-    """Questions for what could not be read."""
+    """Questions for unreadable ratings."""
     candidates: int = 0
-    """Judgements that were wanted: candidates, once for every shuffle."""
+    """Ratings asked for: candidates times shuffles."""
     repaired: int = 0
-    """Of these, read from the answer to a repair."""
+    """Ratings read from the answer to a repair."""
     unread: int = 0
-    """Of these, never read, and so 0."""
+    """Ratings never read: they count as 0."""
 
     def add(self, other: "JudgeCounts") -> None:
         for name in vars(self):
@@ -36,7 +36,7 @@ class JudgeCounts:
 
 
 class _Sheet(NamedTuple):
-    """One question's candidates: whose they are (row), where they stand in the row, in the order shown."""
+    """The candidates of one question: row of the conversation, columns in the order shown."""
 
     row: int
     columns: np.ndarray
@@ -54,11 +54,11 @@ def reflect(
     seed: int,
     title: str = "Reflect",
 ) -> tuple[np.ndarray, JudgeCounts]:
-    """The teacher's rating r of each candidate, -2 to 2, [M, K] float32; the mean over `cfg.shuffles` orders.
+    """Ask the teacher to rate the candidates: r, -2 to 2, [M, K] float32, the mean over `cfg.shuffles` orders.
 
-    candidates: places in `items`, [M, K], -1 where a conversation has fewer. Every question shows `cfg.per_question` of them,
-    in an order drawn from (seed, conversation, shuffle): what a judge thinks of those it reads first then falls on no item in
-    particular. What cannot be read is asked for `cfg.repairs` times more; what is still missing counts as 0.
+    candidates: places in `items`, [M, K], -1 after the last. Every question shows `cfg.per_question` of them, in an order
+    drawn from (seed, conversation, shuffle): a judge's bias for the first ones then falls on no item in particular.
+    Unreadable ratings are asked for `cfg.repairs` times more; those still missing count as 0.
     """
     total = np.zeros(candidates.shape, dtype=np.float32)
     counts = JudgeCounts()
@@ -90,7 +90,7 @@ def _sheets(row, conversation, candidates, items, cfg: ReflectConfig, domain, se
 def _judge_all(
     interview, sheets: list[_Sheet], repairs: int, title: str, total: np.ndarray, counts: JudgeCounts
 ) -> None:
-    """Ask, read, ask again for what is missing; add what was read to `total`."""
+    """Ask, ask again for missing ratings, and add the ratings to `total`."""
     answers = interview.ask([sheet.question for sheet in sheets], title)
     read = [ratings(answer.text, len(sheet.columns)) for sheet, answer in zip(sheets, answers, strict=True)]
     scores = [dict(found.scores) for found in read]

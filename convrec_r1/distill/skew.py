@@ -1,4 +1,4 @@
-"""How far lists lean towards what is popular, beside what users wanted."""
+"""Popularity bias of lists, compared with the ground truths."""
 
 import numpy as np
 
@@ -6,17 +6,17 @@ from convrec_r1.evaluate.popularity import SEGMENTS, Popularity
 
 
 def skew(places: np.ndarray, popularity: Popularity) -> dict[str, float]:
-    """Of recommended items, given as places in the catalog (any shape; -1 counts as none):
+    """Return the popularity statistics of recommended items, given as places in the catalog (any shape; -1: none):
 
     head, mid, tail   share of the entries in each segment (evaluate.Popularity)
     mean_rank         mean popularity rank of the entries, 1 the most popular
-    coverage          share of the catalog that occurs at all
-    gini              of the catalog's counts of occurrence: 0 if all items occur alike, near 1 if one takes all.
+    coverage          share of the catalog that occurs
+    gini              of the counts of the catalog's items: 0 if all occur equally often, near 1 if only one occurs.
                       With counts x_(1) <= ... <= x_(C):  sum_i (2i - C - 1) x_(i) / (C sum_i x_(i))
     distance          total variation between the entries' distribution over items and that of the training ground truths,
                       1/2 sum_j |p_j - q_j|: 0 if items occur as often as users want them, 1 if nothing is shared
 
-    Without entries: an empty dict. Without known interactions: no segments, no rank, no distance.
+    Empty without entries. Without known interactions: no segments, mean_rank or distance.
     """
     entries = places[places >= 0]
     if not entries.size:
@@ -37,5 +37,5 @@ def skew(places: np.ndarray, popularity: Popularity) -> dict[str, float]:
 
 
 def truths_skew(popularity: Popularity) -> dict[str, float]:
-    """The same of the training ground truths themselves: what lists without a bias would come near."""
+    """Return the same statistics of the training ground truths: those of lists without bias."""
     return skew(np.repeat(np.arange(len(popularity.items)), popularity.counts), popularity)

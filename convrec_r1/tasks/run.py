@@ -18,13 +18,13 @@ from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
 from convrec_r1.config.parts import tracker
 from convrec_r1.config.schema import Config
-from convrec_r1.distill.task import distill, dry_run
 from convrec_r1.doctor.task import doctor
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import Tracker
 from convrec_r1.studies.compare import compare
 from convrec_r1.studies.publish import workspace
+from convrec_r1.tasks.distill import distill, dry_run
 from convrec_r1.tasks.evaluate import evaluate
 from convrec_r1.tasks.train import train
 

@@ -11,7 +11,6 @@ from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
 from convrec_r1.config.parts import base_policy, encoder_for, evaluation_key, judge, objective, rl_settings
 from convrec_r1.config.schema import Config
-from convrec_r1.distill.task import training_data
 from convrec_r1.evaluate.config import Select
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator, write_asked
@@ -30,6 +29,7 @@ from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.studies.run_report import report
+from convrec_r1.tasks.distill import training_data
 from convrec_r1.tasks.warm_start import WarmStart, warm_start
 
 

@@ -1,1 +1,1 @@
-"""Texts -> vectors of length 1: a module an embedder."""
+"""Embedders of Stage 1: texts -> vectors of length 1. The protocol, and one module for each built-in embedder."""

@@ -1,4 +1,4 @@
-"""Texts as a pretrained model sees them, by the library sentence-transformers (extra `embed`)."""
+"""Texts embedded by a pretrained model of the library sentence-transformers (extra `embed`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,36 +7,34 @@ import numpy as np
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.progress import bar
-from convrec_r1.distill.config import EmbedderConfig
+from convrec_r1.distill.config import SentenceTransformersConfig
 
 _CHUNK = 64
-"""Batches between two looks at the progress."""
+"""Batches between two updates of the progress bar."""
 
 
 class SentenceEmbedder:
-    """`cfg.model`, a Hub id or a folder. A text that is too long for it keeps its beginning where it describes an item, its end
-    where it is a conversation: what was said last is what is wanted now."""
+    """`options.model`, a Hub id or a folder.
 
-    def __init__(self, cfg: EmbedderConfig) -> None:
-        self.cfg = cfg
-        self._model = _load(cfg)
+    Of a text that is too long, an item keeps its beginning and a conversation its end: the last request is the current one.
+    """
 
-    def fit(self, items: Sequence[str]) -> None:
-        pass
+    def __init__(self, options: SentenceTransformersConfig) -> None:
+        self.cfg = options
+        self._model = _load(options)
 
-    def items(self, texts: Sequence[str]) -> np.ndarray:
-        return self._encode(texts, self.cfg.item_prompt, "Embedding items")
-
-    def conversations(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(self, items: Sequence[str], conversations: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         prompt = self.cfg.conversation_prompt
-        return self._encode([self._end_of(text, prompt) for text in texts], prompt, "Embedding conversations")
+        return (
+            self._encode(items, self.cfg.item_prompt, "Embedding items"),
+            self._encode([self._end_of(text, prompt) for text in conversations], prompt, "Embedding conversations"),
+        )
 
     def _encode(self, texts: Sequence[str], prompt: str, title: str) -> np.ndarray:
-        """[M, D] float32 of length 1. Equal texts are embedded once, longest first, so that a batch is padded little."""
+        """Return [M, D] float32 of length 1. Equal texts are embedded once, longest first: less padding."""
         unique = sorted(set(texts), key=lambda text: (-len(text), text))
         place = {text: at for at, text in enumerate(unique)}
-        width = self._model.get_embedding_dimension()
-        vectors = np.zeros((len(unique), width), dtype=np.float32)
+        vectors = np.zeros((len(unique), self._model.get_embedding_dimension()), dtype=np.float32)
         step = _CHUNK * self.cfg.batch_size
         with bar(title, len(unique)) as progress:
             for start in range(0, len(unique), step):
@@ -53,17 +51,17 @@ class SentenceEmbedder:
         return vectors[[place[text] for text in texts]] if len(texts) else vectors
 
     def _end_of(self, text: str, prompt: str) -> str:
-        """The text without its beginning, if model and prompt leave no room for it, cut between two tokens."""
+        """Cut the beginning of a text that is too long for model and prompt, between two tokens."""
         limit = self._model.max_seq_length
         tokenizer = self._model.tokenizer
-        if limit is None or len(text) < limit:  # a token has a character at least
+        if limit is None or len(text) < limit:  # a token has at least one character
             return text
         room = limit - tokenizer.num_special_tokens_to_add() - len(tokenizer.tokenize(prompt))
         spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
         return text[spans[-max(1, room)][0] :] if len(spans) > room else text
 
 
-def _load(cfg: EmbedderConfig) -> Any:
+def _load(cfg: SentenceTransformersConfig) -> Any:
     from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]  # optional
 
     try:

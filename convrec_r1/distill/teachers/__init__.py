@@ -1,1 +1,1 @@
-"""Whom Stage 1 asks: one protocol, a module a teacher, and the interview that gets every answer once."""
+"""Teachers of Stage 1: the protocol, one module for each built-in teacher, and the interview that asks each question once."""

@@ -1,7 +1,11 @@
-"""What a teacher is, and what may go wrong with one."""
+"""The protocol of a teacher, its questions and answers, and its errors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from convrec_r1.base.plugins import TARGET, build
+from convrec_r1.distill.config import TeacherConfig
 
 Kind = Literal["recommend", "describe", "judge"]
 
@@ -14,17 +18,29 @@ class Chat(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Structure:
+    """A question's answer as JSON, for teachers that can be held to a schema."""
+
+    schema: Mapping[str, Any]
+    """JSON Schema of an object; every property is required and no others are allowed."""
+    request: str
+    """A sentence to add to the question: answer as JSON in place of lines."""
+
+
+@dataclass(frozen=True)
 class Question:
-    """What is asked of a teacher. The same messages with the same limit are the same question."""
+    """A question to a teacher. The same messages with the same limit are the same question."""
 
     kind: Kind
     messages: tuple[Chat, ...]
     max_tokens: int
-    """Of the answer, at most."""
+    """Limit of the answer."""
     expected_tokens: int
-    """Of the answer, roughly: for estimates of cost."""
+    """Usual length of the answer: for cost estimates."""
     subject: Any = field(default=None, compare=False)
-    """What it is about (questions.py). A simulated teacher reads it; it is never sent."""
+    """What is asked about (questions.py), for simulated teachers. Never sent."""
+    structure: Structure | None = field(default=None, compare=False)
+    """None: the answer is text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +48,68 @@ class Answer:
     text: str
     prompt_tokens: int
     completion_tokens: int
-    cut_off: bool = False
-    """Whether it ended at `max_tokens`."""
+    retried: tuple[str, ...] = field(default=(), compare=False)
+    """Cause of each failed attempt before this answer, such as "rate limit": for the card."""
 
 
-class TeacherFault(Exception):
-    """No answer, or none of use, and to ask again may help: the rate limit, a failure there, a broken connection."""
+class NoAnswer(Exception):
+    """A question without an answer after all retries of the teacher. Other questions may succeed."""
 
-    def __init__(self, cause: str, message: str, retry_after: float | None = None) -> None:
-        """cause: a word or two, by which faults are counted.  retry_after: seconds, where the teacher said so."""
+    def __init__(self, cause: str, message: str) -> None:
+        """cause: one to three words, by which failures are counted."""
         super().__init__(message)
-        self.cause, self.retry_after = cause, retry_after
+        self.cause = cause
+        self.retried: tuple[str, ...] = ()
+        """As in `Answer`."""
 
 
-class TeacherRefusal(Exception):
-    """The teacher will not take this very question (too long for it, against its rules); others it may."""
+class BrokenAnswer(NoAnswer):
+    """An answer that is empty, cut off or not an answer at all. The question is asked again."""
 
 
+class Refused(Exception):
+    """The teacher refuses this question (too long, against its rules). It may answer others."""
+
+
+@runtime_checkable
 class Teacher(Protocol):
-    """A black box that answers questions."""
+    """A black box that answers questions: what `teacher._target_` names.
+
+    A class of your own gets `teacher.options` as keyword arguments and, if it has parameters of these names, `common` (the
+    TeacherConfig), `seed` (data.seed) and `sizes` (split -> conversations, None: all). It is built before it is asked
+    anything: load models and open connections in the first `answer`. Retries within `answer` are the teacher's own;
+    concurrency, limits per minute and the answer cache are the interview's.
+    """
 
     identity: str
-    """All that decides an answer beside the question: which model, where, sampled how. Part of the cache's key."""
+    """Everything that decides an answer besides the question: model, endpoint, sampling options. Part of the cache key."""
 
     async def answer(self, question: Question) -> Answer:
-        """Raises TeacherFault where another try may help, TeacherRefusal where another question may, UserError where neither
-        can (no such model, a wrong key). Called for several questions at a time, within one event loop."""
+        """Answer a question. Called concurrently from one event loop.
+
+        For `kind` "recommend" the text is a list, one `Title (Year)` a line; "judge": `NUMBER: SCORE` lines or a JSON
+        object {"NUMBER": SCORE}, scores -2 to 2; "describe": a JSON object {"item": NUMBER, "genres": [...], "keywords":
+        [...], "plot": "..."} for each item. Unreadable parts are asked for again, then left out.
+
+        Raises:
+            BrokenAnswer: asking again may help.
+            NoAnswer: no answer after the teacher's own retries.
+            Refused: another question may be answered.
+            UserError: no question can be answered (no such model, invalid key).
+        """
         ...
 
     async def close(self) -> None:
-        """End what was opened and started for it, within the same event loop; it may be asked again."""
+        """Close connections and stop processes, in the same event loop. The teacher may be asked again afterwards."""
         ...
+
+
+def make_teacher(cfg: TeacherConfig, *, seed: int, sizes: Mapping[str, int | None]) -> Teacher:
+    """Build the teacher that `cfg` names. Nothing is started or asked yet.
+
+    Args:
+        seed, sizes: of simulated data: which conversations the teacher is asked about.
+    """
+    own = type(cfg) is TeacherConfig  # no schema of ours: a class of the user's
+    node = {TARGET: cfg._target_, **cfg.options} if own else cfg
+    return build(node, "teacher", Teacher, common=cfg, seed=seed, sizes=dict(sizes))

@@ -1,4 +1,4 @@
-"""Every answer a teacher ever gave, on disk by content: what was paid for once is never asked again."""
+"""Cache of a teacher's answers on disk, keyed by content: a question that was paid for is never asked again."""
 
 import json
 import sqlite3
@@ -13,28 +13,25 @@ from filelock import FileLock
 from convrec_r1.base.errors import UserError
 from convrec_r1.distill.teachers.base import Answer, Kind, Question
 
-FORMAT = 1
-"""Of the file, kept in its `user_version`. Another format is refused, never guessed at."""
 _AT_A_TIME = 500
-"""Keys in one query; SQLite takes 999 at least."""
+"""Keys in one query; SQLite allows at least 999."""
 
 
 class Usage(NamedTuple):
-    """Sums over a teacher's answers of one kind, by which questions to come are estimated."""
+    """Sums over a teacher's answers of one kind: for estimates."""
 
     answers: int
     prompt_characters: int
     prompt_tokens: int
     expected_tokens: int
-    """Of the answers, as their questions had it."""
     completion_tokens: int
 
 
 class AnswerCache:
-    """`folder`/answers.sqlite, a context manager. Several processes may use one at a time.
+    """`folder`/answers.sqlite, a context manager. Several processes may use it at once.
 
-    An answer is found by who gave it (`Teacher.identity`), the question's messages and the limit of the answer. Each is
-    committed when it comes, so that a process that is killed loses none. Questions and keys of the API are not stored.
+    The key is the teacher (`Teacher.identity`), the question's messages and the limit of the answer. Each answer is
+    committed when it arrives: a killed process loses none. Questions and API keys are not stored.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,15 +46,20 @@ class AnswerCache:
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")  # readers do not wait for the writer
             self._db.execute("PRAGMA synchronous=NORMAL")  # whole after kill -9; the last few may go with a power cut
-            with FileLock(f"{self.path}.lock"):
-                self._check_format()
+            # cut_off is unused: the format stays, so that answers of older versions are found.
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, teacher BLOB, kind TEXT, text TEXT, "
+                "prompt_characters INT, prompt_tokens INT, expected_tokens INT, completion_tokens INT, cut_off INT) "
+                "WITHOUT ROWID"
+            )
+            self._db.execute("CREATE INDEX IF NOT EXISTS by_teacher ON answers (teacher, kind)")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
     def find(self, identity: str, questions: Sequence[Question]) -> list[Answer | None]:
-        """What `identity` answered to each of the questions, None where it was not asked yet."""
+        """Return the answer of `identity` to each question, or None."""
         keys = [_key(identity, question) for question in questions]
         found: dict[bytes, Answer] = {}
         with self._explained():
@@ -65,21 +67,21 @@ class AnswerCache:
                 part = keys[start : start + _AT_A_TIME]
                 marks = ",".join("?" * len(part))
                 rows = self._db.execute(
-                    f"SELECT key, text, prompt_tokens, completion_tokens, cut_off FROM answers WHERE key IN ({marks})",
+                    f"SELECT key, text, prompt_tokens, completion_tokens FROM answers WHERE key IN ({marks})",
                     part,
                 )
-                found |= {key: Answer(text, read, written, bool(cut)) for key, text, read, written, cut in rows}
+                found |= {key: Answer(*row) for key, *row in rows}
         return [found.get(key) for key in keys]
 
     def add(self, identity: str, question: Question, answer: Answer) -> None:
-        """Keep an answer; the first to a question stays."""
+        """Store an answer. The first one to a question stays."""
         with self._explained():
             self._db.execute(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
                 (
                     _key(identity, question), _digest(identity), question.kind, answer.text,
                     characters(question), answer.prompt_tokens,
-                    question.expected_tokens, answer.completion_tokens, answer.cut_off,
+                    question.expected_tokens, answer.completion_tokens,
                 ),
             )  # fmt: skip
 
@@ -93,24 +95,8 @@ class AnswerCache:
         return Usage(*map(int, row))
 
     def asking(self, identity: str) -> FileLock:
-        """To be held by whoever asks this teacher: two processes that want the same answer pay for it once."""
+        """Return the lock to hold while asking this teacher: two processes never pay for the same answer."""
         return FileLock(f"{self.path}.{_digest(identity).hex()}.lock")
-
-    def _check_format(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version == 0 and not tables:
-            self._db.execute(
-                "CREATE TABLE answers (key BLOB PRIMARY KEY, teacher BLOB, kind TEXT, text TEXT, prompt_characters INT, "
-                "prompt_tokens INT, expected_tokens INT, completion_tokens INT, cut_off INT) WITHOUT ROWID"
-            )
-            self._db.execute("CREATE INDEX by_teacher ON answers (teacher, kind)")
-            self._db.execute(f"PRAGMA user_version={FORMAT}")
-        elif version != FORMAT:
-            raise UserError(
-                f"{self.path} is not a cache of answers that this version reads (format {version}, not {FORMAT}). Move it "
-                "away, or give teacher.cache=FOLDER."
-            )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -118,13 +104,13 @@ class AnswerCache:
             yield
         except sqlite3.Error as error:
             raise UserError(
-                f"{self.path}: {error}. It holds the teacher's answers; if the disk has room and the file is damaged, move it "
-                "away or give teacher.cache=FOLDER (what it holds is then asked again)."
+                f"{self.path}: {error}. It holds the teacher's answers. If the disk has room and the file is damaged, move it "
+                "away or give teacher.cache=FOLDER; its questions are then asked again."
             ) from error
 
 
 def characters(question: Question) -> int:
-    """Of all its messages."""
+    """Return the length of all its messages."""
     return sum(len(message.content) for message in question.messages)
 
 

@@ -1,7 +1,7 @@
-"""Movieland's teacher: knows all films, hears what was said, and answers as a black-box model does, with its faults.
+"""Movieland's simulated teacher: knows all films and what a user said, and answers with the faults of a real model.
 
-It gets the subjects of questions, not their words, and answers in words, which are read as a real teacher's are. Its rates of
-faults are chosen, not measured on any model; they stand here and in data/movieland/teacher.py.
+It gets the subject of a question, not its words, and answers in text that is read like a real teacher's. Its error rates are
+chosen, not measured on a model; they stand here and in data/movieland/teacher.py.
 """
 
 import json
@@ -10,27 +10,31 @@ from hashlib import blake2b
 
 import numpy as np
 
+from convrec_r1.data.movieland import load_samples
 from convrec_r1.data.movieland.films import Film, load_films
-from convrec_r1.data.movieland.simulator import Sample
 from convrec_r1.data.movieland.taste import Facets, film_table
 from convrec_r1.data.movieland.teacher import raw_list
+from convrec_r1.distill.config import SimulatedTeacherConfig
 from convrec_r1.distill.questions import Describe, Judge, Recommend
 from convrec_r1.distill.teachers.base import Answer, Question
 from convrec_r1.lists import Item, fold
 
-# A judgement is what was said of a film's kind, in standard deviations over the catalog, with the judge's noise on it; films
-# that are shown first are judged a little better.
+# A rating is the affinity of the film to what was said, in standard deviations over the catalog, plus noise. Films that are
+# shown first are rated a little higher.
 _SHARPNESS, _NOISE, _FIRST_SHOWN = 0.9, 0.6, 0.4
 
-# Share of lines of a judgement or description that cannot be read, and of judgements that are prose throughout.
+# Share of unreadable lines in ratings and descriptions, and of ratings that are prose throughout.
 _BROKEN_LINE, _PROSE = 0.02, 0.01
 
 
 class SimulatedTeacher:
-    """Answers about the conversations of `samples`, by their ids. The same question has the same answer, ever."""
+    """Answers about movieland's conversations, by their ids. The same question always has the same answer."""
 
-    def __init__(self, samples: Mapping[str, Sample], seed: int) -> None:
-        self._samples = samples
+    def __init__(self, options: SimulatedTeacherConfig, seed: int, sizes: Mapping[str, int | None]) -> None:
+        """seed, sizes: of the conversations, as in `data.seed` and `data.train_size`; None: the default size."""
+        del options  # its schema; there is nothing to choose
+        given = {split: size for split, size in sizes.items() if size is not None}
+        self._samples = load_samples(seed=seed, sizes=given)
         self.identity = f"simulated movieland, seed {seed}, version 1"
 
     async def answer(self, question: Question) -> Answer:
@@ -60,7 +64,7 @@ def _judgement(spoken: Facets, candidates: tuple[Item, ...], rng: np.random.Gene
     table = film_table()
     affinity = table.affinity(spoken)
     affinity = (affinity - affinity.mean()) / (affinity.std() or 1.0)
-    place = np.linspace(1.0, 0.0, len(candidates))  # of being shown: first to last
+    place = np.linspace(1.0, 0.0, len(candidates))  # from first to last shown
     felt = _SHARPNESS * affinity[[table.index[item] for item in candidates]]
     felt = felt + _FIRST_SHOWN * place + _NOISE * rng.normal(size=len(candidates))
     scores = np.clip(np.rint(felt), -2, 2).astype(int).tolist()

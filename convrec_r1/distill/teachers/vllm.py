@@ -1,4 +1,4 @@
-"""A teacher on this machine: `vllm serve`, started when it is first asked, and gone when the interview is over."""
+"""A teacher on this machine: `vllm serve`, started at the first question and stopped at the end of the interview."""
 
 import asyncio
 import logging
@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.distill.config import TeacherConfig
-from convrec_r1.distill.teachers.base import Answer, Question, TeacherFault
-from convrec_r1.distill.teachers.openai import OpenAITeacher, identity_of
+from convrec_r1.distill.config import VLLMTeacherConfig
+from convrec_r1.distill.teachers.base import Answer, BrokenAnswer, NoAnswer, Question
+from convrec_r1.distill.teachers.openai import ChatClient, identity_of
 from convrec_r1.rollout.vllm.options import runs_on_cpu
 from convrec_r1.rollout.vllm.process import LocalProcess
 from convrec_r1.rollout.vllm.server import Server, ServerFault
@@ -18,19 +18,19 @@ from convrec_r1.rollout.vllm.server import Server, ServerFault
 _log = logging.getLogger(__name__)
 
 _STARTS = 3
-"""Times that a server which dies is started."""
+"""Starts of a server that dies."""
 
 
 class VLLMTeacher:
-    """Serves `cfg.model` on a port of the loopback interface. A server that dies is started again, twice at most."""
+    """Serves `options.model` on a port of the loopback interface. A server that dies is started again, twice at most."""
 
-    def __init__(self, cfg: TeacherConfig) -> None:
-        self.cfg = cfg
+    def __init__(self, options: VLLMTeacherConfig) -> None:
+        self.cfg = options
         self.identity = identity_of(
-            cfg, weights=_weights(str(cfg.model)), length=str(cfg.max_model_len), dtype=cfg.dtype
+            options, weights=_weights(str(options.model)), length=str(options.max_model_len), dtype=options.dtype
         )
         self._process: LocalProcess | None = None
-        self._client: OpenAITeacher | None = None
+        self._client: ChatClient | None = None
         self._folder: Path | None = None
         self._starts = 0
         self._starting = asyncio.Lock()
@@ -44,9 +44,9 @@ class VLLMTeacher:
             assert client is not None
         try:
             return await client.answer(question)
-        except TeacherFault as fault:
-            if not process.alive():
-                raise TeacherFault("server died", f"the server of {self.cfg.model} ended ({process.log})") from fault
+        except NoAnswer as failure:
+            if not process.alive():  # asked again, of a new server
+                raise BrokenAnswer("server died", f"the server of {self.cfg.model} ended ({process.log})") from failure
             raise
 
     async def close(self) -> None:
@@ -60,11 +60,11 @@ class VLLMTeacher:
         self._starts = 0
 
     async def _start(self) -> None:
-        """Until the server is up. Raises UserError where it does not come up, with what its log says."""
+        """Return when the server is up. Raises UserError with the end of its log if it does not start."""
         if self._client is not None:
             await self._client.close()
         if self._process is not None:
-            await asyncio.to_thread(self._process.stop)  # whatever is left of it
+            await asyncio.to_thread(self._process.stop)
         if self._starts == _STARTS:
             assert self._process is not None
             said = self._process.last_words()
@@ -72,8 +72,8 @@ class VLLMTeacher:
         self._starts += 1
         self._folder = self._folder or Path(tempfile.mkdtemp(prefix="convrec_r1-teacher-"))
         process = LocalProcess(flags(self.cfg), self._folder / "server.log", self._folder, settings={})
-        self._process, self._client = process, OpenAITeacher(self.cfg, base_url=f"{process.address}/v1")
-        _log.info("A server of %s is starting, which takes a minute or more. Its log: %s", self.cfg.model, process.log)
+        self._process, self._client = process, ChatClient(self.cfg, f"{process.address}/v1")
+        _log.info("Starting a server of %s, which takes a minute or more. Its log: %s", self.cfg.model, process.log)
         server = Server(process.address, timeout=self.cfg.timeout)
         try:
             await asyncio.to_thread(
@@ -83,24 +83,24 @@ class VLLMTeacher:
             said = process.last_words()
             await asyncio.to_thread(process.stop)
             raise UserError(
-                f"The server of teacher.model={self.cfg.model} did not come up within teacher.start_timeout="
+                f"The server of teacher.model={self.cfg.model} did not start within teacher.start_timeout="
                 f"{self.cfg.start_timeout:g} s: {fault}. Its log says:\n{said}"
             ) from fault
 
 
-def flags(cfg: TeacherConfig) -> list[str]:
-    """For `vllm serve`."""
+def flags(cfg: VLLMTeacherConfig) -> list[str]:
+    """Return the flags for `vllm serve`."""
     found = {
         "--model": cfg.model,
         "--served-model-name": cfg.model,
         "--dtype": cfg.dtype,
         "--tensor-parallel-size": cfg.tensor_parallel_size,
-        "--generation-config": "vllm",  # the model's own defaults would bend what the config says
+        "--generation-config": "vllm",  # not the model's own sampling defaults
     }
     if cfg.max_model_len is not None:
         found["--max-model-len"] = cfg.max_model_len
     if runs_on_cpu():
-        # Half a GiB keeps tens of questions; vLLM would take 40 % of the machine.
+        # Half a GiB holds tens of questions; vLLM's default is 40 % of the memory.
         found["--kv-cache-memory-bytes"] = 1 << 29
     else:
         found["--gpu-memory-utilization"] = cfg.memory_fraction
@@ -109,7 +109,7 @@ def flags(cfg: TeacherConfig) -> list[str]:
 
 
 def _weights(model: str) -> str:
-    """A folder's weights by the names, sizes and times of its files, a Hub id by itself."""
+    """Return what identifies weights: a Hub id, or the names, sizes and times of a folder's files."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return model

@@ -1,0 +1,72 @@
+"""task=distill: demonstrations from a teacher's answers, or an estimate of their cost. And the data of a training run."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from convrec_r1.base.files import point, read_json, write_text
+from convrec_r1.config.schema import Config
+from convrec_r1.data import Dataset
+from convrec_r1.data.load import load_data
+from convrec_r1.distill import card as cards
+from convrec_r1.distill.demonstrations import estimate, find_or_make, with_distilled
+from convrec_r1.distill.measure import Measure
+from convrec_r1.distill.pipeline import Setup
+from convrec_r1.evaluate.popularity import Popularity
+from convrec_r1.evaluate.runner import Evaluator
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.tracker import Tracker, rewind
+
+
+def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
+    """Make or find the demonstrations of `cfg`, and show their card. Returns what belongs in summary.json."""
+    data = load_data(cfg.data, cfg.n, need=["train"])
+    made = _find_or_make(cfg, data)
+    card = read_json(made / "card.json")
+    cards.show(card)
+    for name in ("dataset", "arrow"):
+        point(folder.path / name, os.path.relpath(made / name, folder.path))
+    folder.figures.mkdir(exist_ok=True)
+    shutil.copyfile(made / "card.png", folder.figures / "card.png")
+    write_text(folder.path / "report.md", cards.render(card) + "\n![Stages and popularity](figures/card.png)\n")
+    rewind(folder.metrics, -1)  # an interrupted run may have logged them already
+    log = tracker()
+    values = {
+        f"distill/{stage}/{name}": value
+        for stage, found in card["held_out"].items()
+        for name, value in found["metrics"].items()
+        if not name.startswith("rank/")
+    }
+    log.log(0, "distill", values)
+    log.close({})
+    return {"demonstrations": str(made), "card": card}
+
+
+def dry_run(cfg: Config) -> None:
+    """Show what Stage 1 would ask and what it would cost. Nothing is asked, started or written."""
+    data = load_data(cfg.data, cfg.n, need=["train"])
+    if found := estimate(_setup(cfg), cfg.teacher, data, Path(cfg.outputs)):
+        cards.show_forecast(found, cfg.teacher)
+
+
+def training_data(cfg: Config, need: Sequence[str]) -> Dataset:
+    """Load the dataset with the demonstrations that `data.demonstrations` names."""
+    data = load_data(cfg.data, cfg.n, need=need)
+    source = cfg.data.demonstrations
+    if source in ("published", "neighbours"):
+        return data
+    made = _find_or_make(cfg, data) if source == "distilled" else Path(source).expanduser()
+    return with_distilled(data, made / "dataset")
+
+
+def _setup(cfg: Config) -> Setup:
+    return Setup(cfg.distill, cfg.embedder, cfg.data, cfg.match, cfg.n)
+
+
+def _find_or_make(cfg: Config, data: Dataset) -> Path:
+    popularity = Popularity.from_conversations(data["train"], data.catalog)
+    score = Evaluator(cfg, data.catalog, popularity).score
+    measure = Measure(score, cfg.ks, cfg.metric, cfg.eval.resamples, cfg.eval.level)
+    return find_or_make(_setup(cfg), cfg.teacher, data, measure, Path(cfg.outputs))
