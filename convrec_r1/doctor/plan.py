@@ -7,6 +7,7 @@ from convrec_r1.data import Dataset
 from convrec_r1.modules.measure import Plan
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.rl.config import Stage
+from convrec_r1.rollout.config import VLLMOptions, choose_engine
 
 _SAMPLE = 256
 """Conversations whose tokens are counted."""
@@ -28,7 +29,8 @@ def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder) -> Plan:
     rows = max(1, cfg.rl.prompts_per_step * cfg.algo.group_size // world) if rl else 0
     sft_rows = max(1, cfg.sft.batch_size // world)
     updates = cfg.algo.mu * cfg.algo.minibatches
-    width = getattr(cfg.rollout, "max_num_seqs", None) or getattr(cfg.rollout, "batch_size", rows or 1)
+    engine = choose_engine(cfg.rollout)[0]
+    width = engine.max_num_seqs if isinstance(engine, VLLMOptions) else getattr(engine, "batch_size", rows or 1)
     return Plan(
         prompt=cfg.model.max_prompt_length,
         completion=cfg.model.max_completion_length,

@@ -88,7 +88,7 @@ def look_at_data(run: Config) -> tuple[Finding, Dataset | None]:
 def look_ahead(run: Config, policy: Policy, data: Dataset, budget: float) -> Forecast:
     """Measure the longest step and forecast the run."""
     plan = plan_of(run, data, encoder_for(run, policy))
-    if environment.own_servers(run):  # others may be using them
+    if getattr(run.rollout, "servers", None):  # a run may be using them
         engine = HFEngine(policy, batch_size=plan.engine_batch)
     else:
         engine = make_engine(run.rollout, policy, max_length=run.model.max_length)
