@@ -12,7 +12,7 @@ from support import make_config, rl_module, tiny_policy
 
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.data import movieland
-from convrec_r1.modules.callbacks import Marks, Watch
+from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.config import OptimConfig, Schedule
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(warm, tmp_path, d
         return 0.0
 
     with pytest.raises(PowerCut):
-        reinforce(warm, cfg, tmp_path / "cut", [Watch(cut, every=1, total=5, marks=Marks())])
+        reinforce(warm, cfg, tmp_path / "cut", [Watch(cut, every=1, total=5)])
     assert (tmp_path / "cut" / "checkpoints" / "last").resolve().name == "000002"
     # Started again as a user would: from the warm start, whose weights must give way to the checkpoint's, and in a process
     # where something else has been drawn before.
@@ -191,7 +191,7 @@ def test_sft_is_independent_of_micro_batches_and_resumes(tmp_path):
             return 0.0
 
         fit(module, StepLoader(examples, 8, 6, 0), cfg.trainer, folder / "checkpoints", description="test",
-            callbacks=[Watch(cut, every=1, total=6, marks=Marks())])  # fmt: skip
+            callbacks=[Watch(cut, every=1, total=6)])  # fmt: skip
         return policy
 
     whole = train(8, tmp_path / "a")

@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(warm, whole):
     resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     assert command.wait() == 2, command.said
     assert "Traceback" not in command.said
-    for said in ("could not be written", "no room", "the one of step 2 is whole and stays"):
+    for said in ("could not be written", "no space left", "The checkpoint of step 2 is intact"):
         assert said in command.stderr
     assert damage(warm / "run" / "checkpoints" / "000002") is None
     assert not list((warm / "run" / "checkpoints").glob(".*.partial"))
