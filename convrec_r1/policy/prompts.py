@@ -51,35 +51,33 @@ class PromptEncoder:
         if conversation.has_instruction:
             return shorten(ids, self.max_length)
         turns = conversation.messages
-        newest = turns[-1] if turns else None
-
-        def without(turns_left_out: int, front: int = 0) -> Conversation:
-            kept = turns[turns_left_out:]
-            if front and newest:
-                kept = (*kept[:-1], replace(newest, content=newest.content[front:].lstrip()))
-            return replace(conversation, messages=kept)
-
-        def fits(shorter: Conversation) -> bool:
-            return len(self._encode(shorter)) <= self.max_length
-
         last = max(0, len(turns) - 1)
-        fewest = bisect_left(range(last), True, key=lambda k: fits(without(k)))  # `last` if none fits
-        if fits(without(fewest)):
-            return self._encode(without(fewest))
-        text = newest.content if newest else ""
-        words = [i for i in range(1, len(text)) if text[i - 1].isspace()] + [len(text)]
-        front = words[min(bisect_left(words, True, key=lambda at: fits(without(last, at))), len(words) - 1)]
-        if front < len(text):
-            return self._encode(without(last, front))
+        text = turns[-1].content if turns else ""
+
+        def cut(dropped: int, front: int) -> list[int]:
+            """Encode the conversation without its first turns and the first characters of its newest turn."""
+            kept = turns[dropped:]
+            if front:
+                kept = (*kept[:-1], replace(kept[-1], content=text[front:].lstrip()))
+            return self._encode(replace(conversation, messages=kept))
+
+        def fits(at: tuple[int, int]) -> bool:
+            return len(cut(*at)) <= self.max_length
+
+        words = [i for i in range(1, len(text)) if text[i - 1].isspace()]
+        cuts = [*((dropped, 0) for dropped in range(last + 1)), *((last, at) for at in words)]
+        shortest = bisect_left(cuts, True, key=fits)
+        if shortest < len(cuts):
+            return cut(*cuts[shortest])
         # The last word is too long, or there is no white space: cut at any character.
-        front = bisect_left(range(len(text)), True, key=lambda at: fits(without(last, at)))
-        if not fits(without(last, front)):
-            needed = len(self._encode(without(last, len(text))))
+        front = bisect_left(range(len(text)), True, key=lambda at: fits((last, at)))
+        ids = cut(last, front)
+        if len(ids) > self.max_length:
             raise UserError(
                 f"model.max_prompt_length={self.max_length} is too short: the instruction alone (data.instruction) takes "
-                f"{needed} tokens with the model's chat template. Set it higher, with room for a conversation."
+                f"{len(ids)} tokens with the model's chat template. Set it higher, with room for a conversation."
             )
-        return self._encode(without(last, front))
+        return ids
 
     def _encode(self, conversation: Conversation) -> list[int]:
         encoded = self.tokenizer.apply_chat_template(

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,22 +46,17 @@ class Forked:
     """A process forked by a `ForkServer`, with the methods of `subprocess.Popen`."""
 
     def __init__(self, reply: socket.socket) -> None:
+        """reply: connection on which the server sends the pid, then the exit status. The process holds it open as well."""
         self._reply = reply
         self._received = b""
-        self._server_lives = True
         self.returncode: int | None = None
         """Exit status, or minus the number of the signal that killed it. None while it runs."""
         self.pid = self._number()
 
     def poll(self) -> int | None:
         """Return the exit status, None while the process runs. It is 1 if the server died before it could report it."""
-        if self.returncode is None and self._server_lives and select.select([self._reply], [], [], 0)[0]:
-            try:
-                self.returncode = self._number()
-            except ConnectionError:
-                self._server_lives = False
-        if self.returncode is None and not self._server_lives and not _is_running(self.pid):
-            self.returncode = 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -71,16 +65,14 @@ class Forked:
         Raises:
             subprocess.TimeoutExpired: the process still runs after `timeout` seconds.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        while (status := self.poll()) is None:
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
+        if self.returncode is None:
+            if not select.select([self._reply], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            if self._server_lives:
-                select.select([self._reply], [], [], left)
-            else:
-                time.sleep(0.05)
-        return status
+            try:
+                self.returncode = self._number()
+            except ConnectionError:  # closed by the server and by the process
+                self.returncode = 1
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
@@ -93,7 +85,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def _number(self) -> int:
-        """Return the next number from the server. Raises ConnectionError if the server has ended."""
+        """Return the next number on the connection. Raises ConnectionError if it is closed."""
         while b"\n" not in self._received:
             part = self._reply.recv(64)
             if not part:
@@ -101,14 +93,6 @@ class Forked:
             self._received += part
         line, _, self._received = self._received.partition(b"\n")
         return int(line)
-
-
-def _is_running(pid: int) -> bool:
-    """Return whether a process runs. Zombies do not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def fork(
@@ -281,7 +265,8 @@ def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> 
                     continue
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                for unused in (listener, client, *clients.values()):
+                client.detach()  # stays open until this process ends, which tells the client if the server is killed
+                for unused in (listener, *clients.values()):
                     unused.close()
                 for end in (wake, waker, alive):
                     os.close(end)
@@ -322,11 +307,10 @@ def _close(client: socket.socket, streams: Sequence[int]) -> None:
 def _report_ended(clients: dict[int, socket.socket]) -> None:
     """Send the exit status of each ended child to its client."""
     for pid in list(clients):
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            continue
-        _, status = os.waitpid(pid, 0)
-        with clients.pop(pid) as client, contextlib.suppress(OSError):
-            client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            with clients.pop(pid) as client, contextlib.suppress(OSError):
+                client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
 def _become(request: dict[str, Any], defaults: Mapping[str, str], streams: Sequence[int]) -> None:
