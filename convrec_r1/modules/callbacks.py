@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning import callbacks as pl_callbacks
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import point
@@ -23,7 +24,7 @@ from convrec_r1.run.checkpoints import STATE, newest_step, seal
 _log = logging.getLogger(__name__)
 
 
-class Checkpoints(pl.callbacks.Checkpoint):
+class Checkpoints(pl_callbacks.Checkpoint):
     """Writer of checkpoints/<step>/{trainer.ckpt, policy/}, every few steps and where training ends.
 
     `last` links to the newest checkpoint. A checkpoint is written under a temporary name, sealed with checksums
@@ -112,7 +113,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 class StopOnSignal(pl.Callback):
     """End training after the step in which a signal arrived, on every process after the same step.
 
-    Not Lightning's own signal handling: it raises an exception that ends the run before `Checkpoints` has saved the step.
+    Not Lightning's own signal handling: on SIGTERM it raises after the step without saving it, on Ctrl-C within the step.
     """
 
     def __init__(self, within: float) -> None:
@@ -220,7 +221,7 @@ class Watch(pl.Callback):
             setattr(self, name, value)
 
 
-class ProgressBar(pl.callbacks.ProgressBar):
+class ProgressBar(pl_callbacks.ProgressBar):
     """Lightning's progress bar, drawn by base/progress.py: steps, time left, `module.progress` and prog_bar=True metrics.
 
     Not Lightning's RichProgressBar: without a terminal that shows nothing until training ends. This one prints a line now

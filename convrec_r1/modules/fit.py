@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning import callbacks as pl_callbacks
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import FSDPStrategy
 
@@ -34,8 +35,8 @@ def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback], loggers: 
         callbacks=list(callbacks),
         logger=list(loggers) or False,
         log_every_n_steps=1,
-        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
-        enable_progress_bar=any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks),
+        enable_checkpointing=any(isinstance(c, pl_callbacks.Checkpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, pl_callbacks.ProgressBar) for c in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,  # StepLoader deals out whole groups itself
     )
@@ -60,7 +61,7 @@ def fit(
     on_signal = StopOnSignal(cfg.exit_within)
     saving = Checkpoints(checkpoints, every=cfg.checkpoint_every, total=total, keep=cfg.keep_checkpoints)
     module.faults.folder = checkpoints.parent / "faults"
-    has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks)  # Lightning allows one
+    has_bar = any(isinstance(c, pl_callbacks.ProgressBar) for c in callbacks)  # Lightning allows one
     bars = [] if has_bar else [ProgressBar(description, total)]
     trainer = make_trainer(cfg, [*callbacks, on_signal, *bars, saving], module.tracker.loggers)
     start = newest(checkpoints)
