@@ -1,4 +1,4 @@
-"""Recommendation text <-> items: one `Title (Year)` a line, read leniently, written strictly."""
+"""Parse and format recommendation lists: one `Title (Year)` per line. Parsing is lenient, formatting is strict."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Item(NamedTuple):
-    """A catalog item. `year` is None where a domain has none (or a list left it out)."""
+    """A catalog item. `year` is None if the domain has no years, or if a list leaves the year out."""
 
     title: str
     year: int | None = None
@@ -15,8 +15,8 @@ class Item(NamedTuple):
         return self.title if self.year is None else f"{self.title} ({self.year})"
 
 
-# Only ASCII white space counts as blank, in the text as in the token tables of the policy: each such character is one
-# byte, so a token is blank exactly where its text is, however a byte-level tokenizer cuts the line.
+# Only ASCII white space counts as blank, here and in the policy's token tables. Each of these characters is one byte, so
+# text and tokens agree on what is blank, whatever a byte-level tokenizer does with the line.
 WHITESPACE = " \t\r\n\f\v"
 
 _MARKER = re.compile(r"^(?:[-*\u2022\u00b7\u2013\u2014]|\d{1,3}[.)]|\(\d{1,2}\))\s+")
@@ -26,16 +26,17 @@ _LAYERS = 8
 
 
 def lines(text: str) -> list[str]:
-    """The non-blank lines of a list. Only `\\n` ends a line, as in `rl.segment_ranks`: k-th line, k-th rank."""
+    """Return the non-blank lines of a list. Only `\\n` ends a line, as in `rl.segment_ranks`: line k is rank k."""
     return [line for line in text.split("\n") if line.strip(WHITESPACE)]
 
 
 def parse_line(line: str, *, year_required: bool = True) -> Item | None:
-    """One line as an item, or None.
+    """Return the item on a line, or None if there is none.
 
-    Takes off a list marker (`1.`, `2)`, `-`, `*`), emphasis and quotes around the title or the whole entry, and
-    anything after the first four-digit year in parentheses. A line without such a year is not an item, unless
-    `year_required` is False (catalogs without years).
+    Removes a list marker (`1.`, `2)`, `-`, `*`), quotes and Markdown emphasis around the title or the whole entry, and
+    everything after the first four-digit year in parentheses.
+
+    year_required: a line without such a year is not an item. False for catalogs without years.
     """
     line = _MARKER.sub("", line.strip(), count=1).strip()
     found = _YEAR.search(line)
@@ -50,26 +51,26 @@ def parse_line(line: str, *, year_required: bool = True) -> Item | None:
 
 
 def parse(text: str, *, year_required: bool = True) -> list[Item]:
-    """All lines that are items, in order; lines that are not (headers, remarks) are dropped."""
+    """Return the items of a list in order. Lines that are no items (headings, remarks) are skipped."""
     items = (parse_line(line, year_required=year_required) for line in lines(text))
     return [item for item in items if item is not None]
 
 
 def format(items: Iterable[Item]) -> str:
-    """The list as a policy is taught to write it: one item a line, no newline after the last."""
+    """Return items as the text that a policy is trained to write: one item per line, no newline after the last."""
     return "\n".join(str(Item(*item)) for item in items)
 
 
 def fold(title: str) -> str:
-    """A title for comparison: case and white space folded."""
+    """Return a title with case and white space folded, for comparison."""
     return " ".join(title.casefold().split())
 
 
 def _unwrap(title: str, behind: str) -> str:
-    """Take off quotes and emphasis around the title, or opened before it and closed `behind` the year.
+    """Remove quotes and emphasis that enclose the title, or that open before it and close in `behind`, after the year.
 
-    A mark that is closed inside the title belongs to it ("Crocodile" Dundee), and so does one that nothing closes
-    ('Tis Autumn, *batteries not included). A bounded number of layers, so that a line of a million stars costs little.
+    A mark that closes inside the title is part of it ("Crocodile" Dundee), and so is one that never closes ('Tis Autumn,
+    *batteries not included). The number of layers is bounded, so that a line of a million stars costs little.
     """
     title = title.strip()
     for _ in range(_LAYERS):

@@ -1,4 +1,4 @@
-"""Fixtures. Heavy imports stand inside them: pytest-xdist's controller reads this file too, and runs no test."""
+"""Fixtures. They import heavy packages inside, because pytest-xdist's controller imports this file and runs no test."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,14 @@ from shape_checks import install
 
 install()  # before convrec_r1 is imported
 
-# Tests measure behaviour, not speed; two threads on a shared machine mostly wait for each other.
+# One thread: on a shared machine more threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 pytest_plugins = ["timing"]
 
-# ci: the same examples in every run. dev: new ones each time. nightly: twenty times as many; `--hypothesis-profile` chooses.
+# ci: the same examples in every run. dev: new examples in every run. nightly: 20 times as many (--hypothesis-profile).
 settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
 settings.register_profile("dev", deadline=None, max_examples=100, print_blob=True)
 settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
@@ -35,7 +35,7 @@ def shared() -> Path:
     from support import SHARED
 
     if not SHARED.is_dir():
-        pytest.skip("the real data (../shared beside the project) is not here")
+        pytest.skip("the real data (../shared beside the project) is not available")
     return SHARED
 
 

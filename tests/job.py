@@ -1,4 +1,4 @@
-"""`python -m job MODULE:FUNCTION ARGUMENTS`: a function of a test file in a process of its own; ARGUMENTS is a JSON list."""
+"""Run a function of a test file: `python -m job MODULE:FUNCTION ARGUMENTS`, with ARGUMENTS as a JSON list."""
 
 import importlib
 import json

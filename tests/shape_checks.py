@@ -1,4 +1,4 @@
-"""While tests run, the tensors of these modules have the shapes and dtypes that they are annotated with."""
+"""Check the jaxtyping annotations (shape, dtype) of some modules while tests run."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float,
 
 
 def tensors(function: Any) -> Any:
-    """beartype on the tensors alone. Names, such as kind="mask", the functions check themselves; tests see that they do."""
+    """Apply beartype to tensors only. The functions check arguments such as kind="mask" themselves, and tests rely on it."""
     hints = function.__annotations__
     function.__annotations__ = {name: hint for name, hint in hints.items() if "Tensor" in str(hint)}
     return _check(function)
 
 
 def install() -> None:
-    """Comes before the first import of what is annotated."""
+    """Install the checks. Call it before the annotated modules are imported."""
     install_import_hook(ANNOTATED, f"{__name__}.tensors")

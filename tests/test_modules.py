@@ -3,16 +3,19 @@
 import copy
 import functools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from support import make_config, rl_module, tiny_policy
 
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.data import movieland
-from convrec_r1.modules.callbacks import Marks, Watch
+from convrec_r1.modules.callbacks import Checkpoints, ProgressBar, Watch
 from convrec_r1.modules.config import OptimConfig, Schedule
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
@@ -116,7 +119,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(warm, tmp_path, d
         return 0.0
 
     with pytest.raises(PowerCut):
-        reinforce(warm, cfg, tmp_path / "cut", [Watch(cut, every=1, total=5, marks=Marks())])
+        reinforce(warm, cfg, tmp_path / "cut", [Watch(cut, every=1, total=5)])
     assert (tmp_path / "cut" / "checkpoints" / "last").resolve().name == "000002"
     # Started again as a user would: from the warm start, whose weights must give way to the checkpoint's, and in a process
     # where something else has been drawn before.
@@ -191,7 +194,7 @@ def test_sft_is_independent_of_micro_batches_and_resumes(tmp_path):
             return 0.0
 
         fit(module, StepLoader(examples, 8, 6, 0), cfg.trainer, folder / "checkpoints", description="test",
-            callbacks=[Watch(cut, every=1, total=6, marks=Marks())])  # fmt: skip
+            callbacks=[Watch(cut, every=1, total=6)])  # fmt: skip
         return policy
 
     whole = train(8, tmp_path / "a")
@@ -213,6 +216,27 @@ def test_checkpoints_are_whole_and_last_points_to_the_newest(warm, tmp_path):
     assert (folder / "last" / "trainer.ckpt").exists()
     assert (folder / "last" / "policy" / "model.safetensors").exists()
     assert json.loads((folder / "last" / "policy" / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
+
+
+class Recorder(pl.Callback):
+    """A user's callback: logs a metric for the progress bar, and looks at what Lightning says of the trainer."""
+
+    def on_train_batch_end(self, trainer, *_):
+        self.log("mine", 0.25, prog_bar=True)
+        self.checkpoints, self.bar = trainer.checkpoint_callbacks, trainer.progress_bar_callback
+
+
+def test_lightning_knows_checkpoints_and_progress_bar_and_users_may_add_their_own(warm, tmp_path, capsys):
+    recorder = Recorder()
+    own = ModelCheckpoint(tmp_path / "own", every_n_train_steps=1, save_top_k=-1)
+    reinforce(warm, config("rl.steps=2"), tmp_path / "a", [recorder, own])
+    assert [type(c) for c in recorder.checkpoints] == [ModelCheckpoint, Checkpoints]
+    assert len(list((tmp_path / "own").glob("*.ckpt"))) == 2
+    assert type(recorder.bar) is ProgressBar
+    assert re.search(r"test: 2/2, .* reward .* mine 0\.25", capsys.readouterr().out)
+    bar = TQDMProgressBar(refresh_rate=0)
+    reinforce(warm, config("rl.steps=1"), tmp_path / "b", [recorder, bar])
+    assert recorder.bar is bar
 
 
 def test_step_loader_is_a_stream_of_permutations():

@@ -516,7 +516,7 @@ def test_a_tokenizer_without_newlines_is_refused(base, tmp_path):
 
 def test_a_tokenizer_without_eos_is_refused(base, tmp_path):
     folder = saved_with(base, tmp_path / "m", word_tokenizer(["A", "B"]))
-    with pytest.raises(UserError, match=r"no EOS token, so no list could end\. Choose a model that has one"):
+    with pytest.raises(UserError, match=r"no EOS token, so lists never end\. Choose a model that has one"):
         load_policy(folder, ModelConfig(name="x"))
 
 

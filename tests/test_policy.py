@@ -196,13 +196,13 @@ def test_the_same_seed_makes_the_same_tiny_model():
 
 @pytest.mark.parametrize("path", ["nobody/no-such-model", "NOT A VALID ID!"])
 def test_a_model_that_cannot_be_reached_says_what_to_do(path):
-    with pytest.raises(UserError, match="Hub did not give it"):
+    with pytest.raises(UserError, match="not on the Hub"):
         load_policy(path, ModelConfig(name="x"))
 
 
 def test_a_folder_that_is_no_model_says_so(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="not of a causal language model"):
+    with pytest.raises(UserError, match="without a causal language model"):
         load_policy(tmp_path, ModelConfig(name="x"))
 
 

@@ -44,7 +44,7 @@ def flip(file: Path) -> None:
     ("harm", "says"),
     [
         (lambda f: cut(f / "trainer.ckpt"), "trainer.ckpt has 999 bytes instead of 1,000"),
-        (lambda f: flip(f / "trainer.ckpt"), r"trainer.ckpt is not what was written"),
+        (lambda f: flip(f / "trainer.ckpt"), "the checksum of trainer.ckpt differs"),
         (lambda f: flip(f / "policy" / "config.json"), "policy/config.json"),
         (lambda f: (f / "policy" / "config.json").unlink(), "policy/config.json is missing"),
         (lambda f: (f / "manifest.json").unlink(), "it has no manifest.json"),
@@ -71,7 +71,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path, caplog):
     assert newest(tmp_path) == second
     flip(second / "trainer.ckpt")
     assert newest(tmp_path) == first
-    assert "000004 is damaged: trainer.ckpt" in caplog.text
+    assert "000004 is damaged: the checksum of trainer.ckpt differs" in caplog.text
     cut(first / "trainer.ckpt")
     assert newest(tmp_path) is None
 
@@ -144,8 +144,8 @@ def test_killed_in_sft_and_in_rl_and_with_a_damaged_checkpoint_it_ends_the_same(
     flip(tmp_path / "run" / "checkpoints" / "000004" / "trainer.ckpt")
     finish(tmp_path, whole)
     log = (tmp_path / "run" / "run.log").read_text()
-    assert "000004 is damaged: trainer.ckpt is not what was written" in log
-    assert re.search("Going on from .*000002", log)
+    assert "000004 is damaged: the checksum of trainer.ckpt differs" in log
+    assert re.search("Resuming from .*000002", log)
 
 
 @whole_run
@@ -179,7 +179,7 @@ def test_the_same_command_twice_at_once(warm, whole):
     command = start(warm)
     command.until(lambda: steps(warm) >= 1)
     command.send_signal(signal.SIGSTOP)  # it lives, and does not end before the second has been refused
-    assert_user_error(run_command(*RUN, cwd=warm), "Another process is at this run")
+    assert_user_error(run_command(*RUN, cwd=warm), "Another process works on this run")
     command.end()
     finish(warm, whole)
 
@@ -219,7 +219,7 @@ def test_a_second_signal_leaves_at_once_and_a_step_that_does_not_end_is_left(war
         time.sleep(0.5)
         command.send_signal(signal.SIGTERM)
     assert command.wait(90) == 143, command.said
-    assert ("again: leaving at once" in command.said) == again
+    assert ("again: exiting at once" in command.said) == again
     assert ("did not end within 4 s" in command.said.replace("\n", " ")) == (not again), command.said
     assert time.monotonic() - told < (4 if again else 30)
     assert steps(warm) == 0
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(warm, whole):
     resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     assert command.wait() == 2, command.said
     assert "Traceback" not in command.said
-    for said in ("could not be written", "no room", "the one of step 2 is whole and stays"):
+    for said in ("could not be written", "no space left", "The checkpoint of step 2 is intact"):
         assert said in command.stderr
     assert damage(warm / "run" / "checkpoints" / "000002") is None
     assert not list((warm / "run" / "checkpoints").glob(".*.partial"))
@@ -253,5 +253,5 @@ def test_a_policy_that_was_damaged_is_not_evaluated(undisturbed, tmp_path):
     shutil.copytree(undisturbed / "run", tmp_path / "run", symlinks=True)
     flip((tmp_path / "run" / "checkpoints" / "last").resolve() / "policy" / "model.safetensors")
     done = run_command(*SMOKE, "task=eval", "checkpoint=run", cwd=tmp_path)
-    assert_user_error(done, "is damaged: policy/model.safetensors")
+    assert_user_error(done, "is damaged: the checksum of policy/model.safetensors")
     assert read_json(tmp_path / "run" / "summary.json")["status"] == "complete"

@@ -9,7 +9,7 @@ from support import rl_module
 from test_modules import DATA, config, warm_policy
 
 from convrec_r1.base.files import read_jsonl
-from convrec_r1.modules.callbacks import Marks, Watch
+from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.config import GuardConfig
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.guard import Guard
@@ -46,14 +46,13 @@ def train(warm, folder: Path, *, steps: int = 6, every: int = 3, cut: int | None
         weights[step] = copy.deepcopy(policy.state_dict())
         return values[step]
 
-    marks = Marks()
-    watch = Watch(evaluate, every=1, total=steps, marks=marks, **watching)
+    watch = Watch(evaluate, every=1, total=steps, **watching)
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
     engine = make_engine(cfg.rollout, policy, max_length=256)
     module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker)
     loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, steps, cfg.seed)
-    fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=[watch], marks=marks)
+    fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=[watch])
     return watch, weights
 
 

@@ -1,7 +1,7 @@
-"""What the suite takes: the order of its tests, the slowest of them, and a total that a busy machine does not change.
+"""A pytest plugin that orders and times the tests, with a time limit that does not depend on how busy the machine is.
 
-A pytest plugin. Tests that share a fixture or a file go to one worker as a group; whoever is free takes the next group, and the
-groups that took longest when `tests/durations.json` was written start first. `--record-durations` writes that file.
+Tests that share a fixture or a file are a group and run on one worker. A free worker takes the next group. The groups that took
+longest when `tests/durations.json` was written start first; `--record-durations` writes that file.
 """
 
 import json
@@ -28,10 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def calibrate() -> list[float]:
-    """Seconds that a fixed amount of work takes with every core at work, five times.
+    """Return the seconds of a fixed amount of work on all cores, measured five times.
 
-    The loop runs in as many processes as there are cores, so that a machine whose cores are taken by others shows in it as it
-    does in the tests. It is work of the interpreter: no library whose next version could be faster.
+    One process per core, so that other load on the machine slows it down as it slows down the tests. Pure Python, so that no
+    library update changes it.
     """
     times = []
     for _ in range(5):
@@ -51,8 +51,10 @@ def calibrate() -> list[float]:
 
 
 def group_of(item: pytest.Item) -> str:
-    """The tests of a file are one group, but for those that start processes: `processes("NAME")` names the group of those that
-    share a fixture, and with `processes` alone a test is a group of its own."""
+    """Return the group of a test: its file, except for tests that start processes.
+
+    `processes("NAME")` gives the group of tests that share a fixture. With `processes` alone a test is its own group.
+    """
     if mark := item.get_closest_marker("processes"):
         return f"{item.path.stem}: {mark.args[0]}" if mark.args else item.nodeid
     return item.path.stem
@@ -66,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {}
     for place, item in enumerate(items):
         first.setdefault(group_of(item), place)
-    # Of what was never timed nothing is known: it starts early.
+    # Groups without a recorded duration start first: they may be long.
     items.sort(key=lambda item: (-known.get(group_of(item), 1e9), first[group_of(item)]))
 
 
@@ -76,7 +78,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 class Timing:
-    """Registered where results come together: in the controller of pytest-xdist, or in the only process."""
+    """Timer of a test run, in the process that collects the results: the controller of pytest-xdist, or the only one."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -96,7 +98,7 @@ class Timing:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.took = time.perf_counter() - self.began
-        self.loops += calibrate()  # others may have come or gone meanwhile
+        self.loops += calibrate()  # the load of the machine may have changed
         if self.limit and self.multiple > self.limit and session.exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.config.getoption("record_durations"):

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, options, plug-ins, processes, progress, logs. Knows no other room."""
+"""The foundation of every other package: errors, files, options, plug-ins, processes, progress and logs."""

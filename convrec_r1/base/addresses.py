@@ -1,12 +1,15 @@
-"""Addresses of HTTP servers, as options give them."""
+"""Check the addresses of HTTP servers in options."""
 
 from urllib.parse import urlsplit
 
 
 def address_problem(key: str, address: str, form: str) -> list[str]:
-    """A sentence if `address` is no http(s) address or holds a password, which configs and logs would show.
+    """Return a message if `address` is not an http(s) address, or holds a password (configs and logs would show it).
 
-    form: what an address looks like, for the message.
+    Args:
+        key: the option's key, for the message.
+        address: the option's value.
+        form: an example of an address, for the message.
     """
     try:
         parts = urlsplit(address)

@@ -13,19 +13,20 @@ from pathlib import Path
 from convrec_r1.base import guard
 
 ERROR = re.compile(r"^(?:\(.*?\] )?([\w.]+(?:Error|Exception): .+)$", re.MULTILINE)
-"""The last line of a stack trace in a log."""
+"""The last line of a traceback in a log."""
 
 
 class ChildProcess:
-    """A command in a process group of its own, with everything that it starts. It ends at the latest when this process ends."""
+    """A command in its own process group, with everything that it starts. It ends with this process at the latest."""
 
     def __init__(self, command: Sequence[str], *, log: Path, scratch: Path, env: Mapping[str, str]) -> None:
-        """Start it.
+        """Start the command.
 
         Args:
-            log: the command's output is appended to this file.
-            scratch: a folder that is removed if this process is killed.
-            env: the command's environment.
+            command: program and arguments.
+            log: file to which the output is appended.
+            scratch: folder that is removed if this process is killed.
+            env: environment of the command.
         """
         self.log = log
         with log.open("ab") as output:
@@ -41,20 +42,21 @@ class ChildProcess:
 
     @property
     def group(self) -> int:
-        """The id of its process group."""
+        """Id of the process group."""
         return self._guard.pid
 
     def alive(self) -> bool:
+        """Return whether the command runs."""
         return self._guard.poll() is None
 
     def last_words(self) -> str:
-        """The errors in its log, first one first: it is the cause of the others. Without errors: the end of the log."""
+        """Return the first errors in the log (the first one causes the others), or the end of the log if it has none."""
         said = self.log.read_text(errors="replace")
         lines = list(dict.fromkeys(ERROR.findall(said)))[:4] or said.strip().splitlines()[-12:]
         return "\n".join(f"  {line[:400]}" for line in lines)
 
     def stop(self) -> None:
-        """End it and everything that it started: SIGTERM, then SIGKILL."""
+        """End the command and everything that it started: SIGTERM, then SIGKILL."""
         self._end()
 
 

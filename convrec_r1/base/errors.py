@@ -1,9 +1,9 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Something the user can put right: a missing file, a malformed row, a setting that contradicts another.
+    """An error that the user can fix: a missing file, a malformed row, options that contradict each other.
 
-    The message says what is wrong, where (file, line, key) and what to do. The command line prints it without a stack
-    trace and exits with status 2.
+    The message says what is wrong, where (file, line, key) and what to do. The command line prints it without a traceback
+    and exits with status 2.
     """

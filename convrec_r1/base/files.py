@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Read files, and write them atomically: a file is replaced as a whole or not at all."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from convrec_r1.base.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path` to write to; it takes the place of `path` if the block ends well."""
+    """Yield a temporary path beside `path` to write to. It replaces `path` if the block raises nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -29,26 +29,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
+    """Return the value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file that may still be growing: a last line without its newline is left out.
+    """Return the objects of a JSON Lines file. A missing file has none.
 
-    UserError names the file and the line that is not JSON.
+    A last line without a newline is ignored: another process may still be writing it.
+
+    Raises:
+        UserError: a line is not JSON or not UTF-8. The message names the file and the line.
     """
     if not path.exists():
         return []
@@ -58,13 +65,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             if line:
                 rows.append(json.loads(line))
-        except ValueError as error:  # of its JSON or of its UTF-8
+        except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}).") from error
     return rows
 
 
 def point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target`, replacing what it was in one step."""
+    """Make `link` a symbolic link to `target`. An existing link is replaced atomically."""
     scratch = link.with_name(f".{link.name}.new")
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(target)

@@ -1,8 +1,8 @@
-"""Run a command as long as the process that asked for it lives. A script of its own: guard.py PARENT SCRATCH COMMAND...
+"""A script that runs a command until its parent process ends: guard.py PARENT SCRATCH COMMAND...
 
-A server outlives a trainer that is killed, and a server's own child processes outlive a server that is killed. Neither may keep
-memory that the next run needs. The guard leads a process group and ends it when the command or the parent has ended. It removes
-the folder SCRATCH if PARENT, a process id, is gone.
+Without it, a server would keep running (and its memory stay allocated) after its trainer was killed, and so would the child
+processes of a killed server. The guard leads a process group and ends it when the command or the parent has ended. If the
+parent, a process id, is gone, it also removes the folder SCRATCH.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ GRACE = 10
 
 
 def main(parent: int, scratch: str, command: list[str]) -> None:
-    # The command gets the signal, too. A handler instead of SIG_IGN, which children would inherit.
+    # The command receives the signal as well. A handler, because children would inherit SIG_IGN.
     signal.signal(signal.SIGTERM, lambda *_: None)
     child = subprocess.Popen(command)
     while child.poll() is None and os.getppid() == parent:

@@ -1,4 +1,7 @@
-"""Import the public names of a package on first use: reading a room's options must not import torch."""
+"""Lazy public names of a package: a submodule is imported when one of its names is first used.
+
+Reading the options of a package (its config.py) must not import torch.
+"""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -8,7 +11,7 @@ from typing import Any
 def lazy(package: str, **modules: Sequence[str]) -> Callable[[str], Any]:
     """Return a module-level `__getattr__` (PEP 562) for `package`.
 
-    modules: module of the package -> public names that it defines.
+    modules: submodule -> the public names that it defines.
     """
     homes = {name: module for module, names in modules.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Log lines: to the terminal, and with times to the run's run.log. Other libraries are held to warnings."""
+"""Set up logging: to the terminal, and with timestamps to the run's run.log. Other libraries log errors only."""
 
 import logging
 import warnings
@@ -23,18 +23,23 @@ _NOISY = (
 
 
 class _Visible(logging.Formatter):
-    """What comes from data does nothing to a terminal."""
+    """A formatter that escapes control characters: log lines may quote text from data."""
 
-    def __init__(self, fmt: str, set_in: str = "") -> None:
+    def __init__(self, fmt: str, indent: str = "") -> None:
         super().__init__(fmt)
-        self._set_in = set_in
+        self._indent = indent
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record)).replace("\n", f"\n{self._set_in}")
+        return visible(super().format(record)).replace("\n", f"\n{self._indent}")
 
 
 def start_logging(file: Path | None, *, is_first: bool) -> None:
-    """Send log lines to the terminal and to `file`; whatever an earlier run of this process had set up is closed."""
+    """Send the package's log lines to the terminal and to a file, and close the handlers of an earlier call.
+
+    Args:
+        file: the log file. None: terminal only.
+        is_first: False for the other processes of a distributed run: they log errors only, and write no file.
+    """
     package = logging.getLogger("convrec_r1")
     for handler in list(package.handlers):
         package.removeHandler(handler)
@@ -46,12 +51,12 @@ def start_logging(file: Path | None, *, is_first: bool) -> None:
     package.addHandler(terminal)
     if file is not None and is_first:
         to_file = logging.FileHandler(file, encoding="utf-8", delay=True)
-        # A text over several lines is set in, so that none of them can pass for a line of the log.
-        to_file.setFormatter(_Visible("%(asctime)s %(levelname)s %(name)s: %(message)s", set_in="    "))
+        # Lines after the first are indented: text from data cannot imitate a log line.
+        to_file.setFormatter(_Visible("%(asctime)s %(levelname)s %(name)s: %(message)s", indent="    "))
         package.addHandler(to_file)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning.*")
-    # Standard advice of Lightning that does not apply: our loader is no torch DataLoader, our logging is our own.
+    # Lightning's advice on DataLoaders and logging does not apply: StepLoader and Tracker replace both.
     warnings.filterwarnings("ignore", message=r".*(num_workers|does not have many workers|isinstance\(treespec).*")

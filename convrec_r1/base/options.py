@@ -1,4 +1,4 @@
-"""Option dataclasses: bounds and meaning stand at the field, and checks, run identity and the command line read them there.
+"""Option dataclasses whose fields declare their bounds and whether they are part of a run's identity.
 
 steps: int = option(3000, least=1)
 retries: int = option(3, least=0, identity=False)
@@ -14,7 +14,7 @@ KEY = "option"
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an option's value may be, and whether it is part of a run's identity."""
+    """The allowed values of an option, and whether it is part of a run's identity. Arguments: see `option`."""
 
     least: float | None = None
     above: float | None = None
@@ -25,7 +25,7 @@ class Bounds:
     identity: bool = True
 
     def problem(self, key: str, value: Any) -> str | None:
-        """A sentence about a value out of bounds. None if it is within. None values and "???" are not judged."""
+        """Return a message if `value` is out of bounds, else None. None and "???" (not set yet) are never out of bounds."""
         if value is None or value == "???":
             return None
         hint = f" {self.hint}" if self.hint else ""
@@ -60,15 +60,19 @@ def option(
     hint: str = "",
     identity: bool = True,
 ) -> Any:
-    """A dataclass field with bounds. Elements of lists and values of mappings are held to them one by one.
+    """Return a dataclass field with bounds. The bounds apply to each element of a list and each value of a mapping.
 
     Args:
-        default, factory: as in `dataclasses.field`.
-        least, above, most, below: limits of a number; `least` and `most` are allowed values themselves.
-        choices: the allowed values; null is allowed wherever the type has it.
-        hint: a sentence for the error message: what to do.
-        identity: False for an option that says where or how fast a run works, and not what it computes. Runs that differ
-            in such options alone are the same run.
+        default: default value, as in `dataclasses.field`.
+        factory: function that makes the default value, as `default_factory` in `dataclasses.field`.
+        least: lowest number allowed.
+        above: numbers must be greater than this.
+        most: highest number allowed.
+        below: numbers must be less than this.
+        choices: allowed values. None is allowed as well if the type has it.
+        hint: a sentence for the error message that says what to do.
+        identity: False for an option that changes where or how fast a run computes, not what. Runs that differ only in such
+            options are the same run.
     """
     bounds = Bounds(least, above, most, below, tuple(choices), hint, identity)
     given = {"default": default} if factory is MISSING else {"default_factory": factory}
@@ -76,7 +80,7 @@ def option(
 
 
 def walk(options: Any, prefix: str = "") -> Iterator[tuple[str, Any, Bounds]]:
-    """Dotted key, value and bounds of every option in a tree of option dataclasses, mappings and lists."""
+    """Yield dotted key, value and bounds of each option in a tree of option dataclasses, mappings and lists."""
     if is_dataclass(options) and not isinstance(options, type):
         for f in fields(options):
             yield from _walk_value(f"{prefix}{f.name}", getattr(options, f.name), f.metadata.get(KEY, Bounds()))
@@ -96,6 +100,6 @@ def _walk_value(key: str, value: Any, bounds: Bounds) -> Iterator[tuple[str, Any
 
 
 def out_of_bounds(options: Any, prefix: str = "") -> list[str]:
-    """A sentence for every option whose value is out of its bounds, or NaN."""
+    """Return a message for each option that is out of bounds or NaN."""
     found = (bounds.problem(key, value) for key, value, bounds in walk(options, prefix))
     return list(dict.fromkeys(sentence for sentence in found if sentence))

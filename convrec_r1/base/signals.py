@@ -1,7 +1,7 @@
-"""Being told to stop: Ctrl-C, SIGTERM from a scheduler, SIGUSR1 before a time limit. The first asks, the second insists.
+"""Handle signals that stop a run: Ctrl-C, SIGTERM from a scheduler, SIGUSR1 before a time limit.
 
-While a step trains, a signal waits for its end, when everything is saved; elsewhere it ends the run where it stands, and the
-last checkpoint is what there is.
+During training, the first signal is deferred to the end of the step, when the run saves a checkpoint and exits. Outside of
+training it ends the run at once. A second signal always ends the run at once. Either way the last checkpoint can be resumed.
 """
 
 import contextlib
@@ -19,78 +19,84 @@ _log = logging.getLogger(__name__)
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 REQUEUE = signal.SIGUSR1
-"""What Slurm is asked to send before a job's time is over: `#SBATCH --signal=SIGUSR1@180`."""
+"""The signal that Slurm sends before a job's time limit: `#SBATCH --signal=SIGUSR1@180`."""
 
 
 class Interrupted(BaseException):
-    """The run was told to stop, and has. `status` is what a shell expects after that signal. No error: not caught as one."""
+    """The run was stopped by a signal. Not an Exception: code that handles errors must not catch it."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
         self.status = 128 + number
+        """Exit status by the shell's convention."""
 
 
 class Stop:
-    """Whether this process was told to stop. One for the whole process, which hears signals in its main thread."""
+    """The stop requests of this process. Signals arrive in the main thread; elsewhere the methods do nothing."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The signal."""
-        self._waits = False
+        """The signal that arrived, if any."""
+        self._deferred = False
         self._within = 0.0
 
     def listen(self) -> None:
-        """From now on a signal ends the run in order: engines are closed and files are whole."""
+        """Raise Interrupted on a signal from now on, so that engines are closed and files are complete."""
         if threading.current_thread() is threading.main_thread():
-            self.number, self._waits = None, False
-            for number in (*ENDING, REQUEUE):
-                signal.signal(number, self._hear)
+            self.number, self._deferred = None, False
+            self._install()
 
     def wait_for_step(self, within: float) -> None:
-        """From now on a signal is kept until it is asked for, for `within` seconds at most."""
+        """Only record signals from now on: training asks for `number` after each step.
+
+        within: seconds after a signal until Interrupted is raised all the same.
+        """
         if threading.current_thread() is threading.main_thread():
-            self._waits, self._within = True, within
-            # Lightning's own are replaced: they would end the run before our checkpoint is written.
-            for number in (*ENDING, REQUEUE):
-                signal.signal(number, self._hear)
+            self._deferred, self._within = True, within
+            self._install()  # again: Lightning's handlers would end the run before it saves a checkpoint
             signal.signal(signal.SIGALRM, self._too_late)
 
     def go_on(self) -> None:
-        """No step is under way any more."""
+        """End `wait_for_step`: signals raise Interrupted again."""
         if threading.current_thread() is threading.main_thread():
             signal.alarm(0)
-            self._waits = False
+            self._deferred = False
+
+    def _install(self) -> None:
+        for number in (*ENDING, REQUEUE):
+            signal.signal(number, self._hear)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.number is not None:
-            os.write(2, f"\n{name} again: leaving at once. The last checkpoint is what there is.\n".encode())
+            os.write(2, f"\n{name} again: exiting at once. The last checkpoint can be resumed.\n".encode())
             os._exit(128 + number)
         self.number = number
-        if not self._waits:
-            raise Interrupted(number, f"{name}: stopped. The same command goes on from the last checkpoint.")
+        if not self._deferred:
+            raise Interrupted(number, f"{name}: stopped. The same command resumes from the last checkpoint.")
         _log.warning(
-            "%s: saving when this step ends, within %.0f s (trainer.exit_within). Once more leaves at once.",
-            name, self._within,
-        )  # fmt: skip
+            "%s: saving after this step, within %.0f s (trainer.exit_within). A second signal exits at once.",
+            name,
+            self._within,
+        )
         signal.alarm(max(1, round(self._within)))
 
     def _too_late(self, *_: object) -> None:
         assert self.number is not None
         raise Interrupted(
             self.number,
-            f"The step did not end within {self._within:.0f} s (trainer.exit_within): nothing more was saved. The same "
-            "command goes on from the last checkpoint.",
+            f"The step did not end within {self._within:.0f} s (trainer.exit_within) and was not saved. The same command "
+            "resumes from the last checkpoint.",
         )
 
 
 stop = Stop()
-"""The process's own."""
+"""The one instance of this process."""
 
 
 class Process(Protocol):
-    """What `run_to_its_end` needs of a process: `subprocess.Popen` and `run.forkserver.Forked` have it."""
+    """A process that `run_to_its_end` can wait for: `subprocess.Popen` or `run.forkserver.Forked`."""
 
     def send_signal(self, number: int, /) -> None: ...
 
@@ -98,19 +104,22 @@ class Process(Protocol):
 
 
 def run_to_its_end(process: Process) -> int:
-    """Wait for a run in a process of its own, and pass on signals, since it may have to save. Returns its exit status.
+    """Wait for a run in another process, forwarding signals to it. Return its exit status.
 
-    The process must have a session of its own: the terminal's Ctrl-C would reach it twice otherwise, and at the second signal
-    a run leaves at once. Raises KeyboardInterrupt when the process has ended after a signal.
+    The process must have its own session. Otherwise the terminal's Ctrl-C would reach it twice, and a run exits at once on a
+    second signal.
+
+    Raises:
+        KeyboardInterrupt: the process has ended after a signal.
     """
     heard = []
 
-    def hand_on(number: int, _: FrameType | None) -> None:
+    def forward(number: int, _: FrameType | None) -> None:
         heard.append(number)
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in (*ENDING, REQUEUE)}
+    before = {number: signal.signal(number, forward) for number in (*ENDING, REQUEUE)}
     try:
         status = process.wait()
     finally:
@@ -122,15 +131,15 @@ def run_to_its_end(process: Process) -> int:
 
 
 def requeue() -> None:
-    """Have Slurm put this job back into its queue. Of a run's processes, the first one asks for it."""
+    """Requeue this Slurm job. Only the first process of a run does so."""
     if not processes.is_first():
         return
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
-        _log.warning("%s outside of a Slurm job: nothing to put back into a queue", REQUEUE.name)
+        _log.warning("%s outside of a Slurm job: there is no job to requeue", REQUEUE.name)
         return
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if done.returncode:
-        _log.warning("Slurm would not requeue job %s: %s", job, done.stderr.strip())
+        _log.warning("Slurm did not requeue job %s: %s", job, done.stderr.strip())
     else:
-        _log.info("Slurm has put job %s back into its queue", job)
+        _log.info("Slurm requeued job %s", job)

@@ -14,7 +14,6 @@ from convrec_r1.data.config import PromptStyle
 from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.distill.config import problems as distill_problems
 from convrec_r1.evaluate.config import Select
-from convrec_r1.policy.config import ModelSource
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
@@ -89,7 +88,6 @@ def _choices(cfg: Config) -> list[str]:
     for key, value, known in (
         ("task.name", cfg.task.name, TASKS),
         ("data.adapter", cfg.data.adapter, tuple(ADAPTERS)),
-        ("model.dtype", cfg.model.dtype, ("float32", "bfloat16")),
         ("eval.split", cfg.eval.split, ("train", "validation", "test")),
         ("eval.ideal", cfg.eval.ideal, ("standard", "paper")),
     ):
@@ -105,8 +103,6 @@ def ranges(cfg: Config) -> list[str]:
     """Numbers with which nothing can be computed."""
     at_least_one = {
         "eval.resamples": cfg.eval.resamples,
-        "model.max_prompt_length": cfg.model.max_prompt_length,
-        "model.max_completion_length": cfg.model.max_completion_length,
     }
     wrong = [f"{key}={value}: must be at least 1." for key, value in at_least_one.items() if value < 1]
     for key, value in (
@@ -148,9 +144,7 @@ def _data_paths(cfg: Config) -> list[str]:
 
 
 def _paths(cfg: Config) -> list[str]:
-    wrong = _data_paths(cfg)
-    if cfg.model.source is not ModelSource.tiny and not cfg.model.path:
-        wrong.append("model.path is empty: give a Hub id or a folder, as in model=Qwen/Qwen2.5-0.5B-Instruct.")
+    wrong = [*_data_paths(cfg), *cfg.model.problems()]
     if cfg.warm_start not in (None, "sft") and not _exists(cfg.warm_start, within="config.json"):
         wrong.append(
             f"warm_start={cfg.warm_start}: choose sft, null, or the folder of a policy (one with a config.json, as "
@@ -203,8 +197,6 @@ def _combinations(cfg: Config) -> list[str]:
         wrong.append(
             f"data.prompt=published asks for 20 items in its own words and n={cfg.n}: set n=20 or data.prompt=ours."
         )
-    if cfg.model.trust_remote_code and cfg.model.source is ModelSource.tiny:
-        wrong.append("model.trust_remote_code has no meaning for model=tiny.")
     return wrong
 
 

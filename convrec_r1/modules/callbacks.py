@@ -1,4 +1,4 @@
-"""What happens beside training: checkpoints, leaving when told to, evaluation and what follows from it, the progress bar."""
+"""Callbacks of training: checkpoints, stopping on signals, evaluation with early stopping and collapse guard, progress."""
 
 import contextlib
 import errno
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning import callbacks as pl_callbacks
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import point
-from convrec_r1.base.progress import bar
+from convrec_r1.base.progress import Bar, bar, console
 from convrec_r1.base.signals import stop
 from convrec_r1.modules.guard import Guard
 from convrec_r1.modules.step import StepModule
@@ -23,42 +24,46 @@ from convrec_r1.run.checkpoints import STATE, newest_step, seal
 _log = logging.getLogger(__name__)
 
 
-class Marks:
-    """Names that are to point to a checkpoint of the current step: what watches a run asks, `Checkpoints` writes."""
+class Checkpoints(pl_callbacks.Checkpoint):
+    """Writer of checkpoints/<step>/{trainer.ckpt, policy/}, every few steps and where training ends.
 
-    def __init__(self) -> None:
-        self._asked: list[str] = []
+    `last` links to the newest checkpoint. A checkpoint is written under a temporary name, sealed with checksums
+    (run/checkpoints.py) and renamed, so that a checkpoint under its own name is complete.
 
-    def ask(self, name: str) -> None:
-        self._asked.append(name)
-
-    def take(self) -> list[str]:
-        asked, self._asked = self._asked, []
-        return asked
-
-
-class Checkpoints(pl.Callback):
-    """checkpoints/<step>/{trainer.ckpt, policy/} every so many of our steps and where training ends; `last` points to the
-    newest. Steps that were marked get a policy/, and the mark points to it. Comes after the callbacks that mark.
-
-    A checkpoint is written under another name, sealed (run/checkpoints.py), and renamed when it is whole. Raises UserError
-    where the disk has no room for it: the one before stays.
+    Not Lightning's ModelCheckpoint: that writes one file without checksums, and no policy folder; and it counts optimizer
+    steps, of which one of our steps makes several (algo.mu, algo.minibatches).
     """
 
-    def __init__(self, folder: Path, *, every: int, total: int, keep: int, marks: Marks) -> None:
-        self.folder, self.every, self.total, self.keep, self.marks = folder, every, total, keep, marks
+    def __init__(self, folder: Path, *, every: int, total: int, keep: int) -> None:
+        """
+        Args:
+            folder: where checkpoints are written.
+            every: steps between checkpoints.
+            total: last step of training.
+            keep: number of checkpoints to keep that training can resume from.
+        """
+        self.folder, self.every, self.total, self.keep = folder, every, total, keep
+        self._links: list[str] = []
+
+    def link(self, name: str) -> None:
+        """Save the policy of the current step, and make `name` a link to it. The link protects it from deletion."""
+        self._links.append(name)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer, _ours(pl_module), whole=False)
+        self._save(trainer, _step_module(pl_module), resumable=False)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
-        module = _ours(pl_module)
+        module = _step_module(pl_module)
         ends = module.step == self.total or trainer.should_stop
-        self._save(trainer, module, whole=ends or module.step % self.every == 0)
+        self._save(trainer, module, resumable=ends or module.step % self.every == 0)
 
-    def _save(self, trainer: pl.Trainer, module: StepModule, *, whole: bool) -> None:
-        """whole: one to go on from, with the trainer's state."""
-        links = self.marks.take() + (["last"] if whole else [])
+    def _save(self, trainer: pl.Trainer, module: StepModule, *, resumable: bool) -> None:
+        """Write the checkpoint of this step if it is due. resumable: with the trainer's state.
+
+        Raises:
+            UserError: the disk is full. The previous checkpoint stays.
+        """
+        links, self._links = self._links + (["last"] if resumable else []), []
         if not links:
             return
         target = self.folder / f"{module.step:06d}"
@@ -68,16 +73,16 @@ class Checkpoints(pl.Callback):
             scratch.mkdir(parents=True)
         trainer.strategy.barrier()
         try:
-            if whole:
+            if resumable:
                 trainer.save_checkpoint(scratch / STATE)
             save_policy(module.policy, scratch / "policy", first=trainer.is_global_zero)
             if trainer.is_global_zero:
                 seal(scratch)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            if not _no_room(error):
+            if not _disk_is_full(error):
                 raise
-            raise UserError(self._full(module.step)) from error
+            raise UserError(self._disk_full(module.step)) from error
         if trainer.is_global_zero:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(scratch, target)
@@ -86,17 +91,17 @@ class Checkpoints(pl.Callback):
             self._prune()
         trainer.strategy.barrier()
 
-    def _full(self, step: int) -> str:
+    def _disk_full(self, step: int) -> str:
         before = newest_step(self.folder)
-        stays = "there is none before it" if before is None else f"the one of step {before} is whole and stays"
+        kept = "There is no earlier checkpoint" if before is None else f"The checkpoint of step {before} is intact"
         free = shutil.disk_usage(self.folder).free / 2**20
         return (
-            f"The checkpoint of step {step} could not be written: {self.folder} has no room ({free:,.0f} MiB free); {stays}. "
-            "Make room, or lower trainer.keep_checkpoints, and give the same command: it goes on from there."
+            f"The checkpoint of step {step} could not be written: no space left in {self.folder} ({free:,.0f} MiB free). "
+            f"{kept}. Free some space or lower trainer.keep_checkpoints; the same command then resumes."
         )
 
     def _prune(self) -> None:
-        """Leave the newest checkpoints to go on from, and what names point to."""
+        """Delete checkpoints, except the newest resumable ones and those with a link."""
         steps = sorted(self.folder.glob("[0-9]*"))
         kept = {path.name for path in [s for s in steps if (s / STATE).exists()][-self.keep :]}
         kept |= {os.readlink(path) for path in self.folder.iterdir() if path.is_symlink()}
@@ -105,36 +110,35 @@ class Checkpoints(pl.Callback):
                 shutil.rmtree(step, ignore_errors=True)
 
 
-class Leave(pl.Callback):
-    """Ends training after a step in which the run was told to stop, on every process after the same one. Comes before
-    `Checkpoints`, which then saves where training ends."""
+class StopOnSignal(pl.Callback):
+    """End training after the step in which a signal arrived, on every process after the same step.
+
+    Not Lightning's own signal handling: on SIGTERM it raises after the step without saving it, on Ctrl-C within the step.
+    """
 
     def __init__(self, within: float) -> None:
-        """within: seconds that a step may go on for after the signal."""
+        """within: seconds that a step may take after the signal."""
         self.within = within
-        self.told: int | None = None
-        """The signal that training ended for."""
+        self.number: int | None = None
+        """The signal that ended training."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stop.wait_for_step(self.within)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
-        told = int(_ours(pl_module).max_over_devices(float(stop.number or 0)))
-        if told:
-            self.told = told
+        number = int(_step_module(pl_module).max_over_devices(float(stop.number or 0)))
+        if number:
+            self.number = number
             trainer.should_stop = True
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        stop.go_on()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        stop.go_on()
 
 
 class Watch(pl.Callback):
-    """Evaluates every so many steps, keeps the best policy, and ends training that no longer gains or has collapsed.
+    """Evaluation every few steps: keeps the best policy, and stops training that no longer improves or has collapsed.
 
-    Its state is in the trainer's checkpoints: a run that goes on judges as if it had never stopped.
+    Its state is part of checkpoints, so a resumed run takes the same decisions.
+
+    Not Lightning's EarlyStopping: that decides at the end of an epoch or of a validation loop, and training is one epoch
+    without a validation loop, because evaluation samples lists with the rollout engine.
     """
 
     def __init__(
@@ -143,30 +147,37 @@ class Watch(pl.Callback):
         *,
         every: int,
         total: int,
-        marks: Marks,
         patience: int | None = None,
         guard: Guard | None = None,
         stop_on_collapse: bool = True,
     ) -> None:
-        """evaluate: of a step, the value that the best policy has most of. every: 0: no evaluation."""
-        self.evaluate, self.every, self.total, self.marks, self.patience = evaluate, every, total, marks, patience
+        """
+        Args:
+            evaluate: step -> value of the metric; higher is better.
+            every: steps between evaluations. 0: never evaluate.
+            total: last step of training.
+            patience: evaluations without improvement after which training stops. None: do not stop.
+            guard: collapse guard. None: no guard.
+            stop_on_collapse: whether a collapse stops training.
+        """
+        self.evaluate, self.every, self.total, self.patience = evaluate, every, total, patience
         self.guard, self.stop_on_collapse = guard, stop_on_collapse
         self.best: float | None = None
         self.best_step = 0
         self.since_best = 0
         self.collapses: list[dict[str, Any]] = []
-        """Each {"step", "why"}."""
+        """{"step", "why"} of each collapse."""
         self.stopped: dict[str, Any] | None = None
-        """{"step", "why"} where training ended before its last step."""
+        """{"step", "why"} if training stopped before its last step."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.stopped:  # the run was cut off between its end and its evaluation
+        if self.stopped:  # a resumed run that had stopped, but was interrupted before its final evaluation
             trainer.should_stop = True
-        elif self.every and _ours(pl_module).step == 0:
+        elif self.every and _step_module(pl_module).step == 0:
             self._evaluate(trainer, 0)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
-        module = _ours(pl_module)
+        module = _step_module(pl_module)
         if self.every and (module.step % self.every == 0 or module.step == self.total):
             self._evaluate(trainer, module.step)
         if self.guard and (broken := self.guard.observe(module.latest)):
@@ -176,27 +187,26 @@ class Watch(pl.Callback):
         value = self.evaluate(step)
         if self.best is None or value > self.best:
             self.best, self.best_step, self.since_best = value, step, 0
-            self.marks.ask("best")
+            _link(trainer, "best")
             return
         self.since_best += 1
         if self.patience and self.since_best >= self.patience and step < self.total:
-            self._stop(
-                trainer, step, f"no gain in {self.since_best} evaluations over {self.best:.4f} at step {self.best_step}"
-            )
+            best = f"{self.best:.4f} at step {self.best_step}"
+            self._stop(trainer, step, f"no improvement over {best} in {self.since_best} evaluations")
 
     def _collapse(self, trainer: pl.Trainer, step: int, why: str) -> None:
-        if not self.collapses:
-            self.marks.ask("collapsed")  # the first one: later ones follow from it
+        if not self.collapses:  # later ones follow from the first
+            _link(trainer, "collapsed")
         self.collapses.append({"step": step, "why": why})
-        goes_on = "" if self.stop_on_collapse else " Training goes on (guard.action=warn)."
-        _log.warning("Collapse at step %d: %s. checkpoints/collapsed is the first.%s", step, why, goes_on)
+        continues = "" if self.stop_on_collapse else " Training continues (guard.action=warn)."
+        _log.warning("Collapse at step %d: %s. Its policy is in checkpoints/collapsed.%s", step, why, continues)
         if self.stop_on_collapse and step < self.total:
             self._stop(trainer, step, f"collapse: {why}")
 
     def _stop(self, trainer: pl.Trainer, step: int, why: str) -> None:
         self.stopped = {"step": step, "why": why}
         trainer.should_stop = True
-        _log.warning("Training ends at step %d of %d: %s", step, self.total, why)
+        _log.warning("Training stops at step %d of %d: %s", step, self.total, why)
 
     def state_dict(self) -> dict[str, Any]:
         names = ("best", "best_step", "since_best", "collapses", "stopped")
@@ -211,18 +221,36 @@ class Watch(pl.Callback):
             setattr(self, name, value)
 
 
-class ProgressBar(pl.Callback):
-    """One bar over our steps, with the time left and what the module last said (`module.progress`)."""
+class ProgressBar(pl_callbacks.ProgressBar):
+    """Lightning's progress bar, drawn by base/progress.py: steps, time left, `module.progress` and prog_bar=True metrics.
+
+    Not Lightning's RichProgressBar: without a terminal that shows nothing until training ends. This one prints a line now
+    and then, with the run's label in a sweep.
+    """
 
     def __init__(self, description: str, total: int) -> None:
+        super().__init__()
         self.description, self.total = description, total
+        self._enabled = True
         self._stack = contextlib.ExitStack()
 
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        console.print(*args, **kwargs)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._bar = self._stack.enter_context(bar(self.description, self.total, _ours(pl_module).step))
+        done = _step_module(pl_module).step
+        shown = bar(self.description, self.total, done) if self._enabled else contextlib.nullcontext(Bar())
+        self._bar = self._stack.enter_context(shown)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
-        self._bar.advance(1, getattr(pl_module, "progress", ""))
+        notes = [f"{name} {value:.3g}" for name, value in trainer.progress_bar_metrics.items()]
+        self._bar.advance(1, "  ".join(filter(None, [getattr(pl_module, "progress", ""), *notes])))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stack.close()
@@ -231,14 +259,21 @@ class ProgressBar(pl.Callback):
         self._stack.close()
 
 
-def _ours(module: pl.LightningModule) -> StepModule:
-    """The module that `fit` trains, by its own type: Lightning's hooks are declared for any."""
+def _link(trainer: pl.Trainer, name: str) -> None:
+    """Have `Checkpoints`, which Lightning calls after all other callbacks, save this step under a name as well."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoints):
+            callback.link(name)
+
+
+def _step_module(module: pl.LightningModule) -> StepModule:
+    """Return the module with its own type: Lightning declares its hooks for any module."""
     assert isinstance(module, StepModule)
     return module
 
 
-def _no_room(error: BaseException) -> bool:
-    """Whether a file could not be written for want of room: torch says so in words only."""
+def _disk_is_full(error: BaseException) -> bool:
+    """Return whether a file could not be written because the disk is full. torch says so only in the message."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return "PytorchStreamWriter failed" in str(error) or "No space left on device" in str(error)

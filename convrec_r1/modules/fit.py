@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning import callbacks as pl_callbacks
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import FSDPStrategy
 
 from convrec_r1.base import processes
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.signals import Interrupted
-from convrec_r1.modules.callbacks import Checkpoints, Leave, Marks, ProgressBar
+from convrec_r1.base.signals import Interrupted, stop
+from convrec_r1.modules.callbacks import Checkpoints, ProgressBar, StopOnSignal
 from convrec_r1.modules.config import TrainerConfig
 from convrec_r1.modules.step import StepLoader, StepModule
 from convrec_r1.run.checkpoints import STATE, newest
@@ -34,8 +35,8 @@ def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback], loggers: 
         callbacks=list(callbacks),
         logger=list(loggers) or False,
         log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_checkpointing=any(isinstance(c, pl_callbacks.Checkpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, pl_callbacks.ProgressBar) for c in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,  # StepLoader deals out whole groups itself
     )
@@ -49,7 +50,6 @@ def fit(
     *,
     description: str,
     callbacks: Sequence[pl.Callback] = (),
-    marks: Marks | None = None,
 ) -> None:
     """Train `module` for the loader's steps, resuming from the newest undamaged checkpoint if there is one.
 
@@ -58,17 +58,12 @@ def fit(
         UserError: the checkpoint holds more than plain tensors and values.
     """
     total = len(loader)
-    leave = Leave(cfg.exit_within)
+    on_signal = StopOnSignal(cfg.exit_within)
+    saving = Checkpoints(checkpoints, every=cfg.checkpoint_every, total=total, keep=cfg.keep_checkpoints)
     module.faults.folder = checkpoints.parent / "faults"
-    watchers = [
-        *callbacks,
-        leave,
-        Checkpoints(
-            checkpoints, every=cfg.checkpoint_every, total=total, keep=cfg.keep_checkpoints, marks=marks or Marks()
-        ),
-        ProgressBar(description, total),
-    ]
-    trainer = make_trainer(cfg, watchers, module.tracker.loggers)
+    has_bar = any(isinstance(c, pl_callbacks.ProgressBar) for c in callbacks)  # Lightning allows one
+    bars = [] if has_bar else [ProgressBar(description, total)]
+    trainer = make_trainer(cfg, [*callbacks, on_signal, *bars, saving], module.tracker.loggers)
     start = newest(checkpoints)
     if start:
         _log.info("Resuming from %s", start)
@@ -80,9 +75,13 @@ def fit(
             f"The checkpoint {state} holds more than plain tensors and values, and was not opened: it could run code. Remove "
             f"{start} to resume from the one before, or train again with fresh=true."
         ) from error
-    if leave.told is not None and module.step < total:
-        name = signal.Signals(leave.told).name
-        raise Interrupted(leave.told, f"{name}: saved at step {module.step}. The same command resumes from there.")
+    finally:
+        stop.go_on()
+    if on_signal.number is not None and module.step < total:
+        name = signal.Signals(on_signal.number).name
+        raise Interrupted(
+            on_signal.number, f"{name}: saved at step {module.step}. The same command resumes from there."
+        )
 
 
 def device_for(cfg: TrainerConfig) -> torch.device:

@@ -1,4 +1,4 @@
-"""The collapse guard: has what the policy writes fallen out of the limits it was within?"""
+"""The collapse guard: detects training metrics that leave limits they were within before."""
 
 import math
 from collections import deque
@@ -11,7 +11,7 @@ from convrec_r1.modules.config import GuardConfig
 
 @dataclass(frozen=True)
 class Limit:
-    """`low` <= mean of `metric` over the window <= `high`; None: no bound. `key` is what sets it."""
+    """A limit: `low` <= mean of `metric` over the window <= `high`. `key` is the option that sets it."""
 
     key: str
     metric: str
@@ -19,15 +19,17 @@ class Limit:
     high: float = math.inf
 
     def holds(self, value: float) -> bool:
-        return self.low <= value <= self.high  # NaN is within no limit
+        """Return whether `value` is within the limit. NaN never is."""
+        return self.low <= value <= self.high
 
     def broken_by(self, value: float) -> str:
+        """Return a message about a value that is not within the limit."""
         bound = f"above {self.high:g}" if value > self.high else f"below {self.low:g}"
-        return f"{self.metric} = {value:.4g} is {'no number' if math.isnan(value) else bound} ({self.key})"
+        return f"{self.metric} = {value:.4g} is {'NaN' if math.isnan(value) else bound} ({self.key})"
 
 
 def limits(cfg: GuardConfig, n: int) -> list[Limit]:
-    """The limits that `cfg` sets for lists of n."""
+    """Return the limits of `cfg` for lists of n items."""
     bounds = (
         ("min_list_length", "list/length", cfg.min_list_length, n, "low"),
         ("max_list_length", "list/length", cfg.max_list_length, n, "high"),
@@ -44,8 +46,11 @@ def limits(cfg: GuardConfig, n: int) -> list[Limit]:
 
 
 class Guard:
-    """Watches one run. A limit is armed by the first window in which it holds, and breaks by the first later one in
-    which it does not: once a run, for a mean that hovers around a limit would otherwise break it again and again."""
+    """The collapse guard of one run.
+
+    A limit is armed once the mean of a window is within it, and broken by the first later mean that is not. It breaks once
+    per run, because a mean may cross a limit many times.
+    """
 
     def __init__(self, cfg: GuardConfig, n: int) -> None:
         self.limits = limits(cfg, n)
@@ -55,10 +60,10 @@ class Guard:
         self.broken: set[str] = set()
 
     def observe(self, values: Mapping[str, float]) -> list[str]:
-        """Take in the training metrics of a step. Returns what broke at it, a sentence a limit."""
+        """Add the training metrics of a step. Return a message for each limit that it breaks."""
         for metric in {limit.metric for limit in self.limits} & values.keys():
             self.seen.setdefault(metric, deque(maxlen=self.window)).append(float(values[metric]))
-        told = []
+        messages = []
         for limit in self.limits:
             window = self.seen.get(limit.metric, ())
             if len(window) < self.window:
@@ -68,8 +73,8 @@ class Guard:
                 self.armed.add(limit.key)
             elif limit.key in self.armed - self.broken:
                 self.broken.add(limit.key)
-                told.append(f"{limit.broken_by(mean)}, mean of {self.window} steps")
-        return told
+                messages.append(f"{limit.broken_by(mean)}, mean of {self.window} steps")
+        return messages
 
     def state_dict(self) -> dict[str, Any]:
         seen = {name: list(window) for name, window in self.seen.items()}

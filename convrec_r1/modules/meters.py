@@ -1,4 +1,4 @@
-"""Numbers of a step, put together over micro-batches and devices so that the cut does not show in them."""
+"""Metrics of a step, aggregated over micro-batches and devices independently of how the batch was split."""
 
 import time
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Collects weighted means, sums and extremes; `reduce` merges the devices."""
+    """Collector of weighted means, sums, minima and maxima; `reduce` aggregates them over devices."""
 
     def __init__(self) -> None:
         self._means: dict[str, list] = {}  # name -> [sum of value * weight, sum of weights]
@@ -20,22 +20,26 @@ class Meter:
         self._max: dict[str, Tensor] = {}
 
     def mean(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
+        """Add a value to a weighted mean."""
         entry = self._means.setdefault(name, [0.0, 0.0])
         entry[0] = entry[0] + torch.as_tensor(value).detach().double().cpu() * torch.as_tensor(weight).cpu()
         entry[1] = entry[1] + torch.as_tensor(weight).cpu()
 
     def sum(self, name: str, value: Tensor) -> None:
+        """Add a value to a sum."""
         self._sums[name] = self._sums.get(name, 0.0) + value.detach()
 
     def max(self, name: str, value: Tensor) -> None:
+        """Add a value to a maximum."""
         value = value.detach().float()
         self._max[name] = torch.maximum(self._max[name], value) if name in self._max else value
 
     def min(self, name: str, value: Tensor) -> None:
+        """Add a value to a minimum."""
         self.max(f"-{name}", -value)
 
     def update(self, values: Mapping[str, Tensor], weight: Tensor | float) -> None:
-        """Take in scalars by name: /max and /min at the end of a name keep the extreme, all others their weighted mean."""
+        """Add scalars by name: a maximum or minimum if the name ends in /max or /min, else a weighted mean."""
         for name, value in values.items():
             if name.endswith("/max"):
                 self.max(name, value)
@@ -45,7 +49,7 @@ class Meter:
                 self.mean(name, value, weight)
 
     def merge(self, other: "Meter") -> None:
-        """Take in what another meter has collected."""
+        """Add the values of another meter."""
         for name, (total, weight) in other._means.items():
             entry = self._means.setdefault(name, [0.0, 0.0])
             entry[0], entry[1] = entry[0] + total, entry[1] + weight
@@ -55,6 +59,7 @@ class Meter:
             self.max(name, value)
 
     def reduce(self, module: "StepModule") -> dict[str, float]:
+        """Return each metric aggregated over all devices, the same on every process."""
         values = {}
         for name, (total, weight) in self._means.items():
             weight = float(module.sum_over_devices(weight))
@@ -67,7 +72,7 @@ class Meter:
 
 
 class Clock:
-    """Seconds of each part of a step."""
+    """Stopwatch for the parts of a step."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -75,14 +80,17 @@ class Clock:
         self._start = self._last = self._now()
 
     def lap(self, name: str) -> None:
+        """End the part `name`, and begin the next one."""
         now = self._now()
         self.parts[name] = now - self._last
         self._last = now
 
     def total(self) -> float:
+        """Return the seconds of all parts."""
         return self._last - self._start
 
     def seconds(self) -> dict[str, float]:
+        """Return time/<part> for each part, and time/step."""
         return {f"time/{name}": value for name, value in self.parts.items()} | {"time/step": self.total()}
 
     def _now(self) -> float:
@@ -92,9 +100,15 @@ class Clock:
 
 
 def group_statistics(meter: Meter, reward: Tensor, credited: Tensor, group_size: int) -> None:
-    """reward, its spread within groups, and the share of units that teach nothing.
+    """Add reward, reward_std (within groups) and frac_reward_zero_std to `meter`.
 
-    reward: [B].  credited: [B, U], what the algorithm's advantage is taken of: each rank's return, or the list's reward.
+    frac_reward_zero_std is the share of units whose rewards are equal in a group, so that their advantages are 0.
+
+    Args:
+        meter: where to add them.
+        reward: [B], reward of each list.
+        credited: [B, U], the values that advantages are computed from: the return of each rank, or the list's reward.
+        group_size: G.
     """
     groups = reward.unflatten(0, (-1, group_size))  # [P, G]
     units = credited.unflatten(0, (-1, group_size))  # [P, G, U]

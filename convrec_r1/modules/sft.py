@@ -14,16 +14,16 @@ from convrec_r1.run.tracker import Tracker
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the demonstration to imitate, as token ids."""
+    """A prompt and its demonstration as token ids."""
 
     prompt: list[int]
     completion: list[int]
     id: str = ""
-    """The conversation's."""
+    """Id of the conversation."""
 
 
 class SFTModule(StepModule):
-    """Cross-entropy of the demonstrations' tokens; the mean over the tokens of the optimizer batch."""
+    """Training module of SFT: mean cross-entropy over the demonstration tokens of an optimizer batch."""
 
     def __init__(
         self,
@@ -36,6 +36,16 @@ class SFTModule(StepModule):
         seed: int = 0,
         guard: GuardConfig | None = None,
     ) -> None:
+        """
+        Args:
+            policy: trained in place.
+            cfg: optimizer and schedule.
+            steps: optimizer steps of the whole training.
+            micro_batch: sequences in one forward and backward pass. The result does not depend on it.
+            tracker: receives the metrics.
+            seed: seed of dropout.
+            guard: what to do about NaN and Inf (`nonfinite`).
+        """
         super().__init__(policy, cfg, updates=steps, seed=seed, guard=guard)
         self.micro_batch = micro_batch
         self.tracker = tracker
@@ -77,12 +87,13 @@ class SFTModule(StepModule):
 
 
 def collate(examples: list[Example], policy: Policy) -> TokenBatch:
+    """Return the padded batch of some examples."""
     return TokenBatch.collate([e.prompt for e in examples], [e.completion for e in examples], policy.pad_id)
 
 
 @torch.no_grad()
 def mean_loss(policy: Policy, examples: list[Example], micro_batch: int) -> float:
-    """Cross-entropy a token over `examples`, for validation; independent of the batching."""
+    """Return the mean cross-entropy per token over `examples`. It does not depend on `micro_batch`."""
     total, tokens = 0.0, 0
     with policy.inference():
         for start in range(0, len(examples), micro_batch):

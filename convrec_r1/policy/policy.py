@@ -1,4 +1,4 @@
-"""The policy: a Hugging Face causal LM with its tokenizer, and the log-probs of what it might say."""
+"""The policy: a Hugging Face causal LM with its tokenizer, and log-probs of completions."""
 
 import contextlib
 import copy
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from convrec_r1.lists import WHITESPACE
@@ -18,24 +19,26 @@ from convrec_r1.policy.prompts import special_id
 
 @dataclass
 class TokenBatch:
-    """Prompts padded on the left, completions padded on the right."""
+    """A batch of prompts, padded on the left, and completions, padded on the right."""
 
     prompt_ids: Tensor  # [B, S]
     prompt_mask: Tensor  # [B, S]
     completion_ids: Tensor  # [B, T]
-    mask: Tensor  # [B, T]: 1 on tokens of the completion, EOS included
+    mask: Tensor  # [B, T]: 1 on tokens of the completion including EOS, 0 on padding
 
     @classmethod
     def collate(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad: int) -> "TokenBatch":
+        """Pad token lists to a batch."""
         prompt_ids, prompt_mask = pad_rows(prompts, pad, left=True)
         completion_ids, mask = pad_rows(completions, pad)
         return cls(prompt_ids, prompt_mask, completion_ids, mask)
 
     def to(self, device: torch.device) -> "TokenBatch":
+        """Return the batch on `device`."""
         return TokenBatch(*(t.to(device) for t in vars(self).values()))
 
     def rows(self, index: Tensor) -> "TokenBatch":
-        """Some rows, without the columns that are padding in all of them."""
+        """Return the rows of `index`, without the columns that are padding in all of them."""
         s = int(self.prompt_mask[index].sum(-1).max())
         t = max(1, int(self.mask[index].sum(-1).max()))
         return TokenBatch(
@@ -47,21 +50,20 @@ class TokenBatch:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Token lists as LongTensor [B, width] and their mask, at least one column wide."""
-    width = max(1, max(map(len, rows)))
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, where] = torch.tensor(row, dtype=torch.long)
-        mask[i, where] = 1
+    """Pad token lists. Return ids and mask (1 on tokens), LongTensor [B, width], at least one column wide."""
+    side = "left" if left else "right"
+    tokens = [torch.tensor(row, dtype=torch.long) for row in rows]
+    ids = pad_sequence(tokens, batch_first=True, padding_value=pad, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True, padding_side=side)
+    if ids.shape[1] == 0:
+        ids, mask = torch.full((len(rows), 1), pad), torch.zeros(len(rows), 1, dtype=torch.long)
     return ids, mask
 
 
 class Policy(nn.Module):
-    """Wraps `lm`; with LoRA, `lm` holds the adapters (peft) and its base weights are frozen.
+    """A causal LM with its tokenizer. With LoRA, `lm` is peft's wrapper and the base weights are frozen.
 
-    `temperature` divides the logits in `forward`, so that log-probs are those of the distribution rollouts come from.
+    `temperature` divides the logits, so that log-probs are those of the distribution that rollouts are sampled from.
     """
 
     newline: Tensor
@@ -70,58 +72,61 @@ class Policy(nn.Module):
 
     def __init__(self, lm: nn.Module, tokenizer: PreTrainedTokenizerBase, *, temperature: float = 1.0) -> None:
         super().__init__()
-        self.lm: Any = lm  # a Hugging Face model or peft's wrapper of one: nn.Module declares none of what they do
+        self.lm: Any = lm  # Any: nn.Module declares no method of Hugging Face models or peft
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.shard_root: tuple[nn.Module, ...] = ()
-        """The FSDP module that holds this policy's shards, if training put it there."""
+        """The FSDP module that holds this policy's shards, if it is sharded."""
         self.eos_ids = _eos_ids(self.causal_lm, tokenizer)
         pad = special_id(tokenizer, "pad")
         self.pad_id = pad if pad is not None else self.eos_ids[0]
-        # A hub model's own generation defaults (top_k, repetition penalty) would bend what is sampled away from what
-        # is trained, in silence.
+        # A model's own generation defaults (top_k, repetition penalty) would silently change the sampling distribution.
         self.causal_lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
         newline, blank, eos = token_tables(tokenizer, self.head_weight.shape[0], self.eos_ids)
-        for name, table in (("newline", newline), ("blank", blank), ("eos", eos)):  # BoolTensor [V] each
+        for name, table in (("newline", newline), ("blank", blank), ("eos", eos)):  # BoolTensor [V]
             self.register_buffer(name, table, persistent=False)
         self.fused_head = self._head_is_plain()
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The Hugging Face model itself, LoRA layers inside it if there are any."""
+        """The Hugging Face model. LoRA layers, if any, are inside it."""
         return self.lm.get_base_model() if self.has_lora else self.lm
 
     @property
     def has_lora(self) -> bool:
+        """Whether the model has LoRA adapters."""
         return hasattr(self.lm, "peft_config")
 
     @property
     def head(self) -> nn.Module:
+        """The layer that turns hidden states into logits."""
         head = self.causal_lm.get_output_embeddings()
         assert head is not None  # of a causal LM
         return head
 
     @property
     def head_weight(self) -> Tensor:
+        """Weights of the head, [V, H]."""
         weight = self.head.weight
         assert isinstance(weight, Tensor)
         return weight
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return next(self.lm.parameters()).device
 
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs of the completion tokens, and the entropy at each: two float32 tensors [B, T], 0 off the mask.
+        """Return log-probs and entropy at the completion tokens: float32 [B, T] each, 0 off the mask.
 
-        No logits are computed for prompt tokens.
+        Logits are computed for completion tokens only.
         """
         ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)  # [B, S+T]
         attention = torch.cat([batch.prompt_mask, batch.mask], 1)
         inputs = {
             "input_ids": ids,
             "attention_mask": attention,
-            "position_ids": position_ids(attention),
+            "position_ids": (attention.cumsum(-1) - 1).clamp(min=0),  # padding is not counted
             "use_cache": False,
         }
         on = batch.mask.bool()
@@ -138,24 +143,24 @@ class Policy(nn.Module):
         return _spread(logps, on), _spread(entropy, on)
 
     def score(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """`forward`, entered through the module that holds the policy's shards where there is one: it gathers them."""
+        """Return what `forward` returns. Under FSDP the call goes through the sharded module, which gathers the weights."""
         return self.shard_root[0](batch) if self.shard_root else self(batch)
 
     def text(self, ids: Sequence[int]) -> str:
-        """A completion as text, its final EOS left out.
+        """Return a completion as text, without its final EOS.
 
-        Other special tokens stay visible: to drop them would shift lines against the ranks of their tokens.
+        Other special tokens are kept: without them, lines could differ from the ranks of the tokens.
         """
         ids = list(ids)
         if ids and ids[-1] in self.eos_ids:
             ids = ids[:-1]
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # a list of texts for a list of lists only
+        assert isinstance(text, str)  # a list of texts is returned for lists of lists only
         return text
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluation mode and no gradients, restored afterwards."""
+        """Switch to evaluation mode without gradients while the block runs."""
         training = self.training
         self.eval()
         try:
@@ -165,15 +170,18 @@ class Policy(nn.Module):
             self.train(training)
 
     def reference(self) -> "Reference":
-        """The policy as it is now, to measure KL against: the base under LoRA, otherwise a frozen copy."""
+        """Return the policy as it is now, as reference for the KL: the base model under LoRA, else a frozen copy."""
         return Reference(self)
 
     def save(
         self, folder: Path, dtype: torch.dtype | None = None, weights: Mapping[str, Tensor] | None = None
     ) -> None:  # fmt: skip
-        """Write a plain Hugging Face folder (safetensors, tokenizer); LoRA is merged into the weights written.
+        """Write a Hugging Face folder (safetensors, tokenizer). LoRA adapters are merged into the written weights.
 
-        weights: what to write where this process does not hold it, named as in the model's checkpoint.
+        Args:
+            folder: where to write.
+            dtype: dtype of the written weights. None: as they are.
+            weights: weights by their name in the checkpoint. None: this process's own.
         """
         lm = self.causal_lm
         if weights is None:
@@ -183,30 +191,27 @@ class Policy(nn.Module):
         lm.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
-    @torch.no_grad()
     def _head_is_plain(self) -> bool:
-        """Whether hidden states times the head's weights are the model's logits: no bias, soft cap or scale between."""
+        """Return whether logits are hidden states times head weights, without bias, soft cap or scale."""
         if getattr(self.head, "bias", None) is not None or type(self.head) is not nn.Linear:
             return False
-        training = self.training
-        self.eval()
         ids = torch.arange(8, device=self.device)[None] % self.head_weight.shape[0]
-        hidden = self.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        plain = hidden @ self.head_weight.T
-        logits = self.causal_lm(input_ids=ids, use_cache=False).logits
-        self.train(training)
+        with self.inference():
+            hidden = self.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            plain = hidden @ self.head_weight.T
+            logits = self.causal_lm(input_ids=ids, use_cache=False).logits
         return torch.allclose(plain.float(), logits.float(), rtol=1e-3, atol=1e-3)
 
 
 class Reference:
-    """Log-probs under the policy as it was when this was made. Not a module: no optimizer or checkpoint holds it."""
+    """A frozen policy that gives log-probs. Not an nn.Module, so that optimizers and checkpoints do not include it."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._frozen = None if policy.has_lora else copy.deepcopy(policy).requires_grad_(False).eval()
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """[B, T], without gradients."""
+        """Return log-probs [B, T] without gradients."""
         if self._frozen is not None:
             self._frozen.to(batch.mask.device)
             with torch.no_grad():
@@ -215,18 +220,19 @@ class Reference:
             return self._policy.score(batch)[0]
 
 
-def position_ids(attention: Tensor) -> Tensor:
-    """Positions that do not count padding, [B, L]."""
-    return (attention.cumsum(-1) - 1).clamp(min=0)
-
-
 def token_tables(
     tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each id of the vocabulary: has a newline; is white space only; ends a completion. BoolTensor [V] each.
+    """Return for each token id whether it contains a newline, is white space only, or ends a completion.
 
-    Special tokens are text of no kind that a list holds, but they are not white space: they do not make a line blank.
-    Ids past the tokenizer's own (a padded embedding) count as text.
+    Special tokens count as text, and so do ids that the tokenizer does not have (padded embeddings).
+
+    Args:
+        tokenizer: decodes each id.
+        size: V, rows of the embedding.
+        eos_ids: ids that end a completion.
+    Returns:
+        newline, blank, eos: BoolTensor [V] each.
     """
     newline, blank, eos = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
     special = set(tokenizer.all_special_ids)
@@ -241,7 +247,7 @@ def token_tables(
 
 
 def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a completion, the tokenizer's own first."""
+    """Return the ids that end a completion, the tokenizer's own first."""
     configured = lm.generation_config.eos_token_id if lm.generation_config is not None else None
     configured = configured if isinstance(configured, list) else [configured]
     ids = [special_id(tokenizer, "eos"), *configured]
@@ -249,4 +255,5 @@ def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
 
 
 def _spread(values: Tensor, on: Tensor) -> Tensor:
+    """Return a tensor in the shape of `on` with `values` where it is True, and 0 elsewhere."""
     return values.new_zeros(on.shape).masked_scatter(on, values)

@@ -1,4 +1,4 @@
-"""Conversation -> prompt tokens; list -> completion tokens."""
+"""Encode conversations as prompt tokens and lists as completion tokens."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,21 +14,22 @@ from convrec_r1.lists import Item
 
 SPEAKERS = {"user": "User", "assistant": "Recommender"}
 
-# For models that bring no chat template of their own: one marker a turn, in plain text.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
+"""Chat template of tokenizers that have none."""
 
 
 class PromptEncoder:
-    """Renders conversations for one tokenizer.
+    """Encoder of conversations and lists for one tokenizer.
 
-    A prompt is one user message: the instruction, then the dialogue, a turn a line. Where it is longer than `max_length`
-    the oldest turns are left out, whole; the instruction, the newest turn and what the chat template puts around them stay.
-    Of a newest turn that is too long by itself the front is left out, up to a word; its speaker stays.
-    A conversation that comes with its published prompt (`has_instruction`) is passed on as it is; where it is too long its
-    middle goes (`shorten`), as nothing in it says what is a turn.
+    A prompt is one user message: the instruction, then the dialogue with one turn per line. If it is longer than `max_length`,
+    the oldest turns are dropped. If the newest turn alone is too long, its first words are dropped. The instruction, the
+    speaker and the chat template stay complete.
+
+    A conversation with a published prompt (`has_instruction`) is encoded as it is. If it is too long, tokens in its middle are
+    dropped (`shorten`), because its turns are not known.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, instruction: str, n: int, max_length: int) -> None:
@@ -39,42 +40,44 @@ class PromptEncoder:
             tokenizer.chat_template = PLAIN_TEMPLATE
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Token ids up to where the reply begins, at most `max_length`. UserError where not even the instruction fits."""
+        """Return the token ids of a prompt, at most `max_length`, up to where the reply begins.
+
+        Raises:
+            UserError: the instruction alone is too long.
+        """
         ids = self._encode(conversation)
         if len(ids) <= self.max_length:
             return ids
         if conversation.has_instruction:
             return shorten(ids, self.max_length)
         turns = conversation.messages
-        newest = turns[-1] if turns else None
-
-        def without(turns_left_out: int, front: int = 0) -> Conversation:
-            kept = turns[turns_left_out:]
-            if front and newest:
-                kept = (*kept[:-1], replace(newest, content=newest.content[front:].lstrip()))
-            return replace(conversation, messages=kept)
-
-        def fits(shorter: Conversation) -> bool:
-            return len(self._encode(shorter)) <= self.max_length
-
         last = max(0, len(turns) - 1)
-        fewest = bisect_left(range(last), True, key=lambda k: fits(without(k)))  # `last` where none does
-        if fits(without(fewest)):
-            return self._encode(without(fewest))
-        text = newest.content if newest else ""
-        words = [i for i in range(1, len(text)) if text[i - 1].isspace()] + [len(text)]
-        front = words[min(bisect_left(words, True, key=lambda at: fits(without(last, at))), len(words) - 1)]
-        if front < len(text):
-            return self._encode(without(last, front))
-        # A last word that is too long, or text without white space: any character may be where it begins.
-        front = bisect_left(range(len(text)), True, key=lambda at: fits(without(last, at)))
-        if not fits(without(last, front)):
-            needed = len(self._encode(without(last, len(text))))
+        text = turns[-1].content if turns else ""
+
+        def cut(dropped: int, front: int) -> list[int]:
+            """Encode the conversation without its first turns and the first characters of its newest turn."""
+            kept = turns[dropped:]
+            if front:
+                kept = (*kept[:-1], replace(kept[-1], content=text[front:].lstrip()))
+            return self._encode(replace(conversation, messages=kept))
+
+        def fits(at: tuple[int, int]) -> bool:
+            return len(cut(*at)) <= self.max_length
+
+        words = [i for i in range(1, len(text)) if text[i - 1].isspace()]
+        cuts = [*((dropped, 0) for dropped in range(last + 1)), *((last, at) for at in words)]
+        shortest = bisect_left(cuts, True, key=fits)
+        if shortest < len(cuts):
+            return cut(*cuts[shortest])
+        # The last word is too long, or there is no white space: cut at any character.
+        front = bisect_left(range(len(text)), True, key=lambda at: fits((last, at)))
+        ids = cut(last, front)
+        if len(ids) > self.max_length:
             raise UserError(
                 f"model.max_prompt_length={self.max_length} is too short: the instruction alone (data.instruction) takes "
-                f"{needed} tokens with the model's chat template. Set it above that, by as much as a conversation needs."
+                f"{len(ids)} tokens with the model's chat template. Set it higher, with room for a conversation."
             )
-        return self._encode(without(last, front))
+        return ids
 
     def _encode(self, conversation: Conversation) -> list[int]:
         encoded = self.tokenizer.apply_chat_template(
@@ -84,31 +87,32 @@ class PromptEncoder:
         return list(encoded["input_ids"])
 
     def completion(self, items: Sequence[Item]) -> list[int]:
-        """Token ids of a list as the policy should write it, EOS last."""
+        """Return the token ids of a list as the policy should write it, with EOS at the end."""
         ids = self.tokenizer(lists.format(items), add_special_tokens=False)["input_ids"]
         eos = special_id(self.tokenizer, "eos")
-        assert eos is not None  # load_policy takes no other tokenizer
+        assert eos is not None  # load_policy refuses tokenizers without EOS
         return [*ids, eos]
 
 
 def special_id(tokenizer: PreTrainedTokenizerBase, name: Literal["eos", "pad"]) -> int | None:
-    """The tokenizer's id of a special token. transformers declares them with the types of all that it keeps beside them."""
+    """Return the id of a special token. transformers annotates these attributes with too wide a type."""
     return getattr(tokenizer, f"{name}_token_id")
 
 
 def chat(conversation: Conversation, instruction: str) -> list[dict[str, str]]:
-    """A prompt as messages of {role, content}; `instruction` says what is asked for, its {n} filled in."""
+    """Return a prompt as messages of {role, content}. `instruction` has its {n} filled in."""
     if conversation.has_instruction:
         return [{"role": m.role, "content": m.content} for m in conversation.messages]
     return [{"role": "user", "content": f"{instruction}\n{dialogue(conversation)}"}]
 
 
 def dialogue(conversation: Conversation) -> str:
+    """Return a conversation as text, one turn per line."""
     return "\n".join(f"{SPEAKERS[m.role]}: {m.content}" for m in conversation.messages)
 
 
 def shorten(ids: list[int], limit: int) -> list[int]:
-    """At most `limit` ids: the first quarter of the limit, and the end. The middle goes."""
+    """Return at most `limit` ids: a quarter of the limit from the start, the rest from the end."""
     if len(ids) <= limit:
         return ids
     head = limit // 4

@@ -1,4 +1,4 @@
-"""The tiny model: Qwen2 architecture and tokenizer, both made on the spot."""
+"""The tiny model: Qwen2 architecture with random weights, and a tokenizer trained on the data."""
 
 import json
 import re
@@ -17,11 +17,11 @@ PAD, END = "<|pad|>", "<|end|>"
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer of at most `vocab_size` ids; the same corpus gives the same one.
+    """Train a byte-level BPE tokenizer with at most `vocab_size` ids. The same corpus gives the same tokenizer.
 
-    It cuts text as Qwen2's does: whatever loads a model of this type puts that rule in, whichever was saved. The titles
-    and years that the corpus's lists name most are tokens of their own, an eighth of the vocabulary each, so that a line takes
-    three tokens and not ten: a model that is trained for minutes has no steps to spare for spelling.
+    It pre-tokenizes as Qwen2 does, because transformers sets that rule for every Qwen2 tokenizer that it loads. The most
+    frequent titles and years in the lists of the corpus are single tokens, up to an eighth of the vocabulary each. So a line
+    takes about three tokens instead of ten, and a model that trains for minutes need not learn to spell.
     """
     texts = list(corpus)
     titles, years = _frequent(texts, vocab_size // 8)
@@ -42,7 +42,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     learned = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        # Declared otherwise, but this is what `tokenizers` takes: pairs, and no unknown token in a byte-level vocabulary.
+        # The annotations are too narrow: `tokenizers` takes pairs, and a byte-level vocabulary has no unknown token.
         merges=[tuple(pair) for pair in learned["merges"]],  # pyright: ignore[reportArgumentType]
         unk_token=None,  # pyright: ignore[reportArgumentType]
         eos_token=END,
@@ -56,7 +56,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
 
 
 def _frequent(texts: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
-    """Titles and years (" (1995)", alone and with the newline behind it) by how many lines name them: `limit` each."""
+    """Return the `limit` most frequent titles and years. A year is " (1995)", with and without a newline after it."""
     items = [parse_line(line) for text in texts for line in lines(text)]
     titles = Counter(item.title for item in items if item and len(item.title) < 60)
     years = Counter(item.year for item in items if item)
@@ -65,17 +65,19 @@ def _frequent(texts: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
 
 
 def _ranked(counts: Counter) -> list[tuple]:
+    """Return (key, count) by falling count, then by key: unlike `most_common`, independent of the order of insertion."""
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def tiny_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
-    """Random weights, the same for the same seed; the global random state is left as it was."""
+    """Return a model with random weights that follow from `seed`. torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(tiny_config(cfg, tokenizer))
 
 
 def tiny_config(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
+    """Return the architecture of the tiny model. The vocabulary is padded to a multiple of 64."""
     return Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=cfg.hidden_size,
@@ -83,7 +85,7 @@ def tiny_config(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Co
         num_hidden_layers=cfg.layers,
         num_attention_heads=cfg.heads,
         num_key_value_heads=cfg.kv_heads,
-        max_position_embeddings=cfg.max_prompt_length + cfg.max_completion_length,
+        max_position_embeddings=cfg.max_length,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=special_id(tokenizer, "eos"),

@@ -1,4 +1,4 @@
-"""A policy's weights as whole tensors: streamed to an engine, gathered for a forward pass, saved to a folder."""
+"""The full weights of a policy: streamed to an engine, gathered for a forward pass, saved to a folder."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,14 +17,15 @@ Named = tuple[str, Tensor]
 
 @torch.no_grad()
 def stream_weights(policy: Policy, *, dtype: torch.dtype | None = None, tied: bool = True) -> Iterator[Named]:
-    """Yield (name, tensor) of every weight, named and shaped as in the model's checkpoint, layer after layer.
+    """Yield (name, tensor) of each weight, with name and shape as in the model's checkpoint, layer by layer.
 
-    LoRA is merged, shards are gathered and values are cast as the stream advances, so that the extra memory is one tensor
-    (under FSDP one layer). Where training is sharded, every process must draw the whole stream.
+    LoRA adapters are merged, shards gathered and values cast one weight at a time, so the extra memory is one tensor (under
+    FSDP one layer). Under FSDP every process must consume the whole stream.
 
     Args:
-        dtype: cast to it. None: as the policy has them.
-        tied: False: send the head's weights under their own name too, where the model shares them with its embeddings.
+        policy: its weights do not change.
+        dtype: dtype of the tensors. None: as in the policy.
+        tied: whether a head that shares its weights with the embeddings is left out. False: yield it under its own name.
     """
     head = None if tied or not tied_head(policy) else head_name(policy)
     embeddings = policy.causal_lm.get_input_embeddings()
@@ -46,17 +47,17 @@ def stream_weights(policy: Policy, *, dtype: torch.dtype | None = None, tied: bo
 
 
 def tied_head(policy: Policy) -> bool:
-    """Whether head and embeddings share their weights."""
+    """Return whether head and embeddings share their weights."""
     return policy.head.weight is policy.causal_lm.get_input_embeddings().weight
 
 
 def head_name(policy: Policy) -> str:
-    """The name of the head's weight in the model's checkpoint."""
+    """Return the name of the head's weight in the model's checkpoint."""
     return next(f"{name}.weight" for name, module in policy.causal_lm.named_modules() if module is policy.head)
 
 
 def whole_weights(policy: Policy) -> contextlib.AbstractContextManager:
-    """Context in which every process has the whole weights, for a forward pass outside a training step. Matters under FSDP."""
+    """Return a context in which every process holds the full weights. Needed under FSDP for forward passes outside training."""
     if not policy.shard_root:
         return contextlib.nullcontext()
     return FSDP.summon_full_params(policy.shard_root[0], writeback=False)
@@ -72,7 +73,7 @@ def save_policy(policy: Policy, folder: Path, *, first: bool) -> None:
 
 
 def _units(policy: Policy) -> Iterator[tuple[contextlib.AbstractContextManager, list[tuple[str, nn.Module]]]]:
-    """Groups of modules that are gathered together, without LoRA adapters."""
+    """Yield modules in the groups that FSDP gathers together, without LoRA adapters."""
     units: dict[int, tuple[FSDP | None, list[tuple[str, nn.Module]]]] = {}
 
     def walk(name: str, module: nn.Module, unit: FSDP | None) -> None:
@@ -92,14 +93,14 @@ def _units(policy: Policy) -> Iterator[tuple[contextlib.AbstractContextManager, 
 
 
 def _gathered(unit: FSDP | None) -> contextlib.AbstractContextManager:
-    # During the unit's own forward pass its parameters are already whole.
+    # During the forward pass of the unit its parameters are gathered already.
     if unit is None or unit.training_state.name != "IDLE":
         return contextlib.nullcontext()
     return FSDP.summon_full_params(unit, recurse=False, writeback=False)
 
 
 def _lora(policy: Policy, base: str) -> Tensor | float:
-    """The term that LoRA adds to the weight of the layer `base`."""
+    """Return what LoRA adds to the weight of the layer `base`."""
     layer: Any = policy.causal_lm.get_submodule(base.removesuffix(".base_layer"))
     return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), 0.0)
 

@@ -1,6 +1,6 @@
-"""Group-relative RL on ranked lists, as pure functions of tensors: nothing here knows of text, files or trainers.
+"""Group-relative RL on ranked lists as pure functions of tensors, independent of text, files and trainers.
 
-Shapes: B completions (P prompts x G), T completion tokens, N ranks, V vocabulary. Data flows down the list:
+Shapes: B completions (P prompts x G per prompt), T completion tokens, N ranks, V vocabulary. Data flow:
 
     segments     tokens -> ranks
     advantages   rewards -> group advantages; length shaping -> token advantages

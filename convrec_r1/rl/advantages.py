@@ -1,4 +1,4 @@
-"""Rewards -> advantages: group-relative per sequence or per rank, then length shaping on single tokens."""
+"""Compute advantages from rewards: relative to the group, per sequence or per rank; then length shaping per token."""
 
 from typing import Literal
 
@@ -14,14 +14,21 @@ Scale = Literal["std", "none"]
 def group_advantages(
     rewards: Num[Tensor, " batch"] | Num[Tensor, "batch ranks"], group_size: int, *, scale: Scale = "std"
 ) -> Float[Tensor, " batch"] | Float[Tensor, "batch ranks"]:
-    """How much better than its group a completion did, per sequence or per rank (design section 4).
+    """Return the advantage of each completion over its group, per sequence or per rank (design section 4).
 
         scale="std":   A = (r - mean_G) / (std_G + 1e-4), std unbiased      GRPO, arXiv 2402.03300
         scale="none":  A = r - mean_G                                       Dr.GRPO, arXiv 2503.20783
 
-    rewards: [B] or [B, N] with the G completions of a prompt next to each other. Same shape returned.
-    A unit (prompt, or prompt and rank) whose rewards are all equal gets exactly 0, and so does a group of one.
-    Raises ValueError if B is not a multiple of `group_size`.
+    Where all rewards of a group (at a rank) are equal, the advantage is exactly 0. So it is in a group of one.
+
+    Args:
+        rewards: [B] or [B, N]; the G completions of a prompt are adjacent rows.
+        group_size: G.
+        scale: whether to divide by the standard deviation of the group.
+    Returns:
+        The advantages, in the shape of `rewards`.
+    Raises:
+        ValueError: B is not a multiple of `group_size`, or `scale` is unknown.
     """
     if group_size < 1 or rewards.shape[0] % group_size:
         raise ValueError(f"{rewards.shape[0]} completions do not divide into groups of {group_size}")
@@ -31,7 +38,7 @@ def group_advantages(
     centred = groups - groups.mean(1, keepdim=True)
     if scale == "std" and group_size > 1:
         centred = centred / (groups.std(1, keepdim=True) + 1e-4)
-    # Rounding of the mean would leave crumbs where all rewards are equal. (A NaN equals nothing, and stays.)
+    # Equal rewards must give exactly 0, and the rounded mean may differ from them. NaN is not equal to itself and stays.
     equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
     return torch.where(equal, 0.0, centred).flatten(0, 1)
 
@@ -39,14 +46,19 @@ def group_advantages(
 def per_token(
     advantages: Float[Tensor, " batch"] | Float[Tensor, "batch ranks"], ranks: Int[Tensor, "batch tokens"], n: int
 ) -> Float[Tensor, "batch tokens"]:
-    """Spread advantages over tokens: [B, T] from [B] (every token the same) or [B, N] (each token its rank's).
+    """Return the advantage of each token: that of its sequence or of its rank.
 
-    ranks: [B, T] of `segment_ranks`. Tokens of rank >= n (overflow) get 0 from [B, N]; tokens off the mask get 0.
+    Args:
+        advantages: [B] per sequence, or [B, N] per rank.
+        ranks: [B, T] from `segment_ranks`.
+        n: N. With rank advantages, tokens of ranks >= n (overflow) get 0.
+    Returns:
+        Token advantages [B, T], 0 off the mask.
     """
     on = ranks >= 0
     if advantages.dim() == 1:
         return torch.where(on, advantages[:, None], 0.0)
-    padded = torch.nn.functional.pad(advantages[:, :n], (0, 1))  # [B, N+1]: the last column is the overflow bin
+    padded = torch.nn.functional.pad(advantages[:, :n], (0, 1))  # [B, N+1]: the last column is for overflow
     return torch.where(on, padded.gather(1, ranks.clamp(min=0, max=n)), 0.0)
 
 
@@ -58,11 +70,18 @@ def shape_lengths(
     n: int,
     shaping: LengthShaping,
 ) -> Float[Tensor, "batch tokens"]:
-    """Token advantages [B, T] with length shaping added (design section 4).
+    """Return token advantages [B, T] with length shaping added (design section 4).
 
-    ranks: [B, T].  is_eos: BoolTensor [B, T].  lengths: [B], lines of each list (`list_lengths`).
-    The EOS of a list of exactly n lines earns `exact_eos` with or without a newline before it; that of a longer list
-    is one of the tokens past rank n.
+    The EOS of a list of exactly n lines gets `exact_eos`, with or without a newline before it. The EOS of a longer list
+    counts as a token past rank n.
+
+    Args:
+        advantages: [B, T].
+        ranks: [B, T] from `segment_ranks`.
+        is_eos: BoolTensor [B, T].
+        lengths: [B], number of lines of each list (`list_lengths`).
+        n: N.
+        shaping: the amounts to add.
     """
     on = ranks >= 0
     eos = is_eos & on

@@ -1,4 +1,4 @@
-"""Options of an algorithm: conf/algo."""
+"""Options of RL algorithms (conf/algo)."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,21 +10,21 @@ from convrec_r1.base.options import option
 
 
 class Stage(Enum):
-    """Stage that a run ends with."""
+    """The last training stage of a run."""
 
     sft = "sft"
     rl = "rl"
 
 
 class Advantage(Enum):
-    """Unit that an advantage belongs to."""
+    """Unit of an advantage."""
 
     sequence = "sequence"
     rank = "rank"
 
 
 class Ratio(Enum):
-    """Unit of the probability ratio, which is clipped."""
+    """Unit of the clipped probability ratio."""
 
     token = "token"
     rank = "rank"
@@ -32,7 +32,7 @@ class Ratio(Enum):
 
 
 class Aggregation(Enum):
-    """How token losses add up: see `ClippedSurrogate`."""
+    """Aggregation of token losses: see `ClippedSurrogate`."""
 
     sequence = "sequence"
     constant = "constant"
@@ -41,7 +41,7 @@ class Aggregation(Enum):
 
 
 class Scale(Enum):
-    """Division of advantages by the standard deviation of their group."""
+    """Whether advantages are divided by the standard deviation of their group."""
 
     std = "std"
     none = "none"
@@ -49,19 +49,19 @@ class Scale(Enum):
 
 @dataclass
 class LengthShaping:
-    """What is added to the advantage of single tokens to hold a list to N lines: conf/algo/shaping."""
+    """Amounts added to the advantages of single tokens, so that lists get N lines (conf/algo/shaping)."""
 
     short_eos: float = -0.1
     """EOS of a list with fewer than N lines."""
     exact_eos: float = 0.1
-    """EOS right after rank N."""
+    """EOS of a list with N lines."""
     overflow: float = -0.1
     """Every token past rank N."""
 
 
 @dataclass
 class AlgoConfig:
-    """An algorithm: which unit is credited, which is clipped, how tokens add up."""
+    """An algorithm: units of advantage and ratio, clipping, aggregation of tokens."""
 
     name: str = MISSING
     stage: Stage = Stage.rl
@@ -73,7 +73,7 @@ class AlgoConfig:
     clip_high: float = option(0.08, least=0)
     dual_clip: float | None = option(None, above=1)
     beta: float = option(1e-3, least=0)
-    """Weight of the KL to the reference policy. 0: no reference is computed."""
+    """Weight of the KL divergence from the reference policy. 0: the reference is not computed."""
     group_size: int = option(8, least=2, hint="A group of one has no advantage to learn from.")
     """Completions per prompt (G)."""
     mu: int = option(1, least=1)
@@ -82,4 +82,4 @@ class AlgoConfig:
     """Optimizer steps per pass."""
     shaping: LengthShaping = field(default_factory=LengthShaping)
     objective: Any = None
-    """A user's objective: `_target_` and its options (docs/extend.md). null: the clipped surrogate of the keys above."""
+    """An objective of your own: `_target_` and its options (docs/extend.md). null: the clipped surrogate of the keys above."""

@@ -1,4 +1,4 @@
-"""Tokens -> ranks: which line of the list a token writes."""
+"""Map tokens to ranks: the line of the list that each token belongs to."""
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -11,22 +11,26 @@ def segment_ranks(
     newline: Bool[Tensor, " vocab"],
     blank: Bool[Tensor, " vocab"],
 ) -> Int[Tensor, "batch tokens"]:
-    """The rank, counted from 0, that each completion token belongs to (design section 4).
+    """Return the rank of each completion token, counted from 0 (design section 4).
 
-    A token with a newline belongs to the rank it ends; the next token starts the next rank. Blank lines hold no rank:
-    a newline closes a rank only if the rank has a token that is not white space. EOS is a token like any other: after
-    text it belongs to that text's rank, after a newline it opens the next one.
+    A token that contains a newline belongs to the rank that it ends; the next token starts the next rank. Blank lines have
+    no rank: a newline ends a rank only if the rank has a token that is not white space. EOS is treated like any token: after
+    text it belongs to the rank of that text, after a newline it starts the next rank.
 
-    completion_ids: LongTensor [B, T].  mask: [B, T], nonzero on tokens of the completion.
-    newline, blank: BoolTensor [V]: the token has a newline; the token is white space only.
-    Returns LongTensor [B, T]: ranks count up without bound (those >= N are the overflow bin); -1 off the mask.
+    Args:
+        completion_ids: LongTensor [B, T].
+        mask: [B, T], nonzero on tokens of the completion.
+        newline: BoolTensor [V], whether a token contains a newline.
+        blank: BoolTensor [V], whether a token is white space only.
+    Returns:
+        LongTensor [B, T]. Ranks have no upper bound; those >= N are overflow. -1 off the mask.
     """
     mask = mask.bool()
     is_newline = newline[completion_ids] & mask  # [B, T]
     is_text = ~blank[completion_ids] & mask
     texts = is_text.long().cumsum(-1)
-    # Text since the last newline is text since the last *closing* newline: one that closed nothing had no text before
-    # it. `texts` never falls, so a running maximum carries its value at the last newline forward.
+    # A newline ends a rank if there is text since the newline before it. `texts` never decreases, so a running maximum
+    # carries its value at the last newline forward.
     at_last_newline = torch.where(is_newline, texts, 0).cummax(-1).values
     before = torch.nn.functional.pad(at_last_newline[..., :-1], (1, 0))
     closes = is_newline & (texts > before)
@@ -40,11 +44,16 @@ def list_lengths(
     blank: Bool[Tensor, " vocab"],
     eos: Bool[Tensor, " vocab"],
 ) -> Int[Tensor, " batch"]:
-    """Lines that hold text, per completion: LongTensor [B].
+    """Return the number of lines with text in each completion. An EOS alone on its line is no text.
 
-    An EOS alone on its line, after a closing newline, makes no rank.
-    completion_ids, ranks: [B, T].  blank, eos: BoolTensor [V].
+    Args:
+        completion_ids: LongTensor [B, T].
+        ranks: LongTensor [B, T] from `segment_ranks`.
+        blank: BoolTensor [V], whether a token is white space only.
+        eos: BoolTensor [V], whether a token ends a completion.
+    Returns:
+        LongTensor [B].
     """
     is_text = ~(blank | eos)[completion_ids] & (ranks >= 0)
-    ranks = torch.nn.functional.pad(torch.where(is_text, ranks, -1), (0, 1), value=-1)  # T may be 0
+    ranks = torch.nn.functional.pad(torch.where(is_text, ranks, -1), (0, 1), value=-1)  # padded because T may be 0
     return ranks.amax(-1) + 1

@@ -1,1 +1,1 @@
-"""What surrounds a run: its folder, its metrics, its log, its progress bars."""
+"""The files around a run: folder, checkpoints, metrics; and the fork server that starts runs."""

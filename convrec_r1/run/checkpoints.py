@@ -1,9 +1,10 @@
-"""A run's checkpoints as folders: sealed with checksums when they are written, checked before anything goes on from them."""
+"""Checkpoint folders: sealed with checksums when they are written, verified before they are used."""
 
+import functools
+import hashlib
 import json
 import logging
 import os
-from hashlib import blake2b
 from pathlib import Path
 
 from convrec_r1.base.errors import UserError
@@ -13,27 +14,22 @@ _log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "trainer.ckpt"
-"""Of a checkpoint to go on from: the trainer's state. Others hold a policy only."""
-
-
-_named: set[Path] = set()
-"""Damaged checkpoints that were told of: what a run asks several times is said once."""
+"""The trainer's state, in checkpoints that a run can resume from. Other checkpoints hold a policy only."""
 
 
 def seal(folder: Path) -> None:
-    """Write a manifest of every file's size and checksum, once all of them are on the disk and not just on their way."""
+    """Write a manifest with the size and checksum of every file. All files are on the disk (fsync) when it returns."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        _sync(file)
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "blake2b": _digest(file)}
     write_json(folder / MANIFEST, files)
-    for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        _sync(place)
+    for directory in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        _sync(directory)
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, None if nothing is."""
+    """Return what is wrong with a sealed folder, None if it is intact."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         wanted = [(name, int(entry["bytes"]), str(entry["blake2b"])) for name, entry in files.items()]
@@ -48,53 +44,55 @@ def damage(folder: Path) -> str | None:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
         if _digest(file) != digest:
-            return f"{name} is not what was written (its checksum differs)"
+            return f"the checksum of {name} differs"
     return None
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that training can go on from, None if there is none. Damaged ones are passed over, and named.
+    """Return the newest intact checkpoint that training can resume from, None if there is none.
 
-    Reads only: every process of a run finds the same one.
+    Damaged checkpoints are skipped with a warning. Nothing is changed, so every process of a run finds the same one.
     """
     for step in sorted(checkpoints.glob("[0-9]*"), reverse=True):
-        if not (step / STATE).exists():
-            continue
-        wrong = damage(step)
-        if wrong is None:
-            return step
-        if step not in _named:
-            _named.add(step)
-            _log.warning("The checkpoint %s is damaged: %s. Going back to the one before.", step, wrong)
+        if (step / STATE).exists():
+            if (wrong := damage(step)) is None:
+                return step
+            _warn(step, wrong)
     return None
 
 
 def newest_step(checkpoints: Path) -> int | None:
-    """The step of `newest`."""
+    """Return the step of the newest checkpoint (`newest`), None if there is none."""
     found = newest(checkpoints)
     return int(found.name) if found else None
 
 
 def require_whole(folder: Path) -> None:
-    """UserError where a checkpoint's folder was sealed and has been damaged since."""
+    """Check a checkpoint folder that may be sealed.
+
+    Raises:
+        UserError: the folder has a manifest and is damaged.
+    """
     if (folder / MANIFEST).exists() and (wrong := damage(folder)):
         raise UserError(
-            f"The checkpoint {folder} is damaged: {wrong}. Copy it again from where it is whole, choose another one of "
+            f"The checkpoint {folder} is damaged: {wrong}. Copy it again from an intact copy, choose another checkpoint of "
             f"{folder.parent}, or train again with fresh=true."
         )
 
 
+@functools.cache  # a run asks several times: one warning per checkpoint is enough
+def _warn(step: Path, wrong: str) -> None:
+    _log.warning("The checkpoint %s is damaged: %s. Using the previous checkpoint.", step, wrong)
+
+
 def _digest(file: Path) -> str:
-    digest = blake2b(digest_size=16)
     with file.open("rb") as opened:
-        while part := opened.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    """That the folder holds its files must be on the disk too."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -1,4 +1,4 @@
-"""outputs/<study>/<run>/: what a run leaves behind, and what it finds there when it is started again."""
+"""The folder of a run, outputs/<study>/<run>/: its files, its lock, and whether it can be resumed."""
 
 import contextlib
 import shutil
@@ -18,13 +18,15 @@ from convrec_r1.run.identity import LEFT_OUT, SOURCES, as_dict, differences, lef
 
 
 class State(Enum):
+    """State of the run in a folder."""
+
     new = "new"
     interrupted = "interrupted"
     complete = "complete"
 
 
 class RunFolder:
-    """Paths of one run. `begin` decides whether there is something to do."""
+    """Paths of one run. `begin` finds out whether the run is new, interrupted or complete."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,33 +41,32 @@ class RunFolder:
         self.log = path / "run.log"
 
     def state(self) -> State:
+        """Return the state of the run in the folder."""
         if not self.config.exists():
             return State.new
         return State.complete if self.summary.exists() else State.interrupted
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """While the block lasts no other process has the folder; the lock goes with the process, however that ends.
+        """Hold the folder's lock while the block runs. The operating system frees it if the process is killed.
 
-        Raises UserError if another one has it.
+        Raises:
+            UserError: another process holds the lock.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            lock.acquire()
+            held = FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"Another process is at this run: {self.path}. Two would write into each other's files. Wait for it or stop "
-                "it; another folder (hydra.run.dir=DIR) makes another run."
+                f"Another process works on this run: {self.path}. Wait for it, stop it, or choose another folder "
+                "(hydra.run.dir=DIR)."
             ) from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def begin(self, cfg: DictConfig, git_sha: str | None = None) -> State:
-        """Claim the folder for a run of `cfg`. Return what was found: a new, an interrupted or a complete run of this config.
+        """Claim the folder for a run of `cfg`. Return the state in which it is found.
 
-        config.yaml of a new run starts with the version of the package, its commit, and digests of users' source files.
+        config.yaml of a new run starts with the version of the package, its commit, and digests of plug-in source files.
 
         Raises:
             UserError: the folder holds a run of another config.
@@ -85,16 +86,16 @@ class RunFolder:
             listed = "\n".join(f"  {key}: {before} there, {now} now" for key, before, now in changed[:10])
             raise UserError(
                 f"{self.path} holds a run of another config:\n{listed}\n"
-                "Choose another folder (hydra.run.dir=DIR), or fresh=true to start over and lose that run."
+                "Choose another folder (hydra.run.dir=DIR), or delete that run and start again with fresh=true."
             )
         return state
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, last of all: a folder that has it holds a finished run."""
+        """Write summary.json, the last file of a run: a folder that has it is complete."""
         write_json(self.summary, {"status": "complete", "version": __version__, **summary})
 
     def clear(self) -> None:
-        """Remove what a run wrote here, and nothing else."""
+        """Delete the files of a run. Other files in the folder stay."""
         for file in (self.summary, self.config, self.metrics, self.log):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.eval, self.rollouts, self.figures, self.faults):
@@ -103,8 +104,10 @@ class RunFolder:
             (self.path / extra).unlink(missing_ok=True)
 
     def discard_if_empty(self, outputs: Path) -> None:
-        """Hydra makes the folder before the config is checked; one in which nothing was written goes away again, and
-        so do the folders above it up to `outputs`, if they are empty. Nothing above `outputs` is touched."""
+        """Delete the folder if it is empty, and empty folders above it up to `outputs`.
+
+        Hydra makes the folder before the config is checked.
+        """
         root = outputs.absolute()
         path = self.path.absolute()
         with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""Start runs by forking a process that has already imported what they need: milliseconds instead of seconds.
+"""Start runs by forking a server process that has the imports done: milliseconds instead of seconds.
 
-A sweep starts its cells this way, and the tests their commands. A forked run is a process like any other: it has its own
-pid, session, environment, working directory, output and exit status. `fork` is the client's side, `main`, at the end, the
-server's.
+Sweeps start their runs this way, and tests their commands. A forked run has its own pid, session, environment, working
+directory, streams and exit status. `multiprocessing`'s fork server gives a child none of these but the pid, and only the
+process that started it can use it; the workers of hydra/launcher=joblib share one server.
 
-Not for runs on GPUs: CUDA does not survive a fork, and the seconds do not matter there.
+CPU only: CUDA does not work after a fork.
 """
 
 import atexit
@@ -13,7 +13,6 @@ import importlib
 import io
 import json
 import os
-import random
 import runpy
 import select
 import shutil
@@ -23,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,67 +30,62 @@ from typing import Any, NoReturn
 from convrec_r1.base import processes
 
 MODULES = ("convrec_r1.cli", "convrec_r1.config.checks", "convrec_r1.tasks.run")
-"""What every run imports. The first one sets the variables that torch reads when it is imported."""
+"""Modules that every run imports. The first one sets environment variables that torch reads at import."""
 SUPPORTED = sys.platform == "linux"
-"""Not on macOS: its system libraries do not survive a fork."""
+"""False on macOS, whose system libraries do not work after a fork."""
 ADDRESS = "CONVREC_R1_FORKSERVER"
-"""Environment variable with the address of a server, for the processes of a sweep: they share one."""
+"""Environment variable with the address of the server that the processes of a sweep share."""
 
 _STREAMS = (0, 1, 2)  # file descriptors of stdin, stdout and stderr
-_NOT_ITS_OWN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Signals that a scheduler or a terminal may send to all of a job. The server stays until its maker ends: it has to tell the
-exit status of runs that are still saving."""
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that a scheduler or terminal sends to all processes of a job. The server ignores them: it must report the exit
+status of runs that are still saving."""
 
 
 class Forked:
-    """A process that a `ForkServer` forked. The methods are those of `subprocess.Popen`."""
+    """A process forked by a `ForkServer`, with the methods of `subprocess.Popen`."""
 
     def __init__(self, reply: socket.socket) -> None:
+        """reply: connection on which the server sends the pid, then the exit status. The process holds it open as well."""
         self._reply = reply
         self._received = b""
-        self._server_lives = True
         self.returncode: int | None = None
-        """Exit status, or minus the signal that killed it; None while it runs."""
+        """Exit status, or minus the number of the signal that killed it. None while it runs."""
         self.pid = self._number()
 
     def poll(self) -> int | None:
-        """Return the exit status, None while the process runs. 1 if the server died first and the status is unknown."""
-        if self.returncode is None and self._server_lives and select.select([self._reply], [], [], 0)[0]:
-            try:
-                self.returncode = self._number()
-            except ConnectionError:
-                self._server_lives = False
-        if self.returncode is None and not self._server_lives and not _lives(self.pid):
-            self.returncode = 1
+        """Return the exit status, None while the process runs. It is 1 if the server died before it could report it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the process to end. Returns its exit status.
+        """Wait for the process to end. Return its exit status.
 
         Raises:
             subprocess.TimeoutExpired: the process still runs after `timeout` seconds.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        while (status := self.poll()) is None:
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
+        if self.returncode is None:
+            if not select.select([self._reply], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            if self._server_lives:
-                select.select([self._reply], [], [], left)
-            else:
-                time.sleep(0.05)
-        return status
+            try:
+                self.returncode = self._number()
+            except ConnectionError:  # closed by the server and by the process
+                self.returncode = 1
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def _number(self) -> int:
-        """The next number that the server sends. Raises ConnectionError if it has gone."""
+        """Return the next number on the connection. Raises ConnectionError if it is closed."""
         while b"\n" not in self._received:
             part = self._reply.recv(64)
             if not part:
@@ -100,14 +93,6 @@ class Forked:
             self._received += part
         line, _, self._received = self._received.partition(b"\n")
         return int(line)
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process runs. One that has ended and is not yet waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def fork(
@@ -123,12 +108,15 @@ def fork(
     """Start `python -m MODULE ARGUMENTS` in a new session, forked from the server at `address`.
 
     Args:
-        env: the whole environment. What libraries read from it when they are imported, they have read from the server's.
-        cwd: working directory. None: this process's.
-        stdout, stderr: file descriptors.
-
+        address: socket of the server.
+        arguments: arguments of the module.
+        env: the whole environment. Libraries have read the server's environment at import.
+        cwd: working directory. None: that of this process.
+        stdout: file descriptor.
+        stderr: file descriptor.
+        module: module to run.
     Raises:
-        OSError: there is no server at the address, or it ended before it could fork.
+        OSError: there is no server at the address, or it ended before it forked.
     """
     request = {"module": module, "arguments": list(arguments), "env": dict(env), "cwd": str(cwd or Path.cwd())}
     connection = socket.socket(socket.AF_UNIX)
@@ -139,49 +127,49 @@ def fork(
         connection.sendall(json.dumps(request).encode())
         connection.shutdown(socket.SHUT_WR)
         return Forked(connection)
-    except BaseException:  # Ctrl-C among them: the server forks nothing for a client that has gone
+    except BaseException:  # also Ctrl-C: the server forks nothing for a closed connection
         connection.close()
         raise
 
 
 class ForkServer:
-    """A server process of its own, ended by `close` and with the process that made it."""
+    """A fork server in a process of its own. It ends with `close`, or with the process that started it."""
 
     def __init__(self, modules: Sequence[str] = MODULES, env: Mapping[str, str] | None = None) -> None:
         """
         Args:
-            modules: what the server imports, in this order.
-            env: its environment. None: this process's.
+            modules: modules that the server imports, in this order.
+            env: environment of the server. None: that of this process.
         """
-        # Sockets in a folder that only this user can enter: who can connect can start processes.
+        # A folder that only this user can enter: whoever can connect can start processes.
         self._folder = tempfile.TemporaryDirectory(prefix="convrec_r1-", ignore_cleanup_errors=True)
         self.address = f"{self._folder.name}/fork"
         read_end, self._alive = os.pipe()
-        # It listens before the server runs: requests wait while it imports.
+        # The socket listens before the server runs: requests wait during the imports.
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.address)
             listener.listen(64)
             inherited = [listener.fileno(), read_end]
-            # A session of its own, so that Ctrl-C in the terminal does not reach it. It shares our output: rich looks at it
-            # when it is imported, and would show a run in a terminal without colours otherwise.
+            # A new session, so that Ctrl-C in the terminal does not reach it. It keeps this process's output because rich
+            # checks at import whether that is a terminal with colours.
+            command = [sys.executable, "-m", __name__, *map(str, inherited), *modules]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, *map(str, inherited), *modules],
-                pass_fds=inherited, stdin=subprocess.DEVNULL, start_new_session=True, env=env,
-            )  # fmt: skip
+                command, pass_fds=inherited, stdin=subprocess.DEVNULL, start_new_session=True, env=env
+            )
         os.close(read_end)
 
     def close(self) -> None:
-        """End the server. What it has forked goes on."""
+        """End the server. Processes that it forked keep running."""
         os.close(self._alive)
         self._process.wait()
         self._folder.cleanup()
 
 
 def provide() -> None:
-    """Start a server for this process and all that inherit its environment, where it can work and unless there is one."""
+    """Start a server for this process and its children (`ADDRESS`), unless there is one or the system does not support it."""
     global _provided
     if SUPPORTED and ADDRESS not in os.environ:
-        with contextlib.suppress(OSError):  # the path of temporary files may be too long for a socket
+        with contextlib.suppress(OSError):  # the path of a temporary folder may be too long for a socket
             _provided = ForkServer()
             os.environ[ADDRESS] = _provided.address
 
@@ -189,11 +177,18 @@ def provide() -> None:
 _provided: ForkServer | None = None
 
 
-# -- the server's process ----------------------------------------------------------------------------------------------------
+# -- the server process ------------------------------------------------------------------------------------------------------
 
 
 def main(listener: int, alive: int, modules: Sequence[str]) -> None:
-    for number in _NOT_ITS_OWN:
+    """Run the server, and in each forked process the module that was asked for.
+
+    Args:
+        listener: file descriptor of the listening socket.
+        alive: end of a pipe that is closed when the process that started the server ends.
+        modules: modules to import first.
+    """
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     before = dict(os.environ)
     for module in modules:
@@ -204,14 +199,14 @@ def main(listener: int, alive: int, modules: Sequence[str]) -> None:
         sys.argv = [request["module"], *request["arguments"]]
         _run(request["module"])
     atexit._run_exitfuncs()
-    os._exit(0)  # at once: it holds the output of its maker
+    os._exit(0)  # at once: this process holds the output of the one that started it
 
 
 def _run(module: str) -> NoReturn:
-    """`python -m MODULE` in a forked process, and its end as Python's own.
+    """Run `python -m MODULE` and exit as Python does.
 
-    Only the interpreter's last step is left out: it frees every module one by one, which takes seconds after a fork, as each
-    page that it touches is copied first.
+    Only the interpreter's last step is skipped. It frees all modules, which takes seconds in a forked process because every
+    page that it writes to is copied.
     """
     status, interrupted = 0, False
     try:
@@ -223,23 +218,21 @@ def _run(module: str) -> NoReturn:
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         status, interrupted = 1, isinstance(error, KeyboardInterrupt)
-    threading._shutdown()  # type: ignore[attr-defined]  waits for threads that are no daemons
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for non-daemon threads
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
+        with contextlib.suppress(OSError, ValueError):  # closed, or no reader
             stream.flush()
-    if interrupted:  # Python dies of the signal, for whoever waits for it to see
+    if interrupted:  # Python ends by the signal itself, so that the exit status shows it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     os._exit(status & 0xFF)
 
 
 def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> dict[str, Any] | None:
-    """Fork on request. Returns in each child its request, and None in the server when its maker has ended.
+    """Fork on request. Return the request in each child, and None in the server when `alive` is closed.
 
-    Args:
-        alive: end of a pipe whose other end the maker holds.
-        defaults: variables that the imports have set, for children whose environment does not have them.
+    defaults: environment variables that the imports set, for children that do not have them.
     """
     wake, waker = os.pipe()
     for end in (wake, waker):
@@ -254,7 +247,7 @@ def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> 
                 os.read(wake, 4096)
             _report_ended(clients)
         if alive in ready:
-            shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)  # its maker may have been killed
+            shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)  # a killed process does not clean up
             return None
         if listener in ready:
             client, _ = listener.accept()
@@ -263,18 +256,17 @@ def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> 
                 continue
             request, streams = received
             with warnings.catch_warnings():
-                # Python warns of other threads. There are OpenBLAS's, and OpenBLAS prepares them for forks.
+                # Python warns about other threads. They belong to OpenBLAS, which handles forks.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 try:
                     pid = os.fork()
-                except OSError:  # no memory or no process left: the client starts the run in another way
-                    client.close()
-                    for stream in streams:
-                        os.close(stream)
+                except OSError:  # out of memory or processes: the client starts the run in another way
+                    _close(client, streams)
                     continue
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                for unused in (listener, client, *clients.values()):
+                client.detach()  # stays open until this process ends, which tells the client if the server is killed
+                for unused in (listener, *clients.values()):
                     unused.close()
                 for end in (wake, waker, alive):
                     os.close(end)
@@ -283,12 +275,12 @@ def _serve(listener: socket.socket, alive: int, defaults: Mapping[str, str]) -> 
             clients[pid] = client
             for stream in streams:
                 os.close(stream)
-            with contextlib.suppress(OSError):  # the client has gone
+            with contextlib.suppress(OSError):  # the client has ended
                 client.sendall(b"%d\n" % pid)
 
 
 def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """A request and the file descriptors of its streams. None: the client is not there any more."""
+    """Return a request and the file descriptors of its streams. None: the client has ended."""
     streams: list[int] = []
     try:
         client.settimeout(5.0)
@@ -298,29 +290,33 @@ def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         client.settimeout(None)
         gone = select.poll()
         gone.register(client, 0)
-        if not gone.poll(0):  # POLLHUP is always asked for
+        if not gone.poll(0):  # POLLHUP is always reported
             return request, streams
     except (OSError, ValueError):
         pass
-    client.close()
-    for stream in streams:
-        os.close(stream)
+    _close(client, streams)
     return None
 
 
+def _close(client: socket.socket, streams: Sequence[int]) -> None:
+    client.close()
+    for stream in streams:
+        os.close(stream)
+
+
 def _report_ended(clients: dict[int, socket.socket]) -> None:
+    """Send the exit status of each ended child to its client."""
     for pid in list(clients):
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            continue
-        _, status = os.waitpid(pid, 0)
-        with clients.pop(pid) as client, contextlib.suppress(OSError):
-            client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            with clients.pop(pid) as client, contextlib.suppress(OSError):
+                client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
 def _become(request: dict[str, Any], defaults: Mapping[str, str], streams: Sequence[int]) -> None:
-    """Make this forked process the one that was asked for."""
+    """Give this forked process the session, streams, folder and environment of its request."""
     os.setsid()
-    for number in (*_NOT_ITS_OWN, signal.SIGCHLD):
+    for number in (*_IGNORED, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, target in zip(streams, _STREAMS, strict=True):
@@ -333,16 +329,13 @@ def _become(request: dict[str, Any], defaults: Mapping[str, str], streams: Seque
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=stream.isatty() or stream is sys.stderr)
-    atexit.unregister(
-        shutil.rmtree
-    )  # folders that an import has made, as matplotlib's: they are the server's to remove
-    # What has been read from the environment when it was imported.
+    atexit.unregister(shutil.rmtree)  # temporary folders made at import, as by matplotlib, belong to the server
+    # Values that were read from the environment at import:
     if "pytorch_lightning" in sys.modules:
         sys.modules["pytorch_lightning"].utilities.rank_zero_only.rank = processes.launched_rank()
     if "torch" in sys.modules and (threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdigit():
         sys.modules["torch"].set_num_threads(max(1, int(threads)))
-    # Two runs must not draw the same names and numbers because they come from the same server.
-    random.seed()
+    # Runs from one server must not draw the same random numbers. (Python reseeds `random` itself after a fork.)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     if "torch" in sys.modules:

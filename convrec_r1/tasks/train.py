@@ -15,7 +15,7 @@ from convrec_r1.evaluate.config import Select
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator, write_asked
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.modules.callbacks import Marks, Watch
+from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.config import GuardAction
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.guard import Guard
@@ -155,12 +155,10 @@ class Job:
             self.tracker.log(step, "validation", {f"val/{name}": value for name, value in names.items()})
             return names[cfg.metric]
 
-        marks = Marks()
         self.watch = Watch(
             validate,
             every=cfg.eval.every,
             total=cfg.rl.steps,
-            marks=marks,
             patience=cfg.eval.patience,
             guard=Guard(cfg.guard, cfg.n) if cfg.guard.action is not GuardAction.none else None,
             stop_on_collapse=cfg.guard.action is GuardAction.stop,
@@ -174,7 +172,6 @@ class Job:
             checkpoints,
             description=cfg.algo.name,
             callbacks=[self.watch, *own],
-            marks=marks,
         )
         module.pipeline.close()
         self.steps = module.step
