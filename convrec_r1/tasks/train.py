@@ -1,5 +1,6 @@
 """The main job: warm start -> group-relative RL -> evaluation beside its baselines."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
 from convrec_r1.config.parts import base_policy, encoder_for, evaluation_key, judge, objective, rl_settings
 from convrec_r1.config.schema import Config
+from convrec_r1.doctor.plan import plan_of
 from convrec_r1.evaluate.config import Select
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator, write_asked
@@ -19,9 +21,11 @@ from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.config import GuardAction
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.guard import Guard
+from convrec_r1.modules.measure import long_run_warning
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy, load_policy
+from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.base import RolloutEngine, make_engine
@@ -31,6 +35,8 @@ from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.studies.run_report import report
 from convrec_r1.tasks.distill import training_data
 from convrec_r1.tasks.warm_start import WarmStart, warm_start
+
+_log = logging.getLogger(__name__)
 
 
 def train(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
@@ -85,6 +91,7 @@ class Job:
 
     def run(self) -> dict[str, Any]:
         cfg = self.cfg
+        self.warn_if_long()
         warm = None
         if cfg.warm_start == "sft" or cfg.algo.stage is Stage.sft:
             warm = warm_start(cfg, self.data)
@@ -110,6 +117,17 @@ class Job:
         final = systems[cfg.algo.name].summary()
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
         return report(cfg, self.folder, systems) | self.outcome()
+
+    def warn_if_long(self) -> None:
+        """Log how long the run would take, and what to change, where that is more than a day. The run continues."""
+        cfg = self.cfg
+        if cfg.model.source is ModelSource.tiny or newest(self.folder.checkpoints) is not None:
+            return
+        policy = base_policy(cfg, self.data).to(self.device)
+        plan = plan_of(cfg, self.data, encoder_for(cfg, policy))
+        bf16 = (cfg.trainer.precision or "").startswith("bf16")
+        if sentence := long_run_warning(policy, self.engine(policy), plan, bf16=bf16):
+            _log.warning("%s The run continues.", sentence)
 
     def outcome(self) -> dict[str, Any]:
         """How training ended, for summary.json."""
