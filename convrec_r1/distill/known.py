@@ -4,20 +4,14 @@ import logging
 from pathlib import Path
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.plugins import build
 from convrec_r1.config.schema import Config
-from convrec_r1.data.adapters import jsonl, reddit_v2, redial
-from convrec_r1.data.adapters.common import find_catalog
-from convrec_r1.data.config import DataConfig
-from convrec_r1.data.movieland.films import catalog_films
-from convrec_r1.distill.metadata import Key, Metadata, key, read_metadata
+from convrec_r1.data.adapters.rows import Row
+from convrec_r1.data.load import make_adapter
+from convrec_r1.distill.metadata import Key, Metadata, key, metadata_of, read_metadata
+from convrec_r1.matching import Matching
 
 _log = logging.getLogger(__name__)
-
-_CATALOGS = {
-    "jsonl": jsonl.CATALOG_NAMES,
-    "redial": redial.CATALOG_NAMES,
-    "reddit_v2": reddit_v2.CATALOG_NAMES,
-}
 
 
 def metadata(cfg: Config) -> dict[Key, Metadata]:
@@ -31,25 +25,17 @@ def metadata(cfg: Config) -> dict[Key, Metadata]:
         found = _that_say_something(read_metadata(path))
         if not found:
             raise UserError(f"distill.metadata={path}: no item has genres, keywords, people or a plot.")
-    elif cfg.data.adapter == "movieland":
-        # Of the catalog's films only: what the teacher names beside them is for the teacher to describe.
-        films = [
-            Metadata(*film.item, genres=film.genres, keywords=film.themes, people=(film.director,))
-            for film in catalog_films()
-        ]
-        return {key(film.item): film for film in films}
     else:
-        path = _own_file(cfg.data)
-        found = _that_say_something(_read(path)) if path else {}
+        path = make_adapter(cfg.data, cfg.n, build(cfg.match, "match", Matching)).metadata()
+        if path is None or isinstance(path, Path):
+            found = _that_say_something(_read(path)) if path else {}
+        else:
+            rows = (metadata_of(Row(dict(fields), f"{cfg.data.name}, item {k}")) for k, fields in enumerate(path, 1))
+            found = _that_say_something({key(item.item): item for item in rows})
+            path = f"data={cfg.data.name}"
     if found:
         _log.info("Metadata: %d items from %s", len(found), path)
     return found
-
-
-def _own_file(cfg: DataConfig) -> Path | None:
-    if cfg.catalog:
-        return Path(cfg.catalog).expanduser()
-    return find_catalog(Path(str(cfg.path)).expanduser(), _CATALOGS[cfg.adapter])
 
 
 def _read(path: Path) -> dict[Key, Metadata]:

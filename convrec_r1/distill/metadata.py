@@ -77,7 +77,7 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     found: dict[Key, Metadata] = {}
     untitled = repeated = 0
     for row in reader(path):
-        metadata = _metadata(row)
+        metadata = metadata_of(row)
         if _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial's metadata has such a row, which its catalog leaves out too
             untitled += 1
             continue
@@ -92,7 +92,7 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     return found
 
 
-def _metadata(row: Row) -> Metadata:
+def metadata_of(row: Row) -> Metadata:
     fields = {name.strip().lower(): value for name, value in row.fields.items()}
     row = Row(fields, row.where)
     try:

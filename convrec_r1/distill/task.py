@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from convrec_r1 import __version__, lists
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import point, read_json, write_json, write_jsonl, write_text
+from convrec_r1.base.plugins import build
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import fingerprint, load_data
@@ -36,6 +37,7 @@ from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.runner import Evaluator
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
+from convrec_r1.matching import Matching
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import Tracker, rewind
@@ -48,7 +50,7 @@ _HOW = {"distill": ("block", "scores", "dry_run"), "embedder": ("device", "batch
 
 def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
     """task=distill: make (or find) the demonstrations of `cfg`, and show their card. Returns what belongs in summary.json."""
-    data = load_data(cfg.data, cfg.n, need=["train"])
+    data = load_data(cfg.data, cfg.n, build(cfg.match, "match", Matching), need=["train"])
     made = find_or_make(cfg, data)
     card = read_json(made / "card.json")
     cards.show(card)
@@ -72,7 +74,7 @@ def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> d
 
 def training_data(cfg: Config, need: Sequence[str]) -> Dataset:
     """The dataset with the demonstrations that `data.demonstrations` asks for."""
-    data = load_data(cfg.data, cfg.n, need=need)
+    data = load_data(cfg.data, cfg.n, build(cfg.match, "match", Matching), need=need)
     source = cfg.data.demonstrations
     if source in ("published", "neighbours"):
         return data
@@ -109,7 +111,7 @@ def with_distilled(data: Dataset, folder: Path) -> Dataset:
 
 def dry_run(cfg: Config) -> None:
     """Say what Stage 1 would ask, and what that would cost. Nothing is asked, started or made."""
-    data = load_data(cfg.data, cfg.n, need=["train"])
+    data = load_data(cfg.data, cfg.n, build(cfg.match, "match", Matching), need=["train"])
     teacher = make_teacher(cfg)
     made = _folder(cfg, data, teacher)
     if _is_whole(made, cfg):
