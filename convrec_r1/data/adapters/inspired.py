@@ -61,7 +61,9 @@ class Inspired(FileAdapter):
         """Raises UserError for missing files, a file without the columns, and a malformed row."""
         files = _files(self.path)
         missing: list[Split] = [split for split in ("validation", "test") if split not in files]
-        dialogues = [(split, *found) for split, file in files.items() for found in self._dialogues(file)]
+        dialogues: list[tuple[Split, list[Row], dict[str, Item]]] = []
+        for split, file in files.items():
+            dialogues += [(split, rows, films) for rows, films in self._dialogues(file)]
         if self.catalog_file() is None:
             catalog = Catalog(film for _, _, films in dialogues for film in films.values())
         else:
@@ -71,9 +73,8 @@ class Inspired(FileAdapter):
         for split, rows, films in dialogues:
             name = rows[0].text("dialog_id")
             check_id(rows[0], name, places)
-            if split == "train":
-                split = split_by_hash(name, missing)
-            conversations += self._conversations(rows, name, films, catalog, split)
+            place: Split = split_by_hash(name, missing) if split == "train" else split
+            conversations += self._conversations(rows, name, films, catalog, place)
         _log.info(
             "inspired: %d conversations; left out: %d dialogues without a readable movie_dict; films: %d not in movie_dict, "
             "%d named before, %d not in the catalog, %d before anything was said",
@@ -123,7 +124,8 @@ class Inspired(FileAdapter):
 
 def _files(path: Path) -> dict[Split, Path]:
     if not path.is_dir():
-        return {"test" if path.name == FILES["test"] else "train": path}
+        split: Split = "test" if path.name == FILES["test"] else "train"
+        return {split: path}
     found = present(path, FILES)
     if not found:
         raise UserError(f"{path} holds none of {', '.join(FILES.values())}. Check data.path.")
