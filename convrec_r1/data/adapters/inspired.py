@@ -63,7 +63,8 @@ class Inspired(FileAdapter):
         missing: list[Split] = [split for split in ("validation", "test") if split not in files]
         dialogues: list[tuple[Split, list[Row], dict[str, Item]]] = []
         for split, file in files.items():
-            dialogues += [(split, rows, films) for rows, films in self._dialogues(file)]
+            for rows, films in self._dialogues(file):
+                dialogues.append((split, rows, films))
         if self.catalog_file() is None:
             catalog = Catalog(film for _, _, films in dialogues for film in films.values())
         else:
