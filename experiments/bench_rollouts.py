@@ -31,6 +31,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import convrec_r1.__main__  # noqa: F401  registers the schema
 from convrec_r1.base.files import write_json
 from convrec_r1.config.files import conf_folder
+from convrec_r1.config.parts import matching
 from convrec_r1.config.resolve import resolve
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
@@ -232,7 +233,7 @@ def main() -> None:
                 "hf": ["rollout=hf"],
             }
             cfg = config(*choices["vllm"], *base)
-            data = load_data(cfg.data, cfg.n, need=["train"])
+            data = load_data(cfg.data, cfg.n, matching(cfg), need=["train"])
             policy = make_policy(cfg, data, arguments.shape).to("cuda" if gpu else "cpu")
             encoder = encoder_for(cfg, policy)
             prompts = [encoder.prompt(c) for c in data["train"][: completions // 8]]

@@ -213,6 +213,20 @@ redial_turn = st.fixed_dictionaries(
     {"dialog_id": ids, "turn_id": st.integers(), "context": st.lists(titles, max_size=3), "entity": st.lists(titles, max_size=2),
      "rec": st.lists(titles.map(lambda title: f"{title} (1995)"), max_size=3)}
 )  # fmt: skip
+numbers = st.lists(st.integers(0, 1) | st.integers(0, 9), max_size=2)
+cikm23_turn = st.fixed_dictionaries(
+    {
+        "dialog_id": ids,
+        "turn_id": st.integers(),
+        "context": st.lists(titles, max_size=3),
+        "rec": numbers,
+        "prev_entity": numbers,
+    }
+)
+opendialkg_turn = st.fixed_dictionaries(
+    {"dialog_id": ids, "turn_id": st.integers(), "context": st.lists(titles, max_size=3), "entity": st.lists(titles, max_size=2),
+     "rec": st.lists(titles, max_size=3)}
+)  # fmt: skip
 metadata_row = st.fixed_dictionaries(
     {"title": titles},
     optional={
@@ -220,6 +234,22 @@ metadata_row = st.fixed_dictionaries(
         "director": titles, "cast": st.lists(titles, max_size=2), "plot": texts, "keywords": texts,
     },
 )  # fmt: skip
+
+
+@st.composite
+def inspired_file(draw: Callable) -> bytes:
+    films = st.sampled_from(["Heat (1995)", "Thief (1981)", "Heat"])
+    lines = ["dialog_id\tutt_id\tspeaker\ttext\tmovies\tmovie_dict"]
+    for number in range(draw(st.integers(0, 5))):
+        table = draw(
+            st.one_of(
+                st.dictionaries(films, st.integers(0, 3)).map(repr), st.sampled_from(["{", "[1]", "{1: 2}"]), texts
+            )
+        )
+        speaker = draw(st.sampled_from(["SEEKER", "RECOMMENDER", "RECOMMENDER", "x"]))
+        named = "; ".join(draw(st.lists(films, max_size=2)))
+        lines.append("\t".join([draw(st.sampled_from("ab")), str(number), speaker, draw(titles), named, table]))
+    return draw(bytes_of("\n".join(lines).encode("utf-8", "surrogatepass")))
 
 
 @st.composite
@@ -314,15 +344,22 @@ def keys() -> list[str]:
 
 
 def read_data(adapter: str, content: bytes, folder: Path, name: str = "train.jsonl") -> None:
-    from convrec_r1.data.adapters import jsonl, reddit_v2, redial
+    from convrec_r1.data.config import DataConfig
+    from convrec_r1.data.load import make_adapter
+    from convrec_r1.matching import Folded
 
     (folder / name).write_bytes(content)
     catalog = None
-    if adapter != "redial":
+    if adapter in ("jsonl.Jsonl", "reddit_v2.RedditV2"):
         catalog = folder / "catalog.csv"
         catalog.write_text("title,year\nHeat,1995\nThief,1981\n", encoding="utf-8")
-    loaders = {"jsonl": jsonl.load, "reddit_v2": reddit_v2.load, "redial": redial.load}
-    use(loaders[adapter](folder, catalog_path=catalog), folder)
+    (folder / "items.jsonl").write_text('{"name": "Heat"}\n{"name": "Thief"}\n', encoding="utf-8")
+    (folder / "entity2id.json").write_text(
+        '{"<http://dbpedia.org/resource/Heat_(film)>": 0, "Thief": 1}', encoding="utf-8"
+    )
+    (folder / "item_ids.json").write_text("[0, 1]", encoding="utf-8")
+    cfg = DataConfig(_target_=f"convrec_r1.data.adapters.{adapter}", path=str(folder), catalog=catalog and str(catalog))
+    use(make_adapter(cfg, 5, Folded()).load(), folder)
 
 
 def use(data: Any, folder: Path) -> None:
@@ -335,9 +372,10 @@ def use(data: Any, folder: Path) -> None:
     from convrec_r1.evaluate.popularity import Popularity
     from convrec_r1.evaluate.runner import write_asked
     from convrec_r1.evaluate.scoring import score
+    from convrec_r1.matching import Folded
 
     fingerprint(data)
-    data = add_demonstrations(data, 5)
+    data = add_demonstrations(data, 5, Folded())
     for split in SPLITS:
         write_asked(data[split], folder / "asked.jsonl")
         if data[split]:
@@ -355,7 +393,8 @@ def read_arrow(case: tuple[str, int, bytes, bytes], folder: Path) -> None:
     """A saved dataset with bytes of one of its files changed, or one whose columns are of other types."""
     import pyarrow as pa
 
-    from convrec_r1.data.adapters import reddit_v2
+    from convrec_r1.data.adapters.reddit_v2 import RedditV2
+    from convrec_r1.matching import Folded
 
     name, at, changed, column = case
     if not _ARROW:
@@ -390,7 +429,7 @@ def read_arrow(case: tuple[str, int, bytes, bytes], folder: Path) -> None:
         (folder / "train" / "dataset_info.json").write_text("{}")
     catalog = folder / "catalog.csv"
     catalog.write_text("title,year\nHeat,1995\nThief,1981\n", encoding="utf-8")
-    use(reddit_v2.load(folder, catalog_path=catalog), folder)
+    use(RedditV2(folder, Folded(), catalog).load(), folder)
 
 
 @st.composite
@@ -492,9 +531,14 @@ def data_target(adapter: str, row: st.SearchStrategy, name: str = "train.jsonl")
 TARGETS: dict[str, Target] = {
     "lists": Target(answers(), read_list),
     "answers": Target(answers(), read_answer),
-    "data jsonl": data_target("jsonl", jsonl_row),
-    "data redial": data_target("redial", st.one_of(redial_dialogue, redial_turn), "train_data.jsonl"),
-    "data reddit_v2 jsonl": data_target("reddit_v2", reddit_row),
+    "data jsonl": data_target("jsonl.Jsonl", jsonl_row),
+    "data redial": data_target("redial.Redial", st.one_of(redial_dialogue, redial_turn), "train_data.jsonl"),
+    "data reddit_v2 jsonl": data_target("reddit_v2.RedditV2", reddit_row),
+    "data inspired": Target(
+        inspired_file(), lambda content, folder: read_data("inspired.Inspired", content, folder, "train.tsv")
+    ),
+    "data cikm23": data_target("cikm23.CIKM23", cikm23_turn),
+    "data opendialkg": data_target("opendialkg.OpenDialKG", opendialkg_turn),
     "data reddit_v2 arrow": Target(arrows(), read_arrow),
     "catalog csv": Target(csv_file(("title", "year", "genre")), read_catalog(".csv")),
     "catalog json": Target(json_list(items), read_catalog(".json")),

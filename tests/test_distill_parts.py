@@ -12,7 +12,8 @@ from support import make_config
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.data import movieland
-from convrec_r1.data.adapters import jsonl, reddit_v2
+from convrec_r1.data.adapters import jsonl
+from convrec_r1.data.adapters.reddit_v2 import RedditV2
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation, Dataset, Message
 from convrec_r1.distill import export
@@ -27,6 +28,7 @@ from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.distill.teachers.simulated import SimulatedTeacher
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item
+from convrec_r1.matching import Folded
 
 HEAT, ALIEN, CLUE, BIG = Item("Heat", 1995), Item("Alien", 1979), Item("Clue", 1985), Item("Big", 1988)
 FILMS = [HEAT, ALIEN, CLUE, BIG]
@@ -188,7 +190,7 @@ def dataset() -> Dataset:
 def test_the_dataset_reads_back_as_it_was(tmp_path):
     data = dataset()
     export.write_dataset(data, tmp_path)
-    again = jsonl.load(tmp_path)
+    again = jsonl.Jsonl(tmp_path).load()
     assert again["train"] == data["train"]
     assert again["test"] == data["test"]
     assert list(again.catalog) == list(data.catalog)
@@ -211,7 +213,7 @@ def test_the_arrow_folders_have_the_public_form(tmp_path):
 def test_our_reader_of_the_public_form_reads_them(tmp_path):
     data = dataset()
     export.write_arrow(data, tmp_path, "Recommend 2 movies.")
-    again = reddit_v2.load(tmp_path)
+    again = RedditV2(tmp_path, Folded()).load()
     assert again["train"][0].demonstration == (ALIEN,)  # that form has no items without a year
     assert again["train"][0].has_instruction
     assert list(again.catalog) == list(data.catalog)

@@ -25,7 +25,8 @@ from convrec_r1.base.files import read_jsonl
 from convrec_r1.base.visible import visible
 from convrec_r1.config.checks import check
 from convrec_r1.config.naming import run_dir, study_dir
-from convrec_r1.data.adapters import jsonl, reddit_v2
+from convrec_r1.data.adapters import jsonl
+from convrec_r1.data.adapters.reddit_v2 import RedditV2
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.load import fingerprint
@@ -33,6 +34,7 @@ from convrec_r1.data.schema import Conversation
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import score
 from convrec_r1.lists import Item, format, parse
+from convrec_r1.matching import Folded
 from convrec_r1.policy.config import ModelConfig
 from convrec_r1.policy.load import load_policy
 from convrec_r1.policy.wheel import model_from_wheel
@@ -128,7 +130,7 @@ def test_an_arrow_column_that_calls_itself_an_image_opens_nothing(tmp_path):
     with pytest.raises(
         UserError, match='"seen_titles" must be a list of titles, found an object with the keys bytes, path'
     ):
-        reddit_v2.load(tmp_path)
+        RedditV2(tmp_path, Folded()).load()
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +232,7 @@ def write_data(folder: Path, titles: list[str], copies: int) -> Path:
 @pytest.mark.parametrize("name", TITLES)
 def test_any_title_goes_from_the_catalog_to_the_metrics(tmp_path, name):
     """Read, fingerprinted, written as a list, read from it as the same item, hit, and kept in files that read the same."""
-    data = add_demonstrations(jsonl.load(write_data(tmp_path / "d", [TITLES[name], "Heat"], 1)), 5)
+    data = add_demonstrations(jsonl.Jsonl(write_data(tmp_path / "d", [TITLES[name], "Heat"], 1)).load(), 5, Folded())
     fingerprint(data)
     (item, _) = data.catalog
     text = format(data.catalog)

@@ -9,6 +9,7 @@ from convrec_r1.data import Catalog, Conversation, Dataset, Message
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.load import fingerprint, load_data, with_demonstrations
 from convrec_r1.lists import Item
+from convrec_r1.matching import Folded
 from convrec_r1.tasks.warm_start import warm_start_key
 
 pytestmark = pytest.mark.long
@@ -28,6 +29,7 @@ def test_demonstrations_put_truths_first_then_neighbours_then_favourites():
     data = add_demonstrations(
         dataset([talk("1", [A]), talk("2", [A, B]), talk("3", [A, B]), talk("4", [C], seen=["D"]), talk("5", [C, D])]),
         4,
+        Folded(),
     )
     lists = {c.id: c.demonstration for c in data["train"]}
     # 1: A; B shares two conversations with A; then by count: C (2) and D (2), in catalog order
@@ -37,12 +39,12 @@ def test_demonstrations_put_truths_first_then_neighbours_then_favourites():
 
 
 def test_demonstrations_that_exist_stay():
-    data = add_demonstrations(dataset([talk("1", [A], demonstration=(E,)), talk("2", [B])]), 3)
+    data = add_demonstrations(dataset([talk("1", [A], demonstration=(E,)), talk("2", [B])]), 3, Folded())
     assert data["train"][0].demonstration == (E,)
 
 
 def test_no_demonstration_names_items_outside_the_catalog_or_seen():
-    data = add_demonstrations(dataset([talk("1", [Item("Z", 1), A], seen=["a"]), talk("2", [B, C])]), 5)
+    data = add_demonstrations(dataset([talk("1", [Item("Z", 1), A], seen=["a"]), talk("2", [B, C])]), 5, Folded())
     for conversation in data["train"]:
         assert all(item in data.catalog for item in conversation.demonstration)
         assert not {i.title.casefold() for i in conversation.demonstration} & set(conversation.seen)

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data import movieland
 from convrec_r1.data.movieland import simulator, teacher
 from convrec_r1.data.movieland.films import GENRES, THEMES, catalog_films, load_films
@@ -254,7 +255,7 @@ def test_demonstrations_have_the_asked_length():
     for n in (1, 20):
         data = movieland.load(n_items=n, sizes=SMALL)
         assert all(len(conversation.demonstration) == n for conversation in data["train"])
-    with pytest.raises(ValueError, match="n_items"):
+    with pytest.raises(UserError, match="n=0"):
         movieland.load(n_items=0, sizes=SMALL)
 
 

@@ -2,16 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds
 from convrec_r1.config.schema import Config
-from convrec_r1.data.config import PromptStyle
-from convrec_r1.data.registry import ADAPTERS
+from convrec_r1.data import checks as data_checks
 from convrec_r1.distill.config import problems as distill_problems
 from convrec_r1.evaluate.config import Select
 from convrec_r1.reward.config import RankRewardConfig
@@ -19,7 +17,6 @@ from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
 
 TASKS = ("train", "eval", "distill", "compare", "workspace", "doctor")
-DEMONSTRATIONS = ("published", "neighbours", "distilled")
 _SECRET = re.compile(r"KEY$|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 BASELINES = ("popularity", "zero_shot", "sft")
 
@@ -37,7 +34,7 @@ def problems(cfg: Config) -> list[str]:
     if cfg.task.name in ("compare", "workspace"):  # they load no data and train nothing
         wrong = [*_choices(cfg), *_comparison(cfg)]
     elif cfg.task.name == "distill":  # trains nothing and samples nothing
-        wrong = [*_choices(cfg), *ranges(cfg), *_data_paths(cfg), *_stage1(cfg)]
+        wrong = [*_choices(cfg), *ranges(cfg), *data_checks.problems(cfg.data, cfg.n), *_stage1(cfg)]
     else:
         out_of_range = ranges(cfg)
         wrong = [*_choices(cfg), *out_of_range, *_paths(cfg), *_watching(cfg)]
@@ -76,18 +73,10 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _exists(path: str, test: Callable[[Path], bool] = Path.exists, within: str = ".") -> bool:
-    try:
-        return test(Path(path).expanduser() / within)
-    except (OSError, RuntimeError, ValueError):  # a name too long, a home of nobody, a NUL
-        return False
-
-
 def _choices(cfg: Config) -> list[str]:
     wrong = []
     for key, value, known in (
         ("task.name", cfg.task.name, TASKS),
-        ("data.adapter", cfg.data.adapter, tuple(ADAPTERS)),
         ("eval.split", cfg.eval.split, ("train", "validation", "test")),
         ("eval.ideal", cfg.eval.ideal, ("standard", "paper")),
     ):
@@ -105,13 +94,6 @@ def ranges(cfg: Config) -> list[str]:
         "eval.resamples": cfg.eval.resamples,
     }
     wrong = [f"{key}={value}: must be at least 1." for key, value in at_least_one.items() if value < 1]
-    for key, value in (
-        ("train", cfg.data.train_size),
-        ("validation", cfg.data.validation_size),
-        ("test", cfg.data.test_size),
-    ):
-        if value is not None and value < 1:
-            wrong.append(f"data.{key}_size={value}: must be at least 1, or null for all.")
     if not cfg.eval.ks or min(cfg.eval.ks) < 1:
         wrong.append(f"eval.ks={list(cfg.eval.ks)}: give at least one cut-off of 1 or more.")
     for stage, optim in (("sft", cfg.sft), ("rl", cfg.rl)):
@@ -120,32 +102,9 @@ def ranges(cfg: Config) -> list[str]:
     return wrong
 
 
-def _data_paths(cfg: Config) -> list[str]:
-    wrong = []
-    data = cfg.data
-    if ADAPTERS.get(data.adapter, False) and not data.path:
-        wrong.append(f"data={data.name} reads files: say where they are with data.path=DIR.")
-    for key, value in (("data.path", data.path), ("data.catalog", data.catalog)):
-        if value and not _exists(value):
-            wrong.append(f"{key}={value}: there is no such file or folder (from {Path.cwd()}).")
-    try:
-        data.instruction.format(n=cfg.n)
-    except (KeyError, IndexError, AttributeError, ValueError) as error:
-        wrong.append(
-            f"data.instruction: {type(error).__name__} {error}: {{n}} alone may stand in braces; others are doubled."
-        )
-    source = data.demonstrations
-    if source not in DEMONSTRATIONS and not _exists(source, within="dataset/train.jsonl"):
-        wrong.append(
-            f"data.demonstrations={source}: choose {', '.join(DEMONSTRATIONS)}, or the folder of a task=distill run (one with "
-            "dataset/train.jsonl)."
-        )
-    return wrong
-
-
 def _paths(cfg: Config) -> list[str]:
-    wrong = [*_data_paths(cfg), *cfg.model.problems()]
-    if cfg.warm_start not in (None, "sft") and not _exists(cfg.warm_start, within="config.json"):
+    wrong = [*data_checks.problems(cfg.data, cfg.n), *cfg.model.problems()]
+    if cfg.warm_start not in (None, "sft") and not data_checks.exists(cfg.warm_start, within="config.json"):
         wrong.append(
             f"warm_start={cfg.warm_start}: choose sft, null, or the folder of a policy (one with a config.json, as "
             "RUN/checkpoints/last/policy)."
@@ -193,10 +152,6 @@ def _combinations(cfg: Config) -> list[str]:
         wrong.append("trainer.strategy=fsdp shards over GPUs: set trainer.accelerator=gpu, or use trainer=ddp on CPUs.")
     if trainer.strategy == "fsdp" and world < 2:
         wrong.append("trainer.strategy=fsdp with one device shards nothing: set trainer.devices, or use trainer=gpu.")
-    if cfg.data.prompt is PromptStyle.published and cfg.n != 20 and cfg.data.adapter == "reddit_v2":
-        wrong.append(
-            f"data.prompt=published asks for 20 items in its own words and n={cfg.n}: set n=20 or data.prompt=ours."
-        )
     return wrong
 
 

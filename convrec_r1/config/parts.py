@@ -44,9 +44,12 @@ def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
 
 def judge(cfg: Config, catalog: Catalog) -> Judge:
     """Build the judge of lists: `reward` over `catalog`."""
-    return Judge(
-        catalog, build(cfg.reward, "reward", Reward, function=True), cfg.n, build(cfg.match, "match", Matching)
-    )
+    return Judge(catalog, build(cfg.reward, "reward", Reward, function=True), cfg.n, matching(cfg))
+
+
+def matching(cfg: Config) -> Matching:
+    """Build the rule for "the same item"."""
+    return build(cfg.match, "match", Matching)
 
 
 def position(cfg: Config) -> Position:

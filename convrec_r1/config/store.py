@@ -15,6 +15,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.visible import visible
 from convrec_r1.config.naming import run_dir, run_name, study_dir
 from convrec_r1.config.schema import Config
+from convrec_r1.data.config import FilmsConfig, TitlesConfig
 from convrec_r1.distill.config import (
     OpenAITeacherConfig,
     SentenceTransformersConfig,
@@ -29,6 +30,7 @@ from convrec_r1.rollout.config import HFConfig, VLLMConfig, VLLMServerConfig
 USER_ERROR = 2
 """Exit status where the user can put something right."""
 SCHEMAS = {
+    "data": {"films": FilmsConfig, "titles": TitlesConfig},
     "match": {"folded": FoldedConfig, "normalised": NormalisedConfig},
     "reward": {"rank": RankRewardConfig},
     "rollout": {"hf": HFConfig, "vllm": VLLMConfig, "vllm_server": VLLMServerConfig},

@@ -1,7 +1,6 @@
 """The set of items that may be recommended."""
 
 import csv
-import io
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from convrec_r1.data.adapters.rows import (
     describe,
     encodable,
     one_line,
+    open_text,
     parse_json,
     read_json_lines,
     to_item,
@@ -116,13 +116,7 @@ class Catalog:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[Any, str]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = csv.reader(open_text(path), strict=True)
     header: list[str] | None = None
     try:
         for cells in rows:

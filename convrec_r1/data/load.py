@@ -1,4 +1,4 @@
-"""Config -> dataset: choose the adapter, cut to size, and refuse what could not be trained on."""
+"""Config -> dataset: build the adapter, cut the splits to size, refuse what cannot be trained on."""
 
 import hashlib
 import json
@@ -10,41 +10,47 @@ from pathlib import Path
 import numpy as np
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data import movieland
-from convrec_r1.data.adapters import jsonl, reddit_v2, redial
+from convrec_r1.base.plugins import TARGET, build
+from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.config import DataConfig, PromptStyle
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset
+from convrec_r1.matching import Folded, Matching
 
 _log = logging.getLogger(__name__)
+_FOLDED = Folded()
 
-_READERS = {"reddit_v2": reddit_v2.load, "redial": redial.load, "jsonl": jsonl.load}
+
+def make_adapter(cfg: DataConfig, n: int, match: Matching) -> Adapter:
+    """Build the adapter that `data._target_` names. Raises UserError where that cannot be done."""
+    node = {TARGET: cfg._target_, **cfg.options}
+    given = {"path": _path(cfg.path), "catalog": _path(cfg.catalog), "n": n, "seed": cfg.seed, "sizes": cfg.sizes}
+    if clash := sorted(given.keys() & cfg.options.keys()):
+        raise UserError(f"data.options.{clash[0]} stands beside data.options: set data.{clash[0]}.")
+    return build(node, "data", Adapter, **given, match=match)
 
 
-def load_data(cfg: DataConfig, n: int, *, need: Sequence[str] = SPLITS) -> Dataset:
-    """The dataset of `cfg`, cut to its sizes, with demonstrations of at most `n` items.
+def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Sequence[str] = SPLITS) -> Dataset:
+    """Return the dataset of `cfg`, cut to its sizes, with demonstrations of at most `n` items.
 
-    Raises UserError for anything malformed in the files, for a split of `need` that is empty, and for a catalog that
-    holds none of the ground truths (nothing could ever be rewarded).
+    Args:
+        cfg: the options `data`.
+        n: items in a list.
+        match: when two titles name the same item.
+        need: splits that must not be empty.
+    Raises:
+        UserError: anything malformed in the files, an empty split of `need`, or a catalog that holds none of the ground
+            truths (nothing could ever be rewarded).
     """
-    sizes: dict[str, int | None] = {
-        "train": cfg.train_size, "validation": cfg.validation_size, "test": cfg.test_size,
-    }  # fmt: skip
-    if cfg.adapter == "movieland":
-        given = {split: size for split, size in sizes.items() if size is not None}
-        data = movieland.load(seed=cfg.seed, n_items=n, sizes={**movieland.SIZES, **given})
-    else:
-        path = _path(cfg.path)
-        assert path is not None  # config/checks.py: an adapter that reads files has a data.path
-        data = _READERS[cfg.adapter](path, catalog_path=_path(cfg.catalog))
-        data = Dataset(data.catalog, {split: _cut(data[split], sizes[split], cfg.seed) for split in SPLITS})
+    adapter = make_adapter(cfg, n, match)
+    data = adapter.load()
+    data = Dataset(data.catalog, {split: _cut(data[split], cfg.sizes.get(split), cfg.seed) for split in SPLITS})
     _check_splits(data, need, cfg)
-    _check_catalog(data, cfg)
+    _check_catalog(data, cfg, match)
     if cfg.prompt is PromptStyle.ours:
-        splits = {split: [_plain(c) for c in data[split]] for split in SPLITS}
-        data = Dataset(data.catalog, splits)
+        data = Dataset(data.catalog, {split: [_plain(c, adapter) for c in data[split]] for split in SPLITS})
     if cfg.demonstrations == "neighbours":
-        data = add_demonstrations(data, n)
+        data = add_demonstrations(data, n, match)
     _log.info(
         "Data %s: %d items; conversations: %s", cfg.name, len(data.catalog),
         ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS),
@@ -67,16 +73,16 @@ def _path(path: str | None) -> Path | None:
 
 
 def _cut(conversations: list[Conversation], size: int | None, seed: int) -> list[Conversation]:
-    """`size` conversations chosen by `seed`, in their order; a smaller choice is part of a larger one."""
+    """`size` conversations chosen by `seed`, in their order. A smaller choice is part of a larger one."""
     if size is None or size >= len(conversations):
         return conversations
     chosen = np.sort(np.random.default_rng(seed).permutation(len(conversations))[:size])
     return [conversations[i] for i in chosen]
 
 
-def _plain(conversation: Conversation) -> Conversation:
-    """The dialogue alone, where a dataset publishes whole prompts; our own instruction is put before it later."""
-    return reddit_v2.without_instruction(conversation) if conversation.has_instruction else conversation
+def _plain(conversation: Conversation, adapter: Adapter) -> Conversation:
+    """The dialogue alone, where a dataset publishes whole prompts: our own instruction is put before it later."""
+    return adapter.without_instruction(conversation) if conversation.has_instruction else conversation
 
 
 def _check_splits(data: Dataset, need: Sequence[str], cfg: DataConfig) -> None:
@@ -88,9 +94,9 @@ def _check_splits(data: Dataset, need: Sequence[str], cfg: DataConfig) -> None:
         )
 
 
-def _check_catalog(data: Dataset, cfg: DataConfig) -> None:
+def _check_catalog(data: Dataset, cfg: DataConfig, match: Matching) -> None:
     truths = {item for split in SPLITS for c in data[split] for item in c.ground_truth}
-    found = sum(item in data.catalog for item in truths)
+    found = sum(data.catalog.find(item, match) is not None for item in truths)
     if not found:
         example = ", ".join(map(str, list(truths)[:3]))
         raise UserError(

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from convrec_r1.base.addresses import address_problem
 from convrec_r1.base.options import option
+from convrec_r1.data.checks import has_simulated_teacher
 from convrec_r1.data.config import DataConfig
 
 _PRICE = "US dollars for a million tokens; null if it is not known."
@@ -194,7 +195,7 @@ class DistillConfig:
 def problems(teacher: TeacherConfig, embedder: Any, distill: DistillConfig, data: DataConfig) -> list[str]:
     """Return a sentence for every combination of options with which Stage 1 cannot work."""
     wrong = []
-    if isinstance(teacher, SimulatedTeacherConfig) and data.name != "movieland":
+    if isinstance(teacher, SimulatedTeacherConfig) and not has_simulated_teacher(data):
         wrong.append(
             f"teacher=simulated answers about movieland only, not about data={data.name}: use teacher=openai or "
             "teacher=vllm, with teacher.model=NAME."

@@ -36,7 +36,7 @@ def forecast(setup: Setup, data: Dataset, cache: AnswerCache, identity: str) -> 
     if cfg.as_said:
         return found
     if cfg.remap.enabled and cfg.describe:
-        in_files = known_metadata(cfg.metadata, setup.data)
+        in_files = known_metadata(cfg.metadata, setup.adapter, setup.data.name)
         items = [item for item in data.catalog if key(item) not in in_files]
         step = cfg.describe_batch
         groups = [describe(items[at : at + step], setup.data.domain) for at in range(0, len(items), step)]

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.common import find_catalog
+from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.adapters.rows import Row, describe, one_line, parse_json, read_jsonl, to_item, unreadable
-from convrec_r1.data.config import DataConfig
-from convrec_r1.data.movieland.films import catalog_films
 from convrec_r1.distill.answers import descriptions
 from convrec_r1.distill.questions import describe as ask_about
 from convrec_r1.distill.teachers.interview import Interview
@@ -30,8 +28,6 @@ _PEOPLE = (
     "director", "directors", "writer", "writers", "star", "stars", "actor", "actors", "cast", "author", "authors", "people",
 )  # fmt: skip
 _PLOT = ("plot", "overview", "description", "summary", "synopsis")
-_CATALOGS = ("movies.jsonl", "catalog.csv", "catalog.json", "catalog.jsonl")
-"""Catalog files that may hold metadata."""
 _ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
 
 
@@ -64,29 +60,34 @@ def key(item: Item | tuple[str, int | None]) -> Key:
     return fold(item[0]), item[1]
 
 
-def known_metadata(file: str | None, data: DataConfig) -> dict[Key, Metadata]:
-    """Return the metadata in files, by `key`. Items without any are left out.
+def known_metadata(file: str | None, adapter: Adapter, dataset: str) -> dict[Key, Metadata]:
+    """Return the metadata that needs no teacher, by `key`. Items without any are left out.
 
-    `file` (distill.metadata) if it is given; else the dataset's catalog if its rows have more than title and year, such as
-    ReDial's movies.jsonl; for movieland its table. Raises UserError if `file` cannot be read or has no metadata.
+    Args:
+        file: distill.metadata, which counts alone if it is given.
+        adapter: of the dataset, whose own metadata counts else.
+        dataset: its name, for messages.
+    Raises:
+        UserError: `file` cannot be read or has no metadata.
     """
-    if file:
-        path = Path(file).expanduser()
-        found = _with_content(read_metadata(path))
-        if not found:
-            raise UserError(f"distill.metadata={path}: no item has genres, keywords, people or a plot.")
-    elif data.name == "movieland":  # the catalog's films only: others are for the teacher to describe
-        films = [Metadata(*film.item, film.genres, film.themes, (film.director,)) for film in catalog_films()]
-        return {key(film.item): film for film in films}
-    else:
-        path = Path(data.catalog or find_catalog(Path(str(data.path)).expanduser(), _CATALOGS) or "").expanduser()
+    source = Path(file).expanduser() if file else adapter.metadata()
+    if source is None:
+        return {}
+    if isinstance(source, Path):
         try:
-            found = _with_content(read_metadata(path))
-        except UserError as error:  # a catalog may be titles alone
-            _log.info("No metadata in the catalog's file (%s)", error)
+            found = _with_content(read_metadata(source))
+        except UserError as error:
+            if file:
+                raise
+            _log.info("No metadata in the catalog's file (%s)", error)  # a catalog may be titles alone
             return {}
+    else:
+        rows = (metadata_of(Row(dict(fields), f"{dataset}, item {k}")) for k, fields in enumerate(source, 1))
+        found = _with_content({key(item.item): item for item in rows})
+    if file and not found:
+        raise UserError(f"distill.metadata={source}: no item has genres, keywords, people or a plot.")
     if found:
-        _log.info("Metadata: %d items from %s", len(found), path)
+        _log.info("Metadata: %d items from %s", len(found), source if isinstance(source, Path) else f"data={dataset}")
     return found
 
 
@@ -127,7 +128,7 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     found: dict[Key, Metadata] = {}
     untitled = repeated = 0
     for row in reader(path):
-        metadata = _metadata(row)
+        metadata = metadata_of(row)
         if _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial has such a row
             untitled += 1
             continue
@@ -140,7 +141,7 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     return found
 
 
-def _metadata(row: Row) -> Metadata:
+def metadata_of(row: Row) -> Metadata:
     fields = {name.strip().lower(): value for name, value in row.fields.items()}
     row = Row(fields, row.where)
     try:

@@ -13,8 +13,10 @@ import numpy as np
 
 from convrec_r1.base.plugins import build
 from convrec_r1.base.progress import bar
+from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.config import DataConfig
+from convrec_r1.data.load import make_adapter
 from convrec_r1.data.schema import Conversation, Dataset
 from convrec_r1.distill.adjust import Adjustment, cross_validate, fit_adjust
 from convrec_r1.distill.answers import recommended
@@ -56,6 +58,10 @@ class Setup:
     @cached_property
     def matching(self) -> Matching:
         return build(self.match, "match", Matching)
+
+    @property
+    def adapter(self) -> Adapter:
+        return make_adapter(self.data, self.n, self.matching)
 
 
 @dataclass
@@ -162,7 +168,7 @@ def _inputs(setup: Setup, items: list[Item], interview: Interview, found: Stage1
     cfg, index = setup.distill, found.matches.index
     if not cfg.remap.enabled:
         return RemapInputs(found.raw.lists, index, len(items))
-    in_files = known_metadata(cfg.metadata, setup.data)
+    in_files = known_metadata(cfg.metadata, setup.adapter, setup.data.name)
     # A teacher's item that matches a catalog item has its metadata, with whatever year the teacher gave.
     foreign = [item for item, at in zip(found.raw.items, index, strict=True) if at < 0]
     wanted = list(dict.fromkeys([*items, *foreign]))

@@ -12,12 +12,14 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.plugins import build
 from convrec_r1.data import Conversation
 from convrec_r1.data.adapters import jsonl
 from convrec_r1.data.config import DataConfig
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.list_quality import catalog_coverage
 from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.matching import Matching
 from convrec_r1.studies.labels import LABELS
 from convrec_r1.studies.naming import ABSENT, differing_keys, name_systems, text
 from convrec_r1.studies.run_files import BASELINES, Judged, NotARun, Reader, Run, is_sft
@@ -28,7 +30,7 @@ _log = logging.getLogger(__name__)
 SCORING = ("eval.split", "n", "eval.ideal", "reward.position", "match._target_", "match.year_tolerance")
 # What decides each baseline, by the start of the key. All else may differ between runs that share it.
 _DECIDES = {
-    "popularity": ("data.name", "data.adapter", "data.path", "data.catalog", "data.seed", "data.train_size", "n"),
+    "popularity": ("data.name", "data._target_", "data.path", "data.catalog", "data.seed", "data.train_size", "n"),
     "zero_shot": ("data.", "n", "model."),
     "sft": (
         "data.", "n", "model.", "sft.", "warm_start", "rollout.temperature", "trainer.precision",
@@ -229,7 +231,7 @@ def _check_comparable(runs: Sequence[Run]) -> None:
     else:
         # The ids alone do not tell: simulated conversations of another seed go by the same.
         contents = [""] * len(runs)
-        data = ("data.name", "data.adapter", "data.seed", f"data.{split}_size")
+        data = ("data.name", "data._target_", "data.seed", f"data.{split}_size")
 
     def signature(run: Run, content: str) -> tuple:
         keys = {key: run.config.get(key, ABSENT) for key in (*SCORING, *data)}
@@ -242,7 +244,7 @@ def _check_comparable(runs: Sequence[Run]) -> None:
         return
     first, *others = (members[0] for members in groups.values())
     lines = []
-    for key in (*SCORING, "data.name", "data.adapter", "data.path", "data.seed", f"data.{split}_size"):
+    for key in (*SCORING, "data.name", "data._target_", "data.path", "data.seed", f"data.{split}_size"):
         values = {text(run.config.get(key, ABSENT)): run.name for run in (first, *others)}
         if len(values) > 1:
             lines.append(f"{key}: " + "; ".join(f"{value} in {name}" for value, name in values.items()))
@@ -425,7 +427,9 @@ def _conversations(runs: Sequence[Run], ids: Sequence[str]) -> dict[str, Convers
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), keys))
         assert isinstance(cfg, DataConfig)
-        asked = {c.id: c for c in load_data(cfg, run.config["n"], need=[run.split])[run.split]}
+        rule = {key.removeprefix("match."): value for key, value in run.config.items() if key.startswith("match.")}
+        data = load_data(cfg, run.config["n"], build(rule, "match", Matching), need=[run.split])
+        asked = {c.id: c for c in data[run.split]}
     except Exception as error:  # whatever ails old data, the numbers do not depend on it
         _log.warning("The conversations are not shown: %s", error)
         return None

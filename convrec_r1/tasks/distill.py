@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.files import point, read_json, write_text
+from convrec_r1.config.parts import matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import load_data
@@ -22,7 +23,7 @@ from convrec_r1.run.tracker import Tracker, rewind
 
 def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
     """Make or find the demonstrations of `cfg`, and show their card. Returns what belongs in summary.json."""
-    data = load_data(cfg.data, cfg.n, need=["train"])
+    data = load_data(cfg.data, cfg.n, matching(cfg), need=["train"])
     made = _find_or_make(cfg, data)
     card = read_json(made / "card.json")
     cards.show(card)
@@ -46,14 +47,14 @@ def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> d
 
 def dry_run(cfg: Config) -> None:
     """Show what Stage 1 would ask and what it would cost. Nothing is asked, started or written."""
-    data = load_data(cfg.data, cfg.n, need=["train"])
+    data = load_data(cfg.data, cfg.n, matching(cfg), need=["train"])
     if found := estimate(_setup(cfg), cfg.teacher, data, Path(cfg.outputs)):
         cards.show_forecast(found, cfg.teacher)
 
 
 def training_data(cfg: Config, need: Sequence[str]) -> Dataset:
     """Load the dataset with the demonstrations that `data.demonstrations` names."""
-    data = load_data(cfg.data, cfg.n, need=need)
+    data = load_data(cfg.data, cfg.n, matching(cfg), need=need)
     source = cfg.data.demonstrations
     if source in ("published", "neighbours"):
         return data

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.config.parts import encoder_for
+from convrec_r1.config.parts import encoder_for, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.popularity import Popularity
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
     """Greedy lists of `cfg.checkpoint` on the evaluation split, beside the popularity baseline where there is one."""
-    data = load_data(cfg.data, cfg.n, need=[cfg.eval.split])
+    data = load_data(cfg.data, cfg.n, matching(cfg), need=[cfg.eval.split])
     popularity = Popularity.from_conversations(data["train"], data.catalog)
     evaluator = Evaluator(cfg, data.catalog, popularity)
     assert cfg.checkpoint is not None  # config/checks.py

@@ -1,15 +1,21 @@
-"""What the adapters share on the way from a row to a `Conversation`."""
+"""Helpers of the adapters: from a row to a `Conversation`."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from convrec_r1.data.adapters.rows import Row, describe
 from convrec_r1.data.schema import SPLITS, Conversation, Message, Split
+from convrec_r1.lists import Item
+from convrec_r1.matching import Matching
 
 Role = Literal["user", "assistant"]
+_DIALOGUE = re.compile(r"here is the conversation:", re.IGNORECASE)
+_SPEAKER = re.compile(r"(?:^|\s)(USER|SYSTEM):")
 _MESSAGES = "a list of {role, content}"
 
 
@@ -44,6 +50,40 @@ def merge_turns(turns: Iterable[tuple[Role, str]]) -> tuple[Message, ...]:
         else:
             merged.append(Message(role, text))
     return tuple(merged)
+
+
+def alternating(texts: Sequence[str]) -> tuple[Message, ...]:
+    """Texts of two speakers in turn as messages. The last one is the user's, as a recommendation answers it."""
+    last = len(texts) - 1
+    return merge_turns(("assistant" if (last - number) % 2 else "user", text) for number, text in enumerate(texts))
+
+
+def unseen(items: Iterable[Item], seen: Iterable[Item], match: Matching) -> tuple[tuple[Item, ...], int]:
+    """Return the items whose title is not seen, each once, and the number of those that are seen."""
+    before = {match.key(item.title) for item in seen}
+    unique = {match.item_key(item): item for item in items}
+    fresh = tuple(item for (title, _), item in unique.items() if title not in before)
+    return fresh, len(unique) - len(fresh)
+
+
+def titles(items: Iterable[Item], match: Matching) -> tuple[str, ...]:
+    """Return the titles of the items, each once."""
+    return tuple({match.key(item.title): item.title for item in items}.values())
+
+
+def without_instruction(conversation: Conversation) -> Conversation:
+    """Return the dialogue of a published prompt, one message per turn.
+
+    The prompt's instruction ends in "here is the conversation:"; its turns begin with USER: and SYSTEM:.
+    """
+    text = conversation.messages[-1].content
+    start = _DIALOGUE.search(text)
+    parts = _SPEAKER.split(text[start.end() :] if start else text)
+    turns: list[tuple[Role, str]] = [("user", parts[0])]
+    turns.extend(
+        ("user" if who == "USER" else "assistant", said) for who, said in zip(parts[1::2], parts[2::2], strict=True)
+    )
+    return replace(conversation, messages=merge_turns(turns) or conversation.messages, has_instruction=False)
 
 
 def digest(text: str) -> str:
@@ -83,6 +123,11 @@ def check_id(row: Row, identifier: str, first: dict[str, str]) -> None:
             "its own."
         )
     first[identifier] = row.where
+
+
+def present(folder: Path, names: Mapping[Split, str]) -> dict[Split, Path]:
+    """Return the files of a folder that are there, by split."""
+    return {split: folder / names[split] for split in SPLITS if split in names and (folder / names[split]).is_file()}
 
 
 def split_files(folder: Path) -> Iterator[tuple[Split, Path]]:

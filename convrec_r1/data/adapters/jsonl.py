@@ -17,36 +17,30 @@ from typing import Any
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import replacing
+from convrec_r1.data.adapters.base import FileAdapter
 from convrec_r1.data.adapters.common import (
     by_split,
     check_id,
-    find_catalog,
     read_messages,
     split_by_hash,
     split_files,
 )
 from convrec_r1.data.adapters.rows import Row, describe, read_jsonl
-from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 
 _log = logging.getLogger(__name__)
-CATALOG_NAMES = ("catalog.csv", "catalog.json", "catalog.jsonl", "catalog.pkl")
 _KEYS = {"id", "cluster", "messages", "ground_truth", "seen", "demonstration", "split", "has_instruction"}
 
 
-def load(path: str | Path, *, catalog_path: str | Path | None = None) -> Dataset:
-    """Conversations and catalog. Without `catalog_path`, catalog.{csv,json,jsonl,pkl} beside or above the data.
+class Jsonl(FileAdapter):
+    """data=jsonl: conversations at `path` (see `read`), and a catalog file: `catalog`, or catalog.* beside or above `path`."""
 
-    Raises UserError for what `read` refuses, and where no catalog is found.
-    """
-    path = Path(path)
-    conversations = read(path)
-    catalog_path = catalog_path or find_catalog(path, CATALOG_NAMES)
-    if catalog_path is None:
-        raise UserError(
-            f"No catalog ({', '.join(CATALOG_NAMES)}) beside {path} or in the folder above. Name it: data.catalog=FILE."
-        )
-    return Dataset(Catalog.load(catalog_path), by_split(conversations))
+    catalog_names = ("catalog.csv", "catalog.json", "catalog.jsonl", "catalog.pkl")
+
+    def load(self) -> Dataset:
+        """Raises UserError for what `read` refuses, and if there is no catalog."""
+        conversations = read(self.path)
+        return Dataset(self.load_catalog(), by_split(conversations))
 
 
 def read(path: str | Path) -> list[Conversation]:

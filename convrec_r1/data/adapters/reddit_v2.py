@@ -8,72 +8,68 @@ of (title, year), or a CSV file.
 """
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convrec_r1 import lists
 from convrec_r1.base.errors import UserError
+from convrec_r1.data.adapters.base import FileAdapter
 from convrec_r1.data.adapters.common import (
-    Role,
     by_split,
     check_id,
     digest,
-    find_catalog,
-    merge_turns,
     read_messages,
     split_files,
 )
 from convrec_r1.data.adapters.rows import Row, read_jsonl
-from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 from convrec_r1.lists import Item
+from convrec_r1.matching import Matching
 
 _log = logging.getLogger(__name__)
-_DIALOGUE = re.compile(r"here is the conversation:", re.IGNORECASE)
-_SPEAKER = re.compile(r"(?:^|\s)(USER|SYSTEM):")
-CATALOG_NAMES = ("gt_catalog.pkl", "catalog.csv")
 
 
-def load(path: str | Path, *, catalog_path: str | Path | None = None) -> Dataset:
-    """Read the folder; of both forms, arrow comes first. A split that is not there is empty.
+class RedditV2(FileAdapter):
+    """data=reddit_v2: the folder at `path`. If it has both forms, the arrow folders are read.
 
-    Without `catalog_path`, gt_catalog.pkl or catalog.csv is taken from the folder or from the one above. The prompt is
-    passed on as published, instruction included. Rows without any ground truth are left out and counted in the log.
-    Raises UserError for a folder without splits, a malformed row, an id used twice, or no catalog.
+    Catalog: `catalog`, or gt_catalog.pkl or catalog.csv in the folder or the one above. The published prompt stays whole,
+    with its instruction. Rows without any ground truth are left out.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(
-            f"{path} is not a folder. data.path must name the folder that holds train, validation and test."
+
+    published_prompt_n = 20
+    catalog_names = ("gt_catalog.pkl", "catalog.csv")
+
+    def __init__(self, path: str | Path, match: Matching, catalog: str | Path | None = None) -> None:
+        super().__init__(path, catalog)
+        self.match = match
+
+    def load(self) -> Dataset:
+        """Raises UserError for a folder without splits, a malformed row, an id used twice, or no catalog."""
+        if not self.path.is_dir():
+            raise UserError(
+                f"{self.path} is not a folder. data.path must name the folder that holds train, validation and test."
+            )
+        catalog = self.load_catalog()
+        counts: Counter[str] = Counter()
+        places: dict[str, str] = {}
+        conversations = []
+        for split, number, row in _rows(self.path):
+            conversation = _conversation(row, split, number)
+            check_id(row, conversation.id, places)
+            if not conversation.ground_truth:
+                counts["empty"] += 1
+                continue
+            counts["without"] += conversation.demonstration is None
+            counts["foreign"] += sum(catalog.find(item, self.match) is None for item in conversation.ground_truth)
+            conversations.append(conversation)
+        _log.info(
+            "reddit_v2: %d conversations, %d without a demonstration; left out %d rows without ground truth; "
+            "%d ground truths are not in the catalog",
+            *(len(conversations), counts["without"], counts["empty"], counts["foreign"]),
         )
-    catalog_path = catalog_path or find_catalog(path, CATALOG_NAMES)
-    if catalog_path is None:
-        raise UserError(
-            f"No catalog ({' or '.join(CATALOG_NAMES)}) in {path} or the folder above. Name it: data.catalog=FILE."
-        )
-    catalog = Catalog.load(catalog_path)
-    counts: Counter[str] = Counter()
-    places: dict[str, str] = {}
-    conversations = []
-    for split, number, row in _rows(path):
-        conversation = _conversation(row, split, number)
-        check_id(row, conversation.id, places)
-        if not conversation.ground_truth:
-            counts["empty"] += 1
-            continue
-        counts["without"] += conversation.demonstration is None
-        counts["foreign"] += sum(item not in catalog for item in conversation.ground_truth)
-        conversations.append(conversation)
-    _log.info(
-        "reddit_v2: %d conversations, %d without a demonstration; left out %d rows without ground truth; "
-        "%d ground truths are not in the catalog",
-        *(len(conversations), counts["without"], counts["empty"], counts["foreign"]),
-    )
-    return Dataset(catalog, by_split(conversations))
+        return Dataset(catalog, by_split(conversations))
 
 
 def _rows(path: Path) -> Iterator[tuple[Split, int, Row]]:
@@ -135,19 +131,3 @@ def _demonstration(row: Row) -> tuple[Item, ...] | None:
     if not row.array("completion", "a list of {role, content}", []):
         return None
     return tuple(lists.parse(read_messages(row, "completion")[-1].content)) or None
-
-
-def without_instruction(conversation: Conversation) -> Conversation:
-    """The dialogue of a published prompt, a turn a message, for prompts in our own words.
-
-    A published prompt ends its instruction with a colon after "conversation" and marks turns with USER: and SYSTEM:.
-    """
-    text = conversation.messages[-1].content
-    start = _DIALOGUE.search(text)
-    parts = _SPEAKER.split(text[start.end() :] if start else text)
-    turns: list[tuple[Role, str]] = [("user", parts[0])]
-    turns.extend(
-        ("user" if who == "USER" else "assistant", said) for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    )
-    messages = merge_turns(turns) or conversation.messages
-    return replace(conversation, messages=messages, has_instruction=False)

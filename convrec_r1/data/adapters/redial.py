@@ -16,15 +16,16 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.common import Role, by_split, check_id, find_catalog, merge_turns, split_by_hash
+from convrec_r1.data.adapters.base import FileAdapter
+from convrec_r1.data.adapters.common import Role, by_split, check_id, merge_turns, split_by_hash, titles, unseen
 from convrec_r1.data.adapters.rows import Row, describe, one_line, read_jsonl, split_title
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation, Dataset, Split
-from convrec_r1.lists import Item, fold
+from convrec_r1.lists import Item
+from convrec_r1.matching import Matching
 
 _log = logging.getLogger(__name__)
 _MENTION = re.compile(r"@(\d+)")
-CATALOG_NAMES = ("movies.jsonl",)
 FILES: dict[Split, tuple[str, ...]] = {
     "train": ("train_data.jsonl", "dialogues.jsonl"),
     "validation": ("valid_data.jsonl",),
@@ -32,50 +33,101 @@ FILES: dict[Split, tuple[str, ...]] = {
 }
 
 
-def load(path: str | Path, *, catalog_path: str | Path | None = None) -> Dataset:
-    """Read a folder with the files above, or a single file.
+class Redial(FileAdapter):
+    """data=redial: a folder with the files above, or a single file, at `path`.
 
-    A validation or test file that is missing is made up from the dialogues of the training file, a tenth each, by a
-    hash of the dialogue's id; a file of any other name counts as a training file. The catalog: `catalog_path`, or
-    movies.jsonl beside or above the data, or else every film that the files mention. Left out, and counted in the log:
-    films recommended again or that share their title with one named before (a seen title never pays), films the seeker
+    A validation or test file that is missing is replaced by dialogues of the training file, a tenth each, chosen by a
+    hash of the dialogue's id. A file of another name counts as a training file. Catalog: `catalog`, or movies.jsonl
+    beside or above the data, or else every film that the files mention. Left out, and counted in the log: films
+    recommended again or that share their title with one named before (a seen title never pays), films the seeker
     disliked, films that are not in the catalog, conversations left with no film, and recommendations before anything
-    was said. Demonstrations: none.
-
-    Raises UserError for a path without such files, a malformed row and an id used twice.
+    was said. There are no demonstrations.
     """
-    path = Path(path)
-    rows = {split: list(read_jsonl(file)) for split, file in _files(path).items()}
-    catalog_path = catalog_path or find_catalog(path, CATALOG_NAMES)
-    if catalog_path is not None:
-        catalog = Catalog.load(catalog_path)
-    else:
-        catalog = Catalog(film for group in rows.values() for row in group for film in _films(row))
-        if not len(catalog):
-            raise UserError(f"{path} mentions no films, so there is no catalog. Name one: data.catalog=FILE.")
 
-    missing: list[Split] = [split for split in ("validation", "test") if split not in rows]
-    places: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    conversations = []
-    for file_split, group in rows.items():
-        for row in group:
-            for found in _turn(row, catalog, counts) if _is_turn(row) else _dialogue(row, counts):
-                check_id(row, found.id, places)
-                ground_truth = tuple(item for item in found.ground_truth if item in catalog)
-                counts["foreign"] += len(found.ground_truth) - len(ground_truth)
-                if not ground_truth:
-                    counts["left with none"] += 1
-                    continue
-                split = split_by_hash(found.cluster, missing) if file_split == "train" else file_split
-                conversations.append(replace(found, ground_truth=ground_truth, split=split))
-    _log.info(
-        "redial: %d conversations; ground truths left out: %d named before, %d disliked, %d not in the catalog; "
-        "conversations left out: %d with no ground truth in the catalog, %d with no context",
-        len(conversations),
-        *(counts[key] for key in ("repeated", "disliked", "foreign", "left with none", "no context")),
-    )
-    return Dataset(catalog, by_split(conversations))
+    catalog_names = ("movies.jsonl",)
+
+    def __init__(self, path: str | Path, match: Matching, catalog: str | Path | None = None) -> None:
+        super().__init__(path, catalog)
+        self.match = match
+        self.counts: Counter[str] = Counter()
+
+    def load(self) -> Dataset:
+        """Raises UserError for a path without such files, a malformed row, an id used twice, or no films at all."""
+        rows = {split: list(read_jsonl(file)) for split, file in _files(self.path).items()}
+        catalog = self._catalog(row for group in rows.values() for row in group)
+        missing: list[Split] = [split for split in ("validation", "test") if split not in rows]
+        places: dict[str, str] = {}
+        conversations = []
+        for file_split, group in rows.items():
+            for row in group:
+                for found in self._turn(row, catalog) if _is_turn(row) else self._dialogue(row):
+                    check_id(row, found.id, places)
+                    ground_truth = tuple(item for item in found.ground_truth if catalog.find(item, self.match))
+                    self.counts["foreign"] += len(found.ground_truth) - len(ground_truth)
+                    if not ground_truth:
+                        self.counts["left with none"] += 1
+                        continue
+                    split = split_by_hash(found.cluster, missing) if file_split == "train" else file_split
+                    conversations.append(replace(found, ground_truth=ground_truth, split=split))
+        _log.info(
+            "redial: %d conversations; ground truths left out: %d named before, %d disliked, %d not in the catalog; "
+            "conversations left out: %d with no ground truth in the catalog, %d with no context",
+            len(conversations),
+            *(self.counts[key] for key in ("repeated", "disliked", "foreign", "left with none", "no context")),
+        )
+        return Dataset(catalog, by_split(conversations))
+
+    def _catalog(self, rows: Iterable[Row]) -> Catalog:
+        if self.catalog_file() is not None:
+            return self.load_catalog()
+        catalog = Catalog(film for row in rows for film in _films(row))
+        if not len(catalog):
+            raise UserError(f"{self.path} mentions no films, so there is no catalog. Name one: data.catalog=FILE.")
+        return catalog
+
+    def _dialogue(self, row: Row) -> Iterator[Conversation]:
+        """A conversation for every turn of the recommender that brings up films anew."""
+        mentions = _mentions(row)
+        disliked = {mentions[key] for key in _disliked(row) if key in mentions}
+        dialogue = row.text("conversationId")
+        said: list[tuple[Role, str]] = []
+        seen: list[Item] = []
+        for number, (role, texts) in enumerate(_turns(row)):
+            named = [mentions[key] for text in texts for key in _MENTION.findall(text) if key in mentions]
+            if role == "assistant":
+                fresh = self._fresh(named, seen)
+                liked = tuple(item for item in fresh if item not in disliked)
+                self.counts["disliked"] += len(fresh) - len(liked)
+                if liked and not said:
+                    self.counts["no context"] += 1
+                elif liked:
+                    shown = titles(seen, self.match)
+                    yield Conversation(f"{dialogue}-{number}", dialogue, merge_turns(said), liked, shown)
+            said.extend(
+                (role, _MENTION.sub(lambda found: str(mentions.get(found[1], found[0])), text)) for text in texts
+            )
+            seen += named
+
+    def _turn(self, row: Row, catalog: Catalog) -> Iterator[Conversation]:
+        """The one conversation of a row in iEvaLM's form, if it recommends films anew."""
+        context = row.array("context", "a list of texts")
+        if not all(isinstance(text, str) for text in context):
+            raise row.error('"context" must be a list of texts; something else is in it.')
+        dialogue = row.text("dialog_id")
+        # Entities are films with their year, films without one, and people, genres and mere words.
+        seen = [i for i in _listed(row, "entity") if i.year is not None or catalog.find(i, self.match)]
+        fresh = self._fresh(_listed(row, "rec"), seen)
+        messages = merge_turns(("assistant" if number % 2 else "user", text) for number, text in enumerate(context))
+        if fresh and not messages:
+            self.counts["no context"] += 1
+        elif fresh:
+            shown = titles(seen, self.match)
+            yield Conversation(f"{dialogue}-{row.text('turn_id')}", dialogue, messages, fresh, shown)
+
+    def _fresh(self, items: Iterable[Item], seen: Iterable[Item]) -> tuple[Item, ...]:
+        fresh, repeated = unseen(items, seen, self.match)
+        self.counts["repeated"] += repeated
+        return fresh
 
 
 def _files(path: Path) -> dict[Split, Path]:
@@ -106,27 +158,6 @@ def _films(row: Row) -> list[Item]:
     return [*(item for item in _listed(row, "entity") if item.year is not None), *_listed(row, "rec")]
 
 
-def _dialogue(row: Row, counts: Counter[str]) -> Iterator[Conversation]:
-    """A conversation for every turn of the recommender that brings up films anew."""
-    mentions = _mentions(row)
-    disliked = {mentions[key] for key in _disliked(row) if key in mentions}
-    dialogue = row.text("conversationId")
-    said: list[tuple[Role, str]] = []
-    seen: list[Item] = []
-    for number, (role, texts) in enumerate(_turns(row)):
-        named = [mentions[key] for text in texts for key in _MENTION.findall(text) if key in mentions]
-        if role == "assistant":
-            fresh = _fresh(named, seen, counts)
-            liked = tuple(item for item in fresh if item not in disliked)
-            counts["disliked"] += len(fresh) - len(liked)
-            if liked and not said:
-                counts["no context"] += 1
-            elif liked:
-                yield Conversation(f"{dialogue}-{number}", dialogue, merge_turns(said), liked, _titles(seen))
-        said.extend((role, _MENTION.sub(lambda found: str(mentions.get(found[1], found[0])), text)) for text in texts)
-        seen += named
-
-
 def _turns(row: Row) -> list[tuple[Role, list[str]]]:
     """The messages that hold text, those that one worker sent in a row together."""
     seeker = row.text("initiatorWorkerId")
@@ -143,35 +174,6 @@ def _turns(row: Row) -> list[tuple[Role, list[str]]]:
         elif text.strip():
             turns.append((role, [text]))
     return turns
-
-
-def _turn(row: Row, catalog: Catalog, counts: Counter[str]) -> Iterator[Conversation]:
-    """The one conversation of a row in iEvaLM's form, if it recommends films anew."""
-    context = row.array("context", "a list of texts")
-    if not all(isinstance(text, str) for text in context):
-        raise row.error('"context" must be a list of texts; something else is in it.')
-    dialogue = row.text("dialog_id")
-    # Entities are films with their year, films without one, and people, genres and mere words.
-    seen = [item for item in _listed(row, "entity") if item.year is not None or item in catalog]
-    fresh = _fresh(_listed(row, "rec"), seen, counts)
-    messages = merge_turns(("assistant" if number % 2 else "user", text) for number, text in enumerate(context))
-    if fresh and not messages:
-        counts["no context"] += 1
-    elif fresh:
-        yield Conversation(f"{dialogue}-{row.text('turn_id')}", dialogue, messages, fresh, _titles(seen))
-
-
-def _fresh(items: Iterable[Item], seen: Iterable[Item], counts: Counter[str]) -> tuple[Item, ...]:
-    """Items, each once, whose title was not named before."""
-    before = {fold(item.title) for item in seen}
-    unique = {(fold(item.title), item.year): item for item in items}
-    fresh = tuple(item for (title, _), item in unique.items() if title not in before)
-    counts["repeated"] += len(unique) - len(fresh)
-    return fresh
-
-
-def _titles(items: Iterable[Item]) -> tuple[str, ...]:
-    return tuple({fold(item.title): item.title for item in items}.values())
 
 
 def _listed(row: Row, key: str) -> list[Item]:

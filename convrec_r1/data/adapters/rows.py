@@ -1,9 +1,10 @@
-"""Reading rows from outside: JSON Lines with line numbers, fields with their types checked, items in every spelling.
+"""Read rows of files: JSON Lines with line numbers, fields with their types checked, items in every spelling.
 
-Whatever is wrong ends as a `UserError` that begins with the place: `train.jsonl, line 12: ...`. This module knows
-nothing of the schema, so that the catalog can be read with it too.
+Anything wrong is a `UserError` that begins with the place: `train.jsonl, line 12: ...`. The catalog is read with this
+module too, so it does not import the schema.
 """
 
+import io
 import itertools
 import json
 import re
@@ -186,6 +187,16 @@ def split_title(text: str) -> Item:
 def one_line(title: str) -> str:
     """White space inside a title as single spaces."""
     return " ".join(title.split())
+
+
+def open_text(path: Path) -> io.StringIO:
+    """Return a file's text, newlines as they are, for the csv module. Raises UserError where it is not UTF-8."""
+    try:
+        return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
 
 
 def unreadable(path: Path, error: OSError) -> UserError:

@@ -3,10 +3,13 @@
 It needs no network, generates in seconds, and is the same for the same seed in any process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.movieland.films import catalog_films
 from convrec_r1.data.movieland.simulator import Sample, simulate
@@ -20,6 +23,30 @@ _TEACHER = 1
 """Keeps the teacher's random numbers apart from the users' (which are seeded by seed, split and user)."""
 
 
+class Movieland(Adapter):
+    """data=movieland: needs no files."""
+
+    needs_path = False
+    simulated_teacher = True
+
+    def __init__(self, n: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
+        self.n, self.seed, self.sizes = n, seed, sizes
+
+    def load(self) -> Dataset:
+        return load(seed=self.seed, n_items=self.n, sizes=self.sizes)
+
+    def metadata(self) -> Iterable[Mapping[str, Any]]:
+        """The catalog's films only: what the teacher names besides is for the teacher to describe."""
+        for film in catalog_films():
+            yield {
+                "title": film.item.title,
+                "year": film.item.year,
+                "genres": list(film.genres),
+                "keywords": list(film.themes),
+                "people": [film.director],
+            }
+
+
 def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = None) -> Dataset:
     """The catalog and the three splits, which share no user; demonstrations have `n_items` items.
 
@@ -28,7 +55,7 @@ def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = 
     """
     catalog = Catalog(film.item for film in catalog_films())
     if not 1 <= n_items <= len(catalog) // 2:
-        raise ValueError(f"n_items must be between 1 and {len(catalog) // 2}, found {n_items}")
+        raise UserError(f"n={n_items}: movieland has lists of 1 to {len(catalog) // 2} items.")
     wanted = {**SIZES, **(sizes or {})}
     splits: dict[str, list[Conversation]] = {}
     for split in SPLITS:

@@ -1,0 +1,80 @@
+"""The interface of a dataset adapter: `data._target_` names a class that has it."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from convrec_r1.base.errors import UserError
+from convrec_r1.data.adapters.common import find_catalog, without_instruction
+from convrec_r1.data.catalog import Catalog
+from convrec_r1.data.schema import Conversation, Dataset
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """Reads one published form of a dataset. A class of your own inherits this one and defines `load`.
+
+    Its `__init__` takes what it needs of the following by name, and the keys of `data.options` as keyword arguments:
+
+        path: Path | None      `data.path`
+        catalog: Path | None   `data.catalog`
+        n: int                 items in a list
+        seed: int              `data.seed`
+        sizes: dict            split -> wanted number of conversations; a split without a limit is not in it
+        match: Matching        when two titles name the same item
+
+    `__init__` opens no files: it also runs where only the metadata is wanted.
+    """
+
+    needs_path: ClassVar[bool] = True
+    """Whether `data.path` must be given."""
+    published_prompt_n: ClassVar[int | None] = None
+    """Items that the prompts of the dataset ask for in their own words. None: it publishes no prompts."""
+
+    simulated_teacher: ClassVar[bool] = False
+    """Whether teacher=simulated knows the users: those of movieland."""
+
+    @abstractmethod
+    def load(self) -> Dataset:
+        """Return the catalog and all three splits; an absent split is empty. Splits are cut to size afterwards.
+
+        Log what is left out, with counts. Raises UserError with file and line for a malformed row.
+        """
+        ...
+
+    def without_instruction(self, conversation: Conversation) -> Conversation:
+        """Return a conversation that has its published prompt (`has_instruction`) as plain turns, for `data.prompt=ours`."""
+        return without_instruction(conversation)
+
+    def metadata(self) -> Path | Iterable[Mapping[str, Any]] | None:
+        """Return what is known of the items for Stage 1: a file in a form of `distill.metadata`, or its rows. None: nothing."""
+        return None
+
+
+class FileAdapter(Adapter):
+    """An adapter of files, whose catalog is a file too: `data.catalog`, or one beside or above `path` with a known name."""
+
+    catalog_names: ClassVar[tuple[str, ...]] = ()
+    """Names of a catalog file, the first one preferred."""
+
+    def __init__(self, path: str | Path, catalog: str | Path | None = None) -> None:
+        self.path = Path(path)
+        self.catalog = Path(catalog) if catalog else None
+
+    def metadata(self) -> Path | Iterable[Mapping[str, Any]] | None:
+        return self.catalog_file()
+
+    def catalog_file(self) -> Path | None:
+        """Return the catalog's file, or None where there is none."""
+        return self.catalog or find_catalog(self.path, self.catalog_names)
+
+    def load_catalog(self) -> Catalog:
+        """Read the catalog's file. Raises UserError where there is none."""
+        file = self.catalog_file()
+        if file is None:
+            raise UserError(
+                f"No catalog ({', '.join(self.catalog_names)}) beside {self.path} or in the folder above. Name it: "
+                "data.catalog=FILE."
+            )
+        return Catalog.load(file)
