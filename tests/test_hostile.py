@@ -190,7 +190,7 @@ def test_a_pickled_checkpoint_cannot_call(tmp_path, trace):
     torch.save(state | {"hostile": Runs(trace)}, checkpoint)
     seal(checkpoint.parent.resolve())  # as whoever can write the one file can write the other
     done = run_command(*arguments, cwd=tmp_path)
-    assert_user_error(done, "is no plain state of a trainer")
+    assert_user_error(done, "holds more than plain tensors and values")
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
