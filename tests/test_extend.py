@@ -113,7 +113,7 @@ SMALL = ("debug=smoke", "rl.steps=2")
 
 
 def command(home: Path, *arguments: str):
-    return run_command("--config-dir", "conf", *arguments, *SMALL, cwd=home, env={"PYTHONPATH": str(home)})
+    return run_command("--config-dir", "conf", *arguments, *SMALL, cwd=home)
 
 
 @pytest.fixture(scope="module")

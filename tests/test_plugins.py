@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from support import compose_config
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import option, out_of_bounds
@@ -13,7 +14,8 @@ from convrec_r1.base.plugins import build, source_digests, targets
 from convrec_r1.reward.base import Reward
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.reward.rank import RankReward
-from convrec_r1.run.identity import identity, left_out
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.identity import identity, left_out, with_sources
 
 OWN = """
 from dataclasses import dataclass
@@ -99,11 +101,11 @@ def test_what_cannot_be_built_is_refused_with_its_key(own, made, fragments):
 
 def test_a_run_is_another_one_once_its_plug_in_has_changed(own):
     config = {"reward": node("Plain"), "algo": {"name": "grpo"}, "task": {"name": "train"}}
-    before = identity(config, ())
+    before = identity(with_sources(config), ())
     assert source_digests(config).keys() == {"own_package.rewards.Plain"}
-    assert identity(config, ()) == before
+    assert identity(with_sources(config), ()) == before
     own.write_text(OWN + "\nCHANGED = True\n")
-    assert identity(config, ()) != before
+    assert identity(with_sources(config), ()) != before
     assert source_digests({"reward": {"_target_": "convrec_r1.reward.rank.RankReward"}}) == {}
 
 
@@ -153,3 +155,19 @@ def test_the_plug_ins_file_is_known_before_it_is_imported(tmp_path, monkeypatch)
     assert source_digests({"reward": {"_target_": "never_imported.X"}})["never_imported.X"]
     assert Path(tmp_path / "never_imported.py").exists()
     assert "never_imported" not in sys.modules
+
+
+def test_what_a_runs_folder_names_is_not_looked_for(tmp_path, monkeypatch):
+    """Finding the source of a plug-in imports its package: for this command's own config only."""
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "__init__.py").write_text(f"open({str(tmp_path / 'was_here')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    cfg = compose_config()
+    folder.begin(cfg)
+    stored = OmegaConf.load(folder.config)
+    stored.reward._target_ = "planted.rewards.X"
+    folder.config.write_text(OmegaConf.to_yaml(stored))
+    with pytest.raises(UserError, match="planted.rewards.X there"):
+        folder.begin(cfg)
+    assert not (tmp_path / "was_here").exists()

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.run.identity import as_dict, identity, left_out
+from convrec_r1.run.identity import as_dict, identity, left_out, with_sources
 
 OUTPUTS = "outputs"
 """Not part of the identity, but other keys refer to it."""
@@ -22,7 +22,7 @@ def run_name(*, _root_: DictConfig) -> str:
     without = left_out(_root_)
     plain = OmegaConf.masked_copy(_root_, [str(k) for k in _root_ if k not in without - {OUTPUTS} and k != "hydra"])
     values = as_dict(plain, resolve=True)
-    text = json.dumps(identity(values, without), sort_keys=True, default=str)
+    text = json.dumps(identity(with_sources(values), without), sort_keys=True, default=str)
     digest = blake2b(text.encode(), digest_size=4).hexdigest()
     parts = [
         *_leading_parts(values),

@@ -13,8 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from convrec_r1 import __version__
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import write_json, write_text
-from convrec_r1.base.plugins import source_digests
-from convrec_r1.run.identity import LEFT_OUT, SOURCES, as_dict, differences, left_out
+from convrec_r1.run.identity import LEFT_OUT, SOURCES, as_dict, differences, left_out, with_sources
 
 
 class State(Enum):
@@ -73,12 +72,12 @@ class RunFolder:
         """
         if cfg.fresh:
             self.clear()
-        config, without = as_dict(cfg, resolve=True), left_out(cfg)
+        config, without = with_sources(as_dict(cfg, resolve=True)), left_out(cfg)
         state = self.state()
         if state is State.new:
             record: dict[str, Any] = {"version": __version__, "git_sha": git_sha, LEFT_OUT: sorted(without)}
-            if sources := source_digests(config):
-                record[SOURCES] = sources
+            if SOURCES in config:
+                record[SOURCES] = config[SOURCES]
             write_text(self.config, OmegaConf.to_yaml(OmegaConf.create(record)) + OmegaConf.to_yaml(cfg, resolve=True))
             return state
         changed = differences(OmegaConf.to_container(OmegaConf.load(self.config)), config, without)

@@ -46,6 +46,15 @@ def left_out(cfg: DictConfig) -> set[str]:
     return found
 
 
+def with_sources(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain config of this command with the digests of users' source files, under `sources`.
+
+    Never called for a config that was read from a folder: finding the files imports the packages that hold them.
+    """
+    digests = source_digests(values)
+    return {SOURCES: digests, **values} if digests else dict(values)
+
+
 def identity(values: Mapping[str, Any], without: Collection[str] | None = None) -> dict[str, Any]:
     """Return dotted key -> value of everything in a plain config that makes the run what it is.
 
@@ -57,10 +66,7 @@ def identity(values: Mapping[str, Any], without: Collection[str] | None = None) 
     asks = flat.get("task.name") == "distill" or flat.get("data.demonstrations") == "distilled"
     left = (values.get(LEFT_OUT) or ()) if without is None else without
     skipped = {*left, *RECORDS, *(() if asks else STAGE_1)}
-    kept = {key: value for key, value in flat.items() if not any(_within(key, section) for section in skipped)}
-    if not any(_within(key, SOURCES) for key in flat):
-        kept |= flatten({SOURCES: source_digests(values)}) if source_digests(values) else {}
-    return kept
+    return {key: value for key, value in flat.items() if not any(_within(key, section) for section in skipped)}
 
 
 def differences(before: Any, now: Any, without: Collection[str]) -> list[tuple[str, Any, Any]]:
