@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from convrec_r1.base.files import replacing
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -101,6 +101,7 @@ def bars(
             va="center" if horizontal else "bottom",
         )
     axes.grid(visible=False, axis="y" if horizontal else "x")
+    axes.margins(x=0.12 if horizontal else 0.05, y=0.05 if horizontal else 0.1)  # room for the values
 
 
 def error_bars(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

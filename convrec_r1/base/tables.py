@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -52,8 +53,8 @@ class Table:
         rule = "".join("|---" if at == 0 or column.text else "|--:" for at, column in enumerate(self.columns)) + "|"
         return [_line([column.name for column in self.columns]), rule, *map(_line, self.rows)]
 
-    def rich(self, title: str | None = None, **looks) -> RichTable:
-        """For `console.print`. `looks`: keyword arguments of `rich.table.Table`."""
+    def rich(self, title: str | None = None, *, first_width: int | None = 24, **looks: Any) -> RichTable:
+        """For `console.print`. first_width: of the first column, at most. looks: arguments of `rich.table.Table`."""
         shown = RichTable(title=title, title_justify="left", **looks)
         for at, column in enumerate(self.columns):
             left = at == 0 or column.text
@@ -62,7 +63,7 @@ class Table:
                 justify="left" if left else "right",
                 no_wrap=not left,
                 overflow="fold",
-                max_width=24 if at == 0 else None,
+                max_width=first_width if at == 0 else None,
             )
         for at, row in enumerate(self.rows):
             shown.add_row(*(escape(visible(cell)) for cell in row), style="bold" if at == self.strong else "")

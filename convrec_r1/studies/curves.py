@@ -24,12 +24,11 @@ class Curve(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A curve of the report: where its values are, and how it is labelled."""
+    """A curve of the report: how it is labelled, and how its values are read."""
 
     key: str
     title: str
     unit: str
-    split: str
     value: Callable[[History], pd.Series]
     smooth: bool = True
     axis: str = "RL step"
@@ -46,7 +45,7 @@ def _tokens_per_step(history: History) -> pd.Series:
 
 
 def _training(key: str, title: str, unit: str, name: str, caption: str = "") -> Measure:
-    return Measure(key, title, unit, "train", logged(name), caption=caption)
+    return Measure(key, title, unit, logged(name), caption=caption)
 
 
 TRAINING = (
@@ -71,17 +70,17 @@ TRAINING = (
     _training(
         "seconds", "Time per step", "seconds", "time/step", "Wall-clock time: it depends on the machine as well."
     ),
-    Measure("tokens", "Tokens per step", "sampled tokens", "train", _tokens_per_step),
+    Measure("tokens", "Tokens per step", "sampled tokens", _tokens_per_step),
     _training("completion", "Completion length", "tokens", "completions/mean_length"),
 )  # fmt: skip
 REWARD = _training("reward", "Training reward", "reward of a sampled list", "reward")
-SFT_LOSS = Measure("sft_loss", "SFT", "cross-entropy per token", "sft", logged("sft/loss", "sft"), axis="SFT step")
+SFT_LOSS = Measure("sft_loss", "SFT", "cross-entropy per token", logged("sft/loss", "sft"), axis="SFT step")
 
 
 def validation(metric: str, label: str) -> Measure:
     """The validation curve of a metric."""
     values = logged(f"val/{metric}", "validation")
-    return Measure("validation", f"Validation {label}", label, "validation", values, smooth=False)
+    return Measure("validation", f"Validation {label}", label, values, smooth=False)
 
 
 def curve(histories: Sequence[History], measure: Measure) -> Curve | None:
@@ -102,9 +101,7 @@ def curve(histories: Sequence[History], measure: Measure) -> Curve | None:
     return Curve(table.index.to_numpy(), mean, low, high, int((keep < whole).sum()))
 
 
-def rank_rewards(
-    histories: Sequence[History], ranks: int, columns: int = 40
-) -> tuple[np.ndarray, np.ndarray] | None:
+def rank_rewards(histories: Sequence[History], ranks: int, columns: int = 40) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean of `rank/<k>/reward` over seeds, in at most `columns` spans of steps.
 
     Returns:
@@ -114,17 +111,18 @@ def rank_rewards(
     frames = [history["train"] for history in histories if names[0] in history.get("train", ())]
     if not frames:
         return None
-    values = pd.concat([frame[frame[names[0]].notna()].reindex(columns=names) for frame in frames])
-    first, last = int(values.index.min()), int(values.index.max())
+    values: pd.DataFrame = pd.concat([frame.dropna(subset=[names[0]]).reindex(columns=names) for frame in frames])
+    steps = values.index.to_numpy()
+    first, last = int(steps.min()), int(steps.max())
     edges = np.linspace(first, last + 1, min(columns, last - first + 1) + 1)
-    place = np.clip(np.searchsorted(edges, values.index, side="right") - 1, 0, len(edges) - 2)
+    place = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
     table = values.groupby(place).mean().reindex(range(len(edges) - 1))
     return edges, table.to_numpy().T
 
 
 def smoothed(values: pd.Series) -> pd.Series:
     """Centred moving mean over `window(len(values))` steps; fewer at the ends."""
-    return values.rolling(window(len(values)), center=True, min_periods=1).mean()
+    return pd.Series(values.rolling(window(len(values)), center=True, min_periods=1).mean())
 
 
 def window(size: int) -> int:

@@ -19,7 +19,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.run.identity import flatten, identity
+from convrec_r1.run.identity import SOURCES, flatten, identity
 
 History = dict[str, pd.DataFrame]
 """Logged metrics by split: a row per step, a column per metric, NaN where it was not logged."""
@@ -80,6 +80,17 @@ class Run:
     def metric(self) -> str:
         """The run's own `eval.metric`, or its default."""
         return main_metric(self.config.get("eval.metric"), self.config["eval.ks"], self.config["n"])
+
+    @property
+    def commit(self) -> str:
+        """The commit of the code, with + for uncommitted changes."""
+        return str(self.summary.get("git_sha") or "unknown")
+
+    @property
+    def labels(self) -> dict[str, dict[str, Any]]:
+        """Labels of metrics that are a user's own, as text: no class is needed to read a run."""
+        found = self.summary.get("labels")
+        return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
     @property
     def stopped(self) -> tuple[int | None, str] | None:
@@ -174,7 +185,7 @@ class Reader:
         return Run(
             path=path,
             config=config,
-            identity={key: value for key, value in identity(decided).items() if key != "seed"},
+            identity=_identity(decided),
             seed=decided["seed"],
             algo=made["algo.name"] if made is not None else checkpoint,
             judged=judged,
@@ -249,6 +260,13 @@ def _config(path: Path) -> dict[str, Any]:
         if not isinstance(config.get(key), kind):
             raise UserError(f"{path}: not the config of a run: {key} is {config.get(key)!r}.")
     return config
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys that decide the policy, without the seed. Digests of users' code are those that the run wrote down: to compute
+    them would import packages that the file names."""
+    recorded = {SOURCES: None, **config}
+    return {key: value for key, value in identity(recorded).items() if key not in ("seed", SOURCES)}
 
 
 def _checkpoint_config(config: dict[str, Any]) -> dict[str, Any] | None:
