@@ -108,15 +108,15 @@ def rank_rewards(histories: Sequence[History], ranks: int, columns: int = 40) ->
         Edges of the spans [X + 1] and the means [ranks, X], NaN where there is none; None if it was not logged.
     """
     names = [f"rank/{k + 1}/reward" for k in range(ranks)]
-    frames = [history["train"] for history in histories if names[0] in history.get("train", ())]
+    frames: list[pd.DataFrame] = [h["train"] for h in histories if names[0] in h.get("train", pd.DataFrame())]
     if not frames:
         return None
-    values: pd.DataFrame = pd.concat([frame.dropna(subset=[names[0]]).reindex(columns=names) for frame in frames])
+    values = pd.concat([pd.DataFrame(frame.dropna(subset=[names[0]]), columns=names) for frame in frames])
     steps = values.index.to_numpy()
     first, last = int(steps.min()), int(steps.max())
     edges = np.linspace(first, last + 1, min(columns, last - first + 1) + 1)
     place = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
-    table = values.groupby(place).mean().reindex(range(len(edges) - 1))
+    table = pd.DataFrame(values.groupby(place).mean()).reindex(range(len(edges) - 1))
     return edges, table.to_numpy().T
 
 
