@@ -116,8 +116,10 @@ def rank_rewards(histories: Sequence[History], ranks: int, columns: int = 40) ->
     first, last = int(steps.min()), int(steps.max())
     edges = np.linspace(first, last + 1, min(columns, last - first + 1) + 1)
     place = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
-    table = pd.DataFrame(values.groupby(place).mean()).reindex(range(len(edges) - 1))
-    return edges, table.to_numpy().T
+    table = np.full((ranks, len(edges) - 1), np.nan)
+    for column, span in values.groupby(place):
+        table[:, column] = span.mean().to_numpy()
+    return edges, table
 
 
 def smoothed(values: pd.Series) -> pd.Series:
