@@ -117,8 +117,8 @@ def rank_rewards(histories: Sequence[History], ranks: int, columns: int = 40) ->
     edges = np.linspace(first, last + 1, min(columns, last - first + 1) + 1)
     place = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
     table = np.full((ranks, len(edges) - 1), np.nan)
-    for column, span in values.groupby(place):
-        table[:, column] = span.mean().to_numpy()
+    for column in np.unique(place):
+        table[:, column] = values[place == column].mean().to_numpy()
     return edges, table
 
 
