@@ -23,12 +23,8 @@ from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import Tracker
 from convrec_r1.studies.compare import compare
-<<<<<<< HEAD
-from convrec_r1.studies.publish import workspace
-from convrec_r1.tasks.distill import distill, dry_run
-=======
 from convrec_r1.studies.workspace import publish
->>>>>>> 2a02108 (Studies: one Table, one module of figures, a run's report is a study of one; nothing that is read back is imported)
+from convrec_r1.tasks.distill import distill, dry_run
 from convrec_r1.tasks.evaluate import evaluate
 from convrec_r1.tasks.train import train
 
