@@ -80,7 +80,7 @@ FAULTS = (
     Fault("pickle", "a catalog's pickle may name anything", "data/unpickle.py",
           'if module in ("builtins", "__builtin__") and name in _ADMITTED:\n            return _ADMITTED[name]',
           "return super().find_class(module, name)", ("hostile", "catalog")),
-    Fault("html", "titles go into the report as they are", "report/html.py", "autoescape=True", "autoescape=False",
+    Fault("html", "titles go into the report as they are", "studies/compare.py", "autoescape=True", "autoescape=False",
           ("compare", "hostile")),
     Fault("signal", "SIGTERM does not end training", "modules/callbacks.py",
           "            self.told = told\n            trainer.should_stop = True\n", "            self.told = told\n",

@@ -5,11 +5,12 @@ Per system and stretch of ranks: share of lines that name what an earlier line n
 
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.evaluate.scoring import Sample
 from convrec_r1.lists import lines, parse_line
 from convrec_r1.studies.run_files import find_runs
 from convrec_r1.studies.study import read_study
@@ -17,10 +18,10 @@ from convrec_r1.studies.study import read_study
 STRETCHES = ((1, 5), (6, 10), (11, 15), (16, 20))
 
 
-def counts(evaluation: Evaluation, n: int) -> np.ndarray:
+def counts(samples: Sequence[Sample], n: int) -> np.ndarray:
     """[3, n]: lines, repeats and hits at each rank."""
     found = np.zeros((3, n))
-    for sample in evaluation.samples:
+    for sample in samples:
         named = set()
         for rank, line in enumerate(lines(sample.text)[:n]):
             item = parse_line(line, year_required=False)
@@ -35,7 +36,7 @@ def main() -> None:
     totals = defaultdict(lambda: np.zeros((3, study.n)))
     for system in study.systems:
         for replicate in system.replicates:
-            totals[system.label] += counts(replicate.evaluation, study.n)
+            totals[system.label] += counts(replicate.samples, study.n)
     stretches = [(low, high) for low, high in STRETCHES if high <= study.n]
     print("| repeats / hits among the other lines, % |" + "".join(f" ranks {low}-{high} |" for low, high in stretches))
     print("|---|" + "--:|" * len(stretches))

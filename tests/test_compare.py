@@ -4,31 +4,37 @@ import csv
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_runs import ITEMS, N, conversation, lifelike, list_with_hits, write_run
+from fake_runs import ITEMS, N, conversation, judge, lifelike, list_with_hits, write_run
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl, write_text
+from convrec_r1.evaluate.config import EvalConfig
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.evaluate.statistics import crossed_difference, holm, paired_cluster_bootstrap
+from convrec_r1.evaluate.statistics import cluster_bootstrap, crossed_difference, holm, paired_cluster_bootstrap
 from convrec_r1.lists import Item, format
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.studies import compare as task
-from convrec_r1.studies import study_figures
+from convrec_r1.studies import run_report
+from convrec_r1.studies.compare import compare_runs
 from convrec_r1.studies.comparison import compare_systems
 from convrec_r1.studies.config import CompareConfig
 from convrec_r1.studies.curves import Measure, curve, logged
 from convrec_r1.studies.examples import RANDOM, SPREAD, choose_examples, mark_lines
-from convrec_r1.studies.html import MINUS, number, p_value, signed, verdict
-from convrec_r1.studies.html import NONE as ABSENT
+from convrec_r1.studies.figures import Drawer
 from convrec_r1.studies.labels import styles
 from convrec_r1.studies.naming import name_systems, telling_keys
+from convrec_r1.studies.numbers import MINUS, Writer, effect_size, p_value
+from convrec_r1.studies.numbers import NONE as ABSENT
 from convrec_r1.studies.run_files import Reader, find_runs
 from convrec_r1.studies.study import read_study
+from convrec_r1.studies.tables import metrics_table, verdict
 
 pytestmark = pytest.mark.long
 
@@ -202,7 +208,7 @@ def test_folders_that_cannot_be_compared_are_listed(tmp_path):
     write_text(tmp_path / "comparison" / "config.yaml", "task: {name: compare}\nseed: 1\n")
     write_run(tmp_path / "copy", ASKED, GOOD, "algo=rank_grpo", "seed=2")
     study = read_study(find_runs(str(tmp_path / "*")))
-    assert {entry.path.name: entry.reason for entry in study.left_out} == {
+    assert {path.name: reason for path, reason in study.left_out} == {
         "a": "not finished: it has no summary.json",
         "b": "its evaluation, eval/test.jsonl, is gone",
         "comparison": "a run of task=compare, which leaves no policy or evaluation to compare",
@@ -284,17 +290,18 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path, file, line, text):
 
 
 def test_curves_average_seeds_and_go_on_after_the_first_to_end(tmp_path):
-    kl = Measure("kl", "", "", "train", logged("kl"), smooth=False)
+    kl = Measure("kl", "", "", logged("kl"), smooth=False)
     runs = [
         Reader().read(write_run(tmp_path / "a", ASKED, GOOD, steps=[1, 2, 3, 4], curves={"kl": lambda s: s})),
         Reader().read(write_run(tmp_path / "b", ASKED, GOOD, "seed=2", steps=[1, 2], curves={"kl": lambda s: 3 * s})),
     ]
-    found = curve(runs, kl)
+    histories = [run.history for run in runs]
+    found = curve(histories, kl)
     assert found.steps.tolist() == [1, 2, 3, 4]
     assert found.mean.tolist() == [2, 4, 3, 4]
     assert (found.low[:2].tolist(), found.high[:2].tolist()) == ([1, 2], [3, 6])
     assert found.whole == 2
-    assert curve(runs, kl._replace(value=logged("nothing"))) is None
+    assert curve(histories, kl._replace(value=logged("nothing"))) is None
 
 
 def test_a_step_that_was_computed_again_counts_once(tmp_path):
@@ -302,8 +309,7 @@ def test_a_step_that_was_computed_again_counts_once(tmp_path):
     rows = read_jsonl(path / "metrics.jsonl")
     rows[-1]["values"]["kl"] = 7.0
     write_text(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    steps, values = Reader().read(path).series("train", "kl")
-    assert (steps.tolist(), values.tolist()) == ([1, 2], [1, 7])
+    assert logged("kl")(Reader().read(path).history).to_dict() == {1: 1, 2: 7}
 
 
 def test_lines_of_a_list_are_marked():
@@ -346,7 +352,7 @@ def test_examples_are_half_where_systems_differ_most(tmp_path):
 
 
 def test_conversations_that_are_gone_cost_no_numbers(tmp_path):
-    study = read_study(write_pair(tmp_path, keep_conversations=False))  # movieland has other ids than these
+    study = read_study(write_pair(tmp_path, keep_conversations=False))
     assert study.conversations is None
     assert choose_examples(study, 2)[0].conversation is None
 
@@ -471,7 +477,7 @@ def test_a_figure_for_what_was_logged_and_no_other(report, tmp_path):
     } <= drawn  # fmt: skip
     assert "ndcg_at_k" not in drawn  # one cut-off is no curve
     study = read_study(write_pair(tmp_path))
-    figures = study_figures.study_figures(study, compare_systems(study, resamples=20), tmp_path / "figures")
+    figures = Drawer(study, compare_systems(study, resamples=20)).report(tmp_path / "figures")
     assert [figure.name for figure in figures] == ["rank_relevance", "rank_difference"]
     assert all(figure.svg.startswith(b"<?xml") for figure in figures)
 
@@ -483,12 +489,14 @@ def test_systems_keep_their_colours():
 
 
 def test_numbers_for_people():
-    assert number(0.12345, "ndcg@10") == "0.1235"
-    assert number(0.987, "catalog/valid") == "98.7 %"
-    assert number(float("nan")) == ABSENT
-    assert signed(0.02, "ndcg@10") == "+0.0200"
-    assert signed(-0.00001, "ndcg@10") == "0.0000"
-    assert signed(-0.013, "catalog/valid") == f"{MINUS}1.3"
+    write = Writer()
+    assert write.number(0.12345, "ndcg@10") == "0.1235"
+    assert write.number(0.987, "catalog/valid") == "98.7 %"
+    assert write.number(float("nan")) == ABSENT
+    assert write.signed(0.02, "ndcg@10") == "+0.0200"
+    assert write.signed(-0.00001, "ndcg@10") == "0.0000"
+    assert write.signed(-0.013, "catalog/valid") == f"{MINUS}1.3"
+    assert [effect_size(value) for value in (0.123, -2.0, 1e9, float("nan"))] == ["0.12", f"{MINUS}2.00", "∞", ABSENT]
     assert (p_value(0.0004), p_value(0.0123)) == ("< 0.001", "0.012")
 
 
@@ -502,3 +510,98 @@ def test_the_verdict_answers_both_questions(tmp_path):
     ):
         d.p_holm, d.crossed_p_holm = p, crossed
         assert words in verdict(d, 0.95)
+
+
+def test_metrics_of_a_users_class_show_their_label(tmp_path):
+    """The label comes from summary.json as text. One metric is of single lists, the other of all lists together."""
+    labels = {
+        "own/surprise": {"label": "Surprise of lists", "better": "high", "digits": 1},
+        "own/total": {"label": "Total <b>", "better": "low", "digits": 2},
+    }
+    paths = write_pair(tmp_path / "runs", labels=labels)
+    for place, path in enumerate(paths):
+        file = RunFolder(path).eval / "test.jsonl"
+        rows = read_jsonl(file)
+        for number, row in enumerate(rows):
+            row["metrics"]["own/surprise"] = place + number / 10
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        summary = json.loads((path / "summary.json").read_text())
+        summary["metrics"] = {summary["algo"]: {"own/total": 0.5 + place, "own/text": "no number"}}
+        write_text(path / "summary.json", json.dumps(summary))
+    study = read_study(paths)
+    comparison = compare_systems(study, resamples=20)
+    assert comparison.mean("GRPO", "own/total").per_seed == (0.5, 1.5)
+    assert comparison.mean("GRPO", "own/surprise").mean == pytest.approx(0.75)
+    assert comparison.differences["own/total"] == ()
+    assert "own/text" not in comparison.metrics
+    rows = {row[0]: row[1:] for row in metrics_table(study, comparison).rows}
+    assert [cell.split("\n")[0] for cell in rows["Surprise of lists"]] == ["0.8", "2.8"]
+    assert rows["Total <b>"] == ["1.00", "3.00"]
+    path = compare_runs(paths, tmp_path / "out", CompareConfig(metric="own/surprise"), resamples=20)
+    text = path.read_text(encoding="utf-8")
+    assert "Surprise of lists: +2.0" in text
+    assert "Total &lt;b&gt;" in text
+    assert "own/surprise,2.75" in (path.parent / "metrics.csv").read_text()
+
+
+def test_a_baseline_of_a_users_class_is_a_system(tmp_path):
+    paths = write_pair(tmp_path, baselines={"neighbours": FAIR})
+    study = read_study(paths)
+    assert [(s.label, s.seeds) for s in study.systems] == [
+        ("GRPO", (1, 2)), ("Rank-GRPO", (1, 2)), ("neighbours", ())
+    ]  # fmt: skip
+
+
+def test_nothing_that_a_run_left_is_imported_or_built(tmp_path, monkeypatch):
+    """A `_target_` in config.yaml or summary.json names a module that leaves a trace when it is imported."""
+    trace = tmp_path / "trace"
+    for name in ("hostile_pack/__init__.py", "hostile_pack/inner.py", "hostile_module.py"):
+        write_text(tmp_path / "path" / name, f"open({str(trace)!r}, 'a').write(__name__)\ndef run(**_): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    nodes = {"_target_": "hostile_pack.inner.run", "inner": [{"_target_": "hostile_module.run"}]}
+    call = {"_target_": "os.system", "command": f"touch {trace}"}
+    paths = write_pair(tmp_path / "runs", labels={"ndcg@5": {"label": "N", **call}}, metrics=call, best=nodes)
+    hub = write_run(tmp_path / "runs" / "e", ASKED, GOOD, "task=eval", f"checkpoint={paths[2]}")
+    for path in (*paths, hub):
+        tree = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+        for section in ("reward", "match", "data", "rollout", "model", "algo", "logger", "compare", "eval", "hydra"):
+            tree[section] = {**(tree.get(section) or {}), **nodes}
+        tree |= {"metrics": {"own": nodes}, "baselines": {"own": nodes}, "callbacks": {"own": call}, **nodes}
+        tree.pop("sources", None)
+        write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
+    (RunFolder(paths[0]).eval / "test.conversations.jsonl").unlink()  # a report could think of loading the data
+    report = compare_runs([*paths, hub], tmp_path / "out", CompareConfig(), resamples=20)
+    assert report.exists()
+    assert not trace.exists()
+    assert not [name for name in sys.modules if name.startswith("hostile_")]
+
+
+def test_a_runs_report_is_a_study_of_one(tmp_path, monkeypatch):
+    folder = RunFolder(write_run(tmp_path, ASKED, GOOD, steps=[1, 2], curves={"reward": float}))
+    monkeypatch.setattr(run_report, "console", console := Console(file=io.StringIO(), width=80))
+    evaluations = {"popularity": judge(FAIR, ASKED), "rank_grpo": judge(GOOD, ASKED[::-1])}
+    with pytest.raises(ValueError, match="same conversations"):
+        run_report.report(
+            folder, {"sft": judge(GOOD[:5], ASKED[:5]), **evaluations}, EvalConfig(), n=N, seed=1, about="x"
+        )
+    evaluations["rank_grpo"] = judge(GOOD, ASKED)
+    options = EvalConfig(ks=[3, 5, 9], resamples=200)
+    labels = {"mrr": {"label": "Own name", "better": "high", "digits": 4}}
+    found = run_report.report(folder, evaluations, options, n=N, seed=1, about="tiny | movieland", labels=labels)
+    clusters = [c.cluster for c in ASKED]
+    values = [judge(lists, ASKED).values("ndcg@5")[0] for lists in (GOOD, FAIR)]
+    by_hand = paired_cluster_bootstrap(*values, clusters, n_resamples=200)
+    (paired,) = found["paired"]
+    assert (paired["against"], paired["metric"], paired["p_holm"]) == ("popularity", "ndcg@5", by_hand.p_value)
+    assert [paired[key] for key in ("mean", "low", "high", "p_value")] == list(by_hand)[:4]
+    assert paired["effect_size"] is None, "all clusters differ by the same: infinite, which JSON does not have"
+    assert found["intervals"]["popularity"]["ndcg@5"] == list(
+        cluster_bootstrap(values[1], clusters, n_resamples=200)[1:]
+    )
+    assert found["metrics"]["rank_grpo"] == evaluations["rank_grpo"].summary()
+    assert (found["algo"], found["labels"], found["conversations"]) == ("rank_grpo", labels, 6)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# Rank-GRPO, tiny \\| movieland, seed 1\n")
+    assert f"Rank-GRPO {MINUS} Popularity, NDCG@5: +{by_hand.mean:.4f}" in text
+    assert (tmp_path / "figures" / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert all(len(line) <= 80 for line in console.file.getvalue().splitlines() if line[0] in "┏┃┡│└")

@@ -22,6 +22,7 @@ from support import SMOKE, assert_user_error, compose_config, make_config, run_c
 from convrec_r1.base import logs
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
+from convrec_r1.base.tables import Column, Table
 from convrec_r1.base.visible import visible
 from convrec_r1.config.checks import check
 from convrec_r1.config.naming import run_dir, study_dir
@@ -40,7 +41,6 @@ from convrec_r1.policy.load import load_policy
 from convrec_r1.policy.wheel import model_from_wheel
 from convrec_r1.rollout.vllm import process
 from convrec_r1.run.checkpoints import seal
-from convrec_r1.studies import markdown
 
 SCRIPT = "<script>alert(1)</script>"
 TITLES = {
@@ -286,7 +286,8 @@ def test_nothing_that_is_logged_acts_or_passes_for_another_line(tmp_path, monkey
 
 
 def test_markdown_keeps_a_text_in_its_cell():
-    lines = markdown.table(["a", "b"], [[f"x|y\nz {SCRIPT} [l](javascript:alert(1))", "1"]])
+    cells = [f"x|y\nz {SCRIPT} [l](javascript:alert(1))", "1"]
+    lines = Table((Column("a"), Column("b")), [cells]).markdown()
     assert lines[2] == r"| x\|y z \<script\>alert(1)\</script\> [l\](javascript:alert(1)) | 1 |"
 
 

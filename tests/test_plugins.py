@@ -168,6 +168,6 @@ def test_what_a_runs_folder_names_is_not_looked_for(tmp_path, monkeypatch):
     stored = OmegaConf.load(folder.config)
     stored.reward._target_ = "planted.rewards.X"
     folder.config.write_text(OmegaConf.to_yaml(stored))
-    with pytest.raises(UserError, match="planted.rewards.X there"):
+    with pytest.raises(UserError, match=r"planted\.rewards\.X there"):
         folder.begin(cfg)
     assert not (tmp_path / "was_here").exists()

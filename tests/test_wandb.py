@@ -15,8 +15,8 @@ from support import ROOT, SMALL_MODEL, Command, make_config, run_command
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
-from convrec_r1.studies.publish import workspace
 from convrec_r1.studies.workspace import GROUPS, build, plots
+from convrec_r1.studies.workspace import publish as upload
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,8 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 def publish_job(*overrides: str) -> None:
     try:
-        print("URL", workspace(make_config(*overrides)))
+        cfg = make_config(*overrides)
+        print("URL", upload(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks))
     except UserError as error:
         sys.exit(f"UserError {error}")
 

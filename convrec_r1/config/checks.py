@@ -183,8 +183,6 @@ def _comparison(cfg: Config) -> list[str]:
         patterns = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs
         if not patterns or not all(isinstance(p, str) and p for p in patterns):
             wrong.append("task=compare needs runs='outputs/STUDY/*', or runs=[FOLDER,FOLDER,...].")
-    if cfg.compare.examples < 0:
-        wrong.append(f"compare.examples={cfg.compare.examples}: must not be negative.")
     if not 0 < cfg.eval.level < 1:
         wrong.append(f"eval.level={cfg.eval.level}: must lie between 0 and 1.")
     if cfg.eval.resamples < 1:

@@ -1,80 +1,106 @@
-"""Runs side by side: report.html, CSV files and figures, made from the files that the runs left."""
+"""Compare runs: report.html, CSV files and figures, made from the files that the runs left."""
 
-import logging
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from convrec_r1 import __version__
 from convrec_r1.base.files import write_text
 from convrec_r1.base.progress import console
 from convrec_r1.base.visible import visible
-from convrec_r1.config.schema import Config
+from convrec_r1.studies import tables
 from convrec_r1.studies.comparison import Comparison, compare_systems
 from convrec_r1.studies.config import CompareConfig
-from convrec_r1.studies.examples import choose_examples
-from convrec_r1.studies.html import headline, number, p_value, signed, study_html
-from convrec_r1.studies.labels import metric_label
+from convrec_r1.studies.examples import Example, choose_examples
+from convrec_r1.studies.figures import Drawer, Drawn, system_styles
 from convrec_r1.studies.run_files import find_runs
-from convrec_r1.studies.study import Study, read_study
-from convrec_r1.studies.study_figures import study_figures
-from convrec_r1.studies.study_tables import write_tables
+from convrec_r1.studies.study import read_study
+from convrec_r1.studies.systems import Study
 
-_log = logging.getLogger(__name__)
+_DASHES = {"-": "", "--": "5 2.5", "-.": "5 2 1.5 2", ":": "1.5 2"}
 
 
-def compare(cfg: Config, folder: Path) -> Path:
-    """task=compare: the runs that `cfg.runs` names, into `folder`. Returns the report's path.
-
-    UserError where there is nothing to compare, and for what `read_study` refuses.
-    """
-    found = [path for path in find_runs(cfg.runs) if path.resolve() != Path(folder).resolve()]
-    return compare_runs(found, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples)
+def compare(
+    patterns: str | Sequence[str] | None, folder: Path, options: CompareConfig, *, level: float, resamples: int
+) -> Path:
+    """Compare the runs that `patterns` match (task=compare). Arguments, result and errors: `compare_runs`."""
+    found = [path for path in find_runs(patterns) if path.resolve() != Path(folder).resolve()]
+    return compare_runs(found, folder, options, level=level, resamples=resamples)
 
 
 def compare_runs(
     runs: Sequence[Path], folder: Path, options: CompareConfig, *, level: float = 0.95, resamples: int = 2000
 ) -> Path:
-    """Compare the runs in the folders `runs`, write report.html, metrics.csv, differences.csv, runs.csv and figures/
-    into `folder`, show the result. Returns the report's path; it is written last of all, so it stands for the whole.
+    """Write report.html, metrics.csv, differences.csv, runs.csv and figures/ into `folder`, and print the result.
+
+    Args:
+        runs: Run folders.
+        folder: Where the report goes. report.html is written last: if it exists, the rest is complete.
+        options: Baseline, metric and number of examples.
+        level: Level of the intervals.
+        resamples: Resamples of the bootstrap.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        UserError: There is nothing to compare, or the runs cannot be compared (`read_study`).
     """
     folder = Path(folder)
     study = read_study(runs, baseline=options.baseline, metric=options.metric)
     comparison = compare_systems(study, level=level, resamples=resamples)
-    write_tables(study, comparison, folder)
-    figures = study_figures(study, comparison, folder / "figures")
-    examples = choose_examples(study, options.examples)
+    tables.write_csv(study, comparison, folder)
+    figures = Drawer(study, comparison).report(folder / "figures")
     report = folder / "report.html"
-    write_text(report, study_html(study, comparison, figures, examples))
+    write_text(report, study_html(study, comparison, figures, choose_examples(study, options.examples)))
     show(study, comparison, report)
     return report
 
 
+def study_html(study: Study, comparison: Comparison, figures: Sequence[Drawn], examples: Sequence[Example]) -> str:
+    """Return report.html: one file without scripts or links. Everything that comes from a run is escaped."""
+    environment = Environment(
+        loader=PackageLoader("convrec_r1.studies"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = lambda svg: f"data:image/svg+xml;base64,{b64encode(svg).decode()}"
+    looks = system_styles(study)
+    return environment.get_template("report.html.j2").render(
+        study=study,
+        comparison=comparison,
+        tables=tables,
+        version=__version__,
+        figures={name: [f for f in figures if f.section == name] for name in ("results", "ranks", "training")},
+        examples=examples,
+        looks={label: {"color": look.color, "dash": _DASHES[look.line]} for label, look in looks.items()},
+        level=f"{100 * comparison.level:g} %",
+        metric=study.write.label(study.metric),
+        commits=dict.fromkeys(run.commit for run in study.runs),
+        data=", ".join(dict.fromkeys(str(run.config.get("data.name", "?")) for run in study.runs)),
+    )
+
+
+def _visible(value: Any) -> Any:
+    """Replace control characters and marks that reverse text; escaped text stays escaped."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
+
+
 def show(study: Study, comparison: Comparison, report: Path) -> None:
-    """The headline on the terminal, within 80 columns."""
-    table = Table()
-    table.add_column("", overflow="fold", max_width=24)
-    for name in ("seeds", metric_label(study.metric), "difference", "p", "p, seeds too"):
-        table.add_column(name, justify="right")
-    for system, mean, d in headline(study, comparison):
-        table.add_row(
-            escape(system.label),
-            str(len(system.seeds) or ""),
-            number(mean.mean, study.metric) if mean else "",
-            signed(d.mean, study.metric) if d else "baseline" if system is study.baseline else "",
-            p_value(d.p_holm) if d else "",
-            p_value(d.crossed_p_holm) if d else "",
-            style="bold" if system is study.baseline else "",
-        )
-    console.print(table)
-    console.print(
-        f"{len(study.ids)} conversations of the {study.split} split; differences from {study.baseline.label}. p: these "
-        "policies on other conversations; p, seeds too: another training as well (needs two seeds). Both after Holm.",
-        highlight=False, markup=False,
-    )  # fmt: skip
-    for note in study.notes:
-        console.print(visible(f"Note: {note}"), highlight=False, markup=False)
-    for entry in study.left_out:
-        console.print(visible(f"Left out: {entry.path}: {entry.reason}"), highlight=False, markup=False)
+    """Print the result within 80 columns."""
+    table = tables.systems_table(study, comparison).pick("seeds", "mean", "difference", "p (Holm)", "p, seeds too")
+    console.print(table.rich(f"{study.write.label(study.metric)}, differences from {study.baseline.label}"))
+    lines = [
+        f"{len(study.ids)} conversations of the {study.split} split. p: these policies on other conversations; p, seeds too: "
+        "with another training as well (needs two seeds). Both after Holm.",
+        *(f"Note: {note}" for note in study.notes),
+        *(f"Left out: {path}: {reason}" for path, reason in study.left_out),
+    ]
+    console.print(*map(visible, lines), sep="\n", highlight=False, markup=False)
     console.print(f"Report: {report}", highlight=False, markup=False, soft_wrap=True)

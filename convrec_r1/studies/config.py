@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 
+from convrec_r1.base.options import option
+
 
 @dataclass
 class CompareConfig:
     """task=compare."""
 
     baseline: str | None = None
-    """The system that others are held against, by its label or algorithm; null: grpo, else sft, else the first."""
+    """The system that the others are compared with, by its label or algorithm. null: grpo, else sft, else the first."""
     metric: str | None = None
-    """The metric of curves, figures and tests; null: the runs' own eval.metric."""
-    examples: int = 6
-    """Conversations that are shown with every system's list."""
+    """Metric of curves, figures and tests. null: the runs' own eval.metric."""
+    examples: int = option(6, least=0)
+    """Number of conversations shown with the list of every system."""

@@ -1,138 +1,132 @@
-"""Training curves of a system: its seeds on one axis of steps, smoothed, with the mean and the spread between seeds."""
+"""Training curves of a system: its seeds on one axis of steps, smoothed, with their mean and range."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from convrec_r1.studies.run_files import Run
+from convrec_r1.studies.run_files import History, series
 
 MAX_POINTS = 240
-"""More would not be seen, and would make the report heavy."""
+"""Points of a curve, at most: more cannot be seen and make the report heavy."""
 
 
 class Curve(NamedTuple):
-    """`mean`, `low` and `high` (lowest and highest seed) at `steps`. `whole`: how many of the steps, from the first,
-    all seeds have; after that the mean is of those that went on."""
+    """Mean, lowest and highest seed at each of `steps`."""
 
     steps: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
     whole: int
+    """Number of steps, from the first, that all seeds have. Later means are over the seeds that went on."""
 
 
 class Measure(NamedTuple):
-    """A curve of the report: where its values are, and how it is labelled."""
+    """A curve of the report: how it is labelled, and how its values are read."""
 
     key: str
     title: str
     unit: str
-    split: str
-    value: Callable[[dict[str, float]], float | None]
+    value: Callable[[History], pd.Series]
     smooth: bool = True
+    axis: str = "RL step"
+    caption: str = ""
 
 
-def logged(name: str) -> Callable[[dict[str, float]], float | None]:
-    return lambda values: values.get(name)
+def logged(name: str, split: str = "train") -> Callable[[History], pd.Series]:
+    """Values as they were logged under `name`."""
+    return lambda history: series(history, split, name)
 
 
-def _tokens_per_step(values: dict[str, float]) -> float | None:
-    speed, seconds = values.get("tokens_per_second"), values.get("time/step")
-    return None if speed is None or seconds is None else speed * seconds
+def _tokens_per_step(history: History) -> pd.Series:
+    return (series(history, "train", "tokens_per_second") * series(history, "train", "time/step")).dropna()
+
+
+def _training(key: str, title: str, unit: str, name: str, caption: str = "") -> Measure:
+    return Measure(key, title, unit, logged(name), caption=caption)
 
 
 TRAINING = (
-    Measure("kl", "KL to the reference", "nats a token", "train", logged("kl")),
-    Measure("entropy", "Entropy", "nats a token", "train", logged("entropy")),
-    Measure("clip", "Clipped tokens", "share", "train", logged("clip_ratio/region_mean")),
-    Measure("zero_std", "Units without a signal", "share of groups", "train", logged("frac_reward_zero_std")),
-    Measure("grad_norm", "Gradient norm", "before clipping", "train", logged("grad_norm")),
-    Measure("length", "List length", "lines", "train", logged("list/length")),
-    Measure("repeats", "Repeats", "per list", "train", logged("list/duplicates")),
-    Measure("seen", "Seen titles", "per list", "train", logged("list/seen")),
-    Measure("catalog", "In the catalog", "share of lines", "train", logged("catalog/valid")),
-    Measure("seconds", "Time per step", "seconds", "train", logged("time/step")),
-    Measure("tokens", "Tokens per step", "sampled tokens", "train", _tokens_per_step),
-    Measure("completion", "Completion length", "tokens", "train", logged("completions/mean_length")),
-)
-REWARD = Measure("reward", "Training reward", "reward of a sampled list", "train", logged("reward"))
+    _training(
+        "kl", "KL to the reference", "nats per token", "kl",
+        "Estimated by k3 on the sampled tokens. Runs without a KL term have no curve.",
+    ),
+    _training("entropy", "Entropy", "nats per token", "entropy"),
+    _training(
+        "clip", "Clipped tokens", "share", "clip_ratio/region_mean",
+        "Share of tokens whose ratio was clipped. It is 0 where each rollout is used for one step.",
+    ),
+    _training(
+        "zero_std", "Units without a signal", "share of groups", "frac_reward_zero_std",
+        "Groups in which all lists (or ranks) have the same reward: their advantage is 0.",
+    ),
+    _training("grad_norm", "Gradient norm", "before clipping", "grad_norm"),
+    _training("length", "List length", "lines", "list/length"),
+    _training("repeats", "Repeats", "per list", "list/duplicates"),
+    _training("seen", "Seen titles", "per list", "list/seen"),
+    _training("catalog", "In the catalog", "share of lines", "catalog/valid"),
+    _training(
+        "seconds", "Time per step", "seconds", "time/step", "Wall-clock time: it depends on the machine as well."
+    ),
+    Measure("tokens", "Tokens per step", "sampled tokens", _tokens_per_step),
+    _training("completion", "Completion length", "tokens", "completions/mean_length"),
+)  # fmt: skip
+REWARD = _training("reward", "Training reward", "reward of a sampled list", "reward")
+SFT_LOSS = Measure("sft_loss", "SFT", "cross-entropy per token", logged("sft/loss", "sft"), axis="SFT step")
 
 
 def validation(metric: str, label: str) -> Measure:
-    return Measure("validation", f"Validation {label}", label, "validation", logged(f"val/{metric}"), smooth=False)
+    """The validation curve of a metric."""
+    values = logged(f"val/{metric}", "validation")
+    return Measure("validation", f"Validation {label}", label, values, smooth=False)
 
 
-def curve(runs: Sequence[Run], measure: Measure) -> Curve | None:
-    """The curve of one system. None where no seed logged it.
-
-    A run that began anew has each step once (run_files); a run that ended early has fewer. Each seed is smoothed for
-    itself, then the seeds are averaged step by step.
-    """
-    seeds = []
-    for run in runs:
-        points = [(step, measure.value(values)) for step, values in run.history.get(measure.split, [])]
-        points = [(step, value) for step, value in points if value is not None and np.isfinite(value)]
-        if points:
-            steps, values = zip(*points, strict=True)
-            seeds.append((np.array(steps), smoothed(np.array(values)) if measure.smooth else np.array(values)))
+def curve(histories: Sequence[History], measure: Measure) -> Curve | None:
+    """Return the curve of one system, or None if no seed logged it. Each seed is smoothed before they are averaged."""
+    seeds = [found for history in histories if len(found := measure.value(history))]
     if not seeds:
         return None
-    steps = np.unique(np.concatenate([s for s, _ in seeds]))
-    table = np.full((len(seeds), len(steps)), np.nan)
-    for row, (own, values) in enumerate(seeds):
-        table[row, np.searchsorted(steps, own)] = values
-    # Seeds that were logged at different steps are averaged where all were; after the end of the first to end, over the rest.
-    complete = ~np.any(np.isnan(table), axis=0)
+    table = pd.concat([smoothed(seed) if measure.smooth else seed for seed in seeds], axis=1).sort_index()
+    # Seeds that logged at different steps are averaged where all did; after the first of them ended, over the others.
+    complete = table.notna().all(axis=1).to_numpy()
     if complete.any():
-        kept = complete | (steps > min(own[-1] for own, _ in seeds))
-        steps, table, complete = steps[kept], table[:, kept], complete[kept]
-    whole = int(complete.sum()) or len(steps)
-    keep = _thinned(len(steps))
-    steps, table, whole = steps[keep], table[:, keep], int((keep < whole).sum())
-    count = (~np.isnan(table)).sum(0)
-    mean = np.where(np.isnan(table), 0, table).sum(0) / count
-    low = np.where(np.isnan(table), np.inf, table).min(0)
-    high = np.where(np.isnan(table), -np.inf, table).max(0)
-    return Curve(steps, mean, low, high, whole)
+        kept = complete | (table.index.to_numpy() > min(seed.index[-1] for seed in seeds))
+        table, complete = table[kept], complete[kept]
+    whole = int(complete.sum()) or len(table)
+    keep = np.unique(np.linspace(0, len(table) - 1, min(len(table), MAX_POINTS)).round().astype(int))
+    table = table.iloc[keep]
+    mean, low, high = (getattr(table, name)(axis=1).to_numpy() for name in ("mean", "min", "max"))
+    return Curve(table.index.to_numpy(), mean, low, high, int((keep < whole).sum()))
 
 
-def rank_rewards(runs: Sequence[Run], ranks: int, columns: int = 40) -> tuple[np.ndarray, np.ndarray] | None:
-    """Edges of at most `columns` spans of steps [X + 1], and the mean of `rank/<k>/reward` over steps and seeds in
-    each, [ranks, X]. None where it was not logged."""
-    rows = [
-        (step, [values.get(f"rank/{k + 1}/reward", np.nan) for k in range(ranks)])
-        for run in runs
-        for step, values in run.history.get("train", [])
-        if "rank/1/reward" in values
-    ]
-    if not rows:
+def rank_rewards(histories: Sequence[History], ranks: int, columns: int = 40) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean of `rank/<k>/reward` over seeds, in at most `columns` spans of steps.
+
+    Returns:
+        Edges of the spans [X + 1] and the means [ranks, X], NaN where there is none; None if it was not logged.
+    """
+    names = [f"rank/{k + 1}/reward" for k in range(ranks)]
+    frames: list[pd.DataFrame] = [h["train"] for h in histories if names[0] in h.get("train", pd.DataFrame())]
+    if not frames:
         return None
-    steps = np.array([step for step, _ in rows])
-    values = np.array([row for _, row in rows])
-    edges = np.linspace(steps.min(), steps.max() + 1, min(columns, int(steps.max() - steps.min() + 1)) + 1)
+    values = pd.concat([pd.DataFrame(frame.dropna(subset=[names[0]]), columns=names) for frame in frames])
+    steps = values.index.to_numpy()
+    first, last = int(steps.min()), int(steps.max())
+    edges = np.linspace(first, last + 1, min(columns, last - first + 1) + 1)
     place = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
     table = np.full((ranks, len(edges) - 1), np.nan)
     for column in np.unique(place):
-        part = values[place == column]
-        defined = ~np.isnan(part).all(0)
-        table[defined, column] = np.nanmean(part[:, defined], 0)
+        table[:, column] = values[place == column].mean().to_numpy()
     return edges, table
 
 
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """Centred moving mean over `window(len(values))`; the ends take what neighbours there are."""
-    kernel = np.ones(min(window(len(values)), len(values)))
-    if len(kernel) == 1:
-        return values
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+def smoothed(values: pd.Series) -> pd.Series:
+    """Centred moving mean over `window(len(values))` steps; fewer at the ends."""
+    return pd.Series(values.rolling(window(len(values)), center=True, min_periods=1).mean())
 
 
 def window(size: int) -> int:
-    """Steps that a curve of `size` steps is smoothed over: 9, more for long runs, fewer for very short ones."""
+    """Steps that a curve of `size` steps is smoothed over: 9, more for long runs, 1 (none) for very short ones."""
     return 1 if size < 12 else max(9, size // 40 | 1)
-
-
-def _thinned(size: int) -> np.ndarray:
-    """Places of at most MAX_POINTS of `size` points, the first and the last among them."""
-    return np.unique(np.linspace(0, size - 1, min(size, MAX_POINTS)).round().astype(int))

@@ -1,4 +1,4 @@
-"""A few conversations with every system's list, to read side by side."""
+"""A few conversations with every system's list, side by side."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,8 @@ import numpy as np
 
 from convrec_r1.data import Conversation
 from convrec_r1.lists import fold, lines, parse_line
-from convrec_r1.reward.config import Position
-from convrec_r1.studies.comparison import over_seeds
-from convrec_r1.studies.study import Study, System
+from convrec_r1.studies.numbers import short
+from convrec_r1.studies.systems import Replicate, Study, System, over_seeds
 
 SPREAD, RANDOM = "systems differ most", "drawn at random"
 _SEED = 0
@@ -18,36 +17,43 @@ _BEYOND = 5  # lines past rank n that are shown
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a list. `note`: what is wrong with it, as far as the files tell; "" for nothing known."""
+    """One line of a list."""
 
     text: str
     hit: bool
     note: str
+    """What is wrong with it, as far as the run's files show; "" for nothing known."""
 
 
 @dataclass(frozen=True)
 class ShownList:
+    """The list of one seed."""
+
     seed: int | None
     lines: tuple[Line, ...]
     value: float
-    """The report's metric on this conversation; nan where it is not defined."""
+    """The report's metric on this conversation; NaN where it is not defined."""
     hits: int
     more: int
-    """Lines that are not shown."""
+    """Number of lines that are not shown."""
 
 
 @dataclass(frozen=True)
 class Example:
+    """A conversation with the lists of every system, trained systems first."""
+
     id: str
     why: str
     conversation: Conversation | None
     lists: tuple[tuple[System, tuple[ShownList, ...]], ...]
-    """Of what was trained first, a list a seed."""
 
 
 def choose_examples(study: Study, count: int) -> list[Example]:
-    """Half (rounded up) where the trained systems' values, averaged over seeds, lie furthest apart, the most first; the
-    other half at random among the rest, by a fixed seed, in the order of the conversations."""
+    """Choose `count` conversations.
+
+    Half of them (rounded up) are those where the trained systems' values, averaged over seeds, differ most; the others are
+    drawn at random with a fixed seed.
+    """
     systems = study.trained if len(study.trained) > 1 else study.systems
     values = np.stack([over_seeds(system.values(study.metric)) for system in systems])
     defined = ~np.isnan(values)
@@ -62,34 +68,42 @@ def choose_examples(study: Study, count: int) -> list[Example]:
 
 def _example(study: Study, at: int, why: str) -> Example:
     conversation = study.conversations.get(study.ids[at]) if study.conversations else None
-    lists = []
-    for system in (*study.trained, *(s for s in study.systems[::-1] if s.is_baseline)):
-        shown = []
-        for replicate in system.replicates:
-            sample = replicate.sample(at)
-            marked, more = mark_lines(sample.text, sample.hits, conversation, _position(study))
-            value = replicate.values.get(study.metric, np.full(at + 1, np.nan))[at]
-            shown.append(ShownList(replicate.seed, marked, float(value), sum(sample.hits), more))
-        lists.append((system, tuple(shown)))
-    return Example(study.ids[at], why, conversation, tuple(lists))
+    position = study.runs[0].config.get("reward.position", "line")
+
+    def show(replicate: Replicate) -> ShownList:
+        sample = replicate.samples[at]
+        marked, more = mark_lines(sample.text, sample.hits, conversation, position)
+        value = float(replicate.values[study.metric].iloc[at]) if study.metric in replicate.values else float("nan")
+        return ShownList(replicate.seed, marked, value, sum(sample.hits), more)
+
+    shown = (*study.trained, *(s for s in study.systems[::-1] if s.is_baseline))
+    lists = tuple((system, tuple(map(show, system.replicates))) for system in shown)
+    return Example(study.ids[at], why, conversation, lists)
 
 
 def mark_lines(
     text: str, hits: tuple[int, ...], conversation: Conversation | None, position: str
 ) -> tuple[tuple[Line, ...], int]:
-    """The lines of a list with their hits, as they were scored, and how many further lines there are.
+    """Mark the lines of a list with the hits that they were scored with.
 
-    hits: relevance of each rank [n].  position: what holds a rank, each line or only those that parse. Beside the hits
-    stands what can be told without the catalog: not an item, a repeat, a seen title, past rank n.
+    Notes say what can be told without the catalog: not an item, a repeat, a seen title, past rank n.
+
+    Args:
+        text: The list as it was written.
+        hits: Relevance of each rank [n].
+        conversation: None if it is not known.
+        position: "line" if each line holds a rank, "parsed" if only lines that parse do.
+
+    Returns:
+        The lines that are shown, and the number of further lines.
     """
     seen = {fold(title) for title in conversation.seen} if conversation else set()
     years = conversation is None or any(item.year is not None for item in conversation.ground_truth)
     named: set[tuple[str, int | None]] = set()
     marked, rank = [], 0
-    written = lines(text)
-    for line in written:
+    for line in lines(text):
         item = parse_line(line, year_required=years)
-        holds_rank = item is not None or position == Position.line.value
+        holds_rank = item is not None or position == "line"
         hit = holds_rank and rank < len(hits) and bool(hits[rank])
         note = ""
         if item is None:
@@ -103,13 +117,6 @@ def mark_lines(
         if holds_rank and rank >= len(hits):
             note = "past the end"
         rank += holds_rank
-        shown = " ".join(line.split())
-        marked.append(
-            Line(shown if len(shown) <= _LONGEST_LINE else shown[: _LONGEST_LINE - 1] + "…", hit, "" if hit else note)
-        )
-    shown_lines = marked[: len(hits) + _BEYOND]
-    return tuple(shown_lines), len(marked) - len(shown_lines)
-
-
-def _position(study: Study) -> str:
-    return study.runs[0].config.get("reward.position", Position.line.value)
+        marked.append(Line(short(line, _LONGEST_LINE), hit, "" if hit else note))
+    shown = marked[: len(hits) + _BEYOND]
+    return tuple(shown), len(marked) - len(shown)

@@ -1,4 +1,4 @@
-"""What became of each cell of a sweep: a file a cell, so that it is known whichever process, on whichever machine, ran it."""
+"""The ledger of a sweep: one file per run, so that any process on any machine can record how its run ended."""
 
 import contextlib
 import os
@@ -17,39 +17,40 @@ from convrec_r1.modules.hardware import is_cpu_only
 from convrec_r1.run import forkserver
 
 SWEEP = "CONVREC_R1_SWEEP"
-"""Environment variable with the folder of the sweep's ledger, for the processes that its launcher starts."""
+"""Environment variable with the folder of the ledger, for the processes that the launcher starts."""
 CELL = "CONVREC_R1_CELL"
-"""Environment variable with the file of a cell, for the process that runs it."""
+"""Environment variable with the file of a run, for the process that runs it."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep. `status`: its exit status, minus the signal that killed it; None: the sweep did not see its end."""
+    """One run of a sweep."""
 
     file: Path
     number: int
     folder: Path
     status: int | None = None
+    """Exit status, or minus the signal that killed it. None: it has not ended."""
     why: str = ""
     seconds: float = 0.0
     pid: int | None = None
-    """Of its process, on the machine that runs it. None: it has not started."""
+    """Process id on the machine that runs it. None: it has not started."""
 
     def end(self, status: int, why: str = "") -> None:
-        """why: left out, what the cell's own process said (`explain`)."""
+        """Record the end. why: by default what the run's own process recorded (`explain`)."""
         record = read_json(self.file)
         ended = {"status": status, "why": why or record["why"], "seconds": round(time.time() - record["began"], 1)}
         write_json(self.file, record | ended)
 
 
 def announce() -> None:
-    """Record this process's pid, if it is the first of a cell of a sweep."""
+    """Record the process id, if this is the first process of a run of a sweep."""
     if is_first():
         _record(pid=os.getpid())
 
 
 def explain(why: str) -> None:
-    """Record why this process fails, if it runs a cell of a sweep."""
+    """Record why this process fails, if it is part of a sweep."""
     _record(why=why)
 
 
@@ -60,14 +61,14 @@ def _record(**facts: Any) -> None:
 
 
 class Ledger:
-    """The cells of one sweep, in a folder that every process of it can reach."""
+    """The runs of one sweep, in a folder that all its processes can reach."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
     def current(cls) -> "Ledger":
-        """Of the sweep that this process is part of. KeyError in a process that is part of none."""
+        """The ledger of the sweep that this process is part of. KeyError if it is part of none."""
         return cls(Path(os.environ[SWEEP]))
 
     @property
@@ -75,12 +76,14 @@ class Ledger:
         return self.folder.parents[1]
 
     def begin(self, number: int, folder: Path) -> Cell:
+        """Record that run `number` begins in `folder`."""
         file = self.folder / f"{number:04d}.json"
         record = {"number": number, "folder": str(folder.absolute()), "began": time.time()}
         write_json(file, record | {"status": None, "why": "", "seconds": 0.0, "pid": None})
         return Cell(file, number, folder)
 
     def cells(self) -> list[Cell]:
+        """The runs that have begun, by number."""
         found = []
         for file in sorted(self.folder.glob("[0-9]*.json")):
             record = read_json(file)
@@ -89,17 +92,18 @@ class Ledger:
         return found
 
     def close(self) -> None:
+        """Remove the ledger."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another sweep of the study may still be at work
+        with contextlib.suppress(OSError):  # another sweep of the study may still be running
             self.folder.parent.rmdir()
 
 
 opened: Ledger | None = None
-"""Of the sweep that this process is the head of."""
+"""The ledger of the sweep that this process started."""
 
 
 class OpenLedger(Callback):
-    """Hydra tells it that a sweep begins (conf/config.yaml, hydra.callbacks)."""
+    """Hydra callback that opens a ledger when a sweep begins (conf/config.yaml, hydra.callbacks)."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global opened
@@ -108,4 +112,4 @@ class OpenLedger(Callback):
         opened.folder.mkdir(parents=True)
         os.environ[SWEEP] = str(opened.folder)
         if is_cpu_only(config.trainer.accelerator) and "Submitit" not in config.hydra.launcher._target_:
-            forkserver.provide()  # its cells run on this machine
+            forkserver.provide()  # its runs are on this machine

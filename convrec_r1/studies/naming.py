@@ -1,54 +1,77 @@
-"""What tells systems apart, from their configs alone: short names, and the keys in which they differ."""
+"""Names of systems and the keys in which they differ, from their configs alone."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from convrec_r1.studies.labels import LABELS
+from convrec_r1.studies.numbers import short
 
 Config = dict[str, Any]
 ABSENT = "absent"
-"""Stands for a key that a config lacks, as those of older versions do."""
+"""Stands for a key that a config lacks, as configs of older versions do."""
 
-# Of the keys that tell two systems apart, those that say most come first.
+# Keys that may stand in a name, most telling first.
 _TELLING = (
-    "algo.", "reward.", "rl.", "distill.name", "model.name", "data.name", "warm_start", "n", "rollout.", "model.", "data.",
-    "sft.", "guard.",
-)  # fmt: skip
+    "algo.",
+    "reward.",
+    "rl.",
+    "distill.name",
+    "model.name",
+    "data.name",
+    "warm_start",
+    "n",
+    "rollout.",
+    "model.",
+    "data.",
+    "sft.",
+    "guard.",
+)
 _LONGEST = 32
 
 
 def name_systems(kinds: Sequence[str], configs: Sequence[Config]) -> list[str]:
-    """A name a system, no two the same: the algorithm; its reward in parentheses where that differs among systems of
-    the algorithm; then as few keys as tell the rest apart.
+    """Return one name per system, no two the same.
 
-    kinds: an algorithm or a baseline (its name in LABELS, or any other text).  configs: dotted keys without the seed.
+    A name is the algorithm; its reward in parentheses where systems of this algorithm differ in it; then as few keys as
+    tell the rest apart.
+
+    Args:
+        kinds: An algorithm, a baseline, or any other text.
+        configs: Dotted keys, without the seed.
     """
     names = [LABELS.get(kind, kind) for kind in kinds]
     for rows in _groups(names):
-        if len({configs[i].get("reward.name", ABSENT) for i in rows}) > 1:
-            for i in rows:
-                names[i] += f" ({text(configs[i].get('reward.name', ABSENT))})"
+        rewards = {i: choice(configs[i], "reward") for i in rows}
+        if len(set(rewards.values())) > 1:
+            for i, reward in rewards.items():
+                names[i] += f" ({reward})"
     for rows in _groups(names):
         keys = telling_keys([configs[i] for i in rows])
-        short = short_names(keys)
+        names_of_keys = _short_keys(keys)
         for i in rows:
-            names[i] += "".join(f", {short[key]}={text(configs[i].get(key, ABSENT))}" for key in keys)
-    # Two values may be shortened to the same text, and a checkpoint may have the name of an algorithm.
+            names[i] += "".join(f", {names_of_keys[key]}={text(configs[i].get(key, ABSENT))}" for key in keys)
+    # Two long values may be cut to the same text, and a checkpoint may have the name of an algorithm.
     while same := _groups(names):
         for rows in same:
-            for place, i in enumerate(rows, start=1):
-                names[i] += f" #{place}"
+            for number, i in enumerate(rows, start=1):
+                names[i] += f" #{number}"
     return names
 
 
+def choice(config: Config, section: str) -> str:
+    """What a section of a config chose: its `name`, else the class of its `_target_`."""
+    target = str(config.get(f"{section}._target_", ABSENT)).rsplit(".", 1)[-1]
+    return text(config.get(f"{section}.name", target))
+
+
 def differing_keys(configs: Sequence[Config]) -> list[str]:
-    """Keys that have not the same value in all of `configs`, in sorted order."""
+    """Keys that do not have the same value in all `configs`, sorted."""
     keys = sorted({key for config in configs for key in config})
-    return [key for key in keys if any(_value(c, key) != _value(configs[0], key) for c in configs)]
+    return [key for key in keys if len({_value(config, key) for config in configs}) > 1]
 
 
 def telling_keys(configs: Sequence[Config]) -> list[str]:
-    """A few of the differing keys, enough to tell all of `configs` apart (if they differ at all)."""
+    """A few of the differing keys, enough to tell all `configs` apart."""
     candidates = sorted(differing_keys(configs), key=_telling)
     chosen: list[str] = []
 
@@ -62,27 +85,23 @@ def telling_keys(configs: Sequence[Config]) -> list[str]:
     return chosen
 
 
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Keys as people call them: `model` for model.name, `mu` for algo.mu, in full where that would be ambiguous."""
+def text(value: Any, longest: int = _LONGEST) -> str:
+    """A config value in a few characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return short("[" + ", ".join(map(text, value)) + "]", longest)
+    return short(f"{value:g}" if isinstance(value, float) else str(value), longest)
+
+
+def _short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """`model` for model.name, `mu` for algo.mu; the whole key where that would be ambiguous."""
     last = {key: key.removesuffix(".name").rsplit(".", 1)[-1] for key in keys}
     return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
-def text(value: Any, longest: int = _LONGEST) -> str:
-    """A config value in a few characters."""
-    if value is None or isinstance(value, bool):
-        written = {None: "null", True: "true", False: "false"}[value]
-    elif isinstance(value, float):
-        written = f"{value:g}"
-    elif isinstance(value, list):
-        written = "[" + ", ".join(text(entry) for entry in value) + "]"
-    else:
-        written = " ".join(str(value).split())
-    return written if len(written) <= longest else written[: longest - 1] + "…"
-
-
 def _value(config: Config, key: str) -> str:
-    """For comparison: 1 and True, and a missing key and the word for it, are not the same."""
+    """A value to compare: 1 and True differ, and so do a missing key and the word for it."""
     return repr(config[key]) if key in config else ABSENT
 
 

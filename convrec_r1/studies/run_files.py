@@ -1,8 +1,8 @@
-"""What stands in the folder of a finished run, read back. Nothing here knows of other runs."""
+"""Read the folder of a finished run. Nothing here knows of other runs, and nothing that is read is imported or built."""
 
 import glob
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -17,16 +18,16 @@ from yaml import YAMLError
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.rl.config import Stage
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.run.identity import flatten, identity
+from convrec_r1.run.identity import SOURCES, flatten, identity
 
-BASELINES = ("popularity", "zero_shot", "sft")
-_CHECKPOINT_DEPTH = 3  # RUN/checkpoints/last/policy: so many folders below the run's
+History = dict[str, pd.DataFrame]
+"""Logged metrics by split: a row per step, a column per metric, NaN where it was not logged."""
+_CHECKPOINT_DEPTH = 3  # RUN/checkpoints/last/policy: folders below the run's
 
 
 class NotARun(Exception):
-    """A folder that cannot be compared; the message says why, for the list of what was left out."""
+    """A folder that cannot be compared; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Judged:
     """The evaluation of one policy."""
 
     evaluation: Evaluation
-    digest: str
-    """Of the file's content: the same where two runs share a policy."""
+    digest: str = ""
+    """Digest of the file: the same where two runs share a policy."""
+    totals: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of all lists together, which no single list has (catalog/coverage)."""
 
     @cached_property
     def conversations(self) -> tuple[tuple[str, str, int], ...]:
-        """What was asked, in sorted order: id, cluster, number of ground truths."""
+        """Id, cluster and number of ground truths of each conversation, sorted."""
         return tuple(sorted((s.id, s.cluster, s.n_relevant) for s in self.evaluation.samples))
 
 
@@ -51,20 +54,19 @@ class Run:
     config: dict[str, Any]
     """Dotted keys; all of them, as the run was started."""
     identity: dict[str, Any]
-    """Dotted keys that make the policy what it is, `seed` left out."""
+    """Dotted keys that decide the policy, without `seed`."""
     seed: int
     algo: str
-    """The algorithm's name; of an evaluated checkpoint that no run here explains, the checkpoint's."""
-    summary: dict[str, Any]
+    """Name of the algorithm; of an evaluated checkpoint whose run is not found, the checkpoint's name."""
     judged: Judged
+    summary: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, Judged] = field(default_factory=dict)
-    history: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
-    """By split: (step, values), steps in order, each once."""
+    history: History = field(default_factory=dict)
     conversations: Path | None = None
-    """The evaluated conversations, in the form that data=jsonl reads."""
+    """File with the evaluated conversations, in the form of data=jsonl."""
     resumed: bool = False
     trained: bool = True
-    """False: a checkpoint whose training is not known here (its seed says nothing then)."""
+    """False: a checkpoint whose training is not known. Its seed means nothing."""
 
     @property
     def name(self) -> str:
@@ -76,14 +78,23 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """What the run itself goes by (Config.metric)."""
-        n = self.config["n"]
-        ks = sorted({k for k in self.config["eval.ks"] if k <= n}) or [n]
-        return self.config.get("eval.metric") or f"ndcg@{10 if 10 in ks else ks[-1]}"
+        """The run's own `eval.metric`, or its default."""
+        return main_metric(self.config.get("eval.metric"), self.config["eval.ks"], self.config["n"])
+
+    @property
+    def commit(self) -> str:
+        """The commit of the code, with + for uncommitted changes."""
+        return str(self.summary.get("git_sha") or "unknown")
+
+    @property
+    def labels(self) -> dict[str, dict[str, Any]]:
+        """Labels of metrics that are a user's own, as text: no class is needed to read a run."""
+        found = self.summary.get("labels")
+        return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
     @property
     def stopped(self) -> tuple[int | None, str] | None:
-        """Where and why training ended before its last step; None: it did not."""
+        """Step and reason if training ended before its last step, else None."""
         entry = self.summary.get("stopped")
         if not entry:
             return None
@@ -91,34 +102,49 @@ class Run:
 
     @property
     def collapses(self) -> list[str]:
-        """What the collapse guard said of a run that went on (guard.action=warn), a text a limit and step."""
-        stopped_for = (self.stopped or (None, ""))[1]
-        told = [
-            c
-            for c in self.summary.get("collapses") or []
-            if isinstance(c, dict) and str(c.get("why")) not in stopped_for
-        ]
-        return [f"step {c.get('step')}: {c.get('why')}" for c in told]
+        """Warnings of the collapse guard in a run that went on (guard.action=warn)."""
+        reason = (self.stopped or (None, ""))[1]
+        found = [c for c in self.summary.get("collapses") or [] if isinstance(c, dict)]
+        return [f"step {c.get('step')}: {c.get('why')}" for c in found if str(c.get("why")) not in reason]
 
-    def series(self, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of one metric, where it was logged and is a number."""
-        points = [(step, values[name]) for step, values in self.history.get(split, []) if name in values]
-        steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
-        finite = np.isfinite(values)
-        return steps[finite].astype(int), values[finite]
+    @property
+    def training_time(self) -> tuple[int | None, float | None]:
+        """Last RL step, and the seconds of all its steps over every start of the run."""
+        seconds = series(self.history, "train", "time/step")
+        return (int(seconds.index[-1]), round(float(seconds.sum()), 3)) if len(seconds) else (None, None)
 
 
-def find_runs(patterns: str | Iterable[str]) -> list[Path]:
-    """The folders that `patterns` name, each once, in order. A folder that holds runs stands for these.
+def cut_offs(ks: Iterable[int], n: int) -> list[int]:
+    """Cut-offs k at which lists of n can be measured."""
+    return sorted({k for k in ks if k <= n}) or [n]
 
-    UserError for a pattern that matches no folder.
+
+def main_metric(wanted: str | None, ks: Iterable[int], n: int) -> str:
+    """The metric that runs are judged by: `wanted`, else NDCG@10, else NDCG at the largest cut-off."""
+    found = cut_offs(ks, n)
+    return wanted or f"ndcg@{10 if 10 in found else found[-1]}"
+
+
+def series(history: History, split: str, name: str) -> pd.Series:
+    """One metric by step, where it was logged and is finite."""
+    frame = history.get(split)
+    if frame is None or name not in frame:
+        return pd.Series(dtype=float)
+    return frame.loc[np.isfinite(frame[name].to_numpy()), name]
+
+
+def find_runs(patterns: str | Sequence[str] | None) -> list[Path]:
+    """Return the folders that `patterns` match, each once, in order. A folder that holds runs stands for its runs.
+
+    Raises:
+        UserError: A pattern matches no folder, or there is none.
     """
     if not patterns:
         raise UserError("task=compare needs runs=PATTERN, as in runs='outputs/study/*', or a list of such.")
     found: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(str(pattern)).expanduser()
-        # A folder may have the name that a pattern would have.
+        # A folder's name may contain characters of a pattern.
         matches = [path] if path.is_dir() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         folders = [match for match in matches if match.is_dir()]
         if not folders:
@@ -130,51 +156,49 @@ def find_runs(patterns: str | Iterable[str]) -> list[Path]:
 
 
 class Reader:
-    """Reads run folders; an evaluation that several runs share is parsed once."""
+    """Reads run folders. An evaluation that several runs share is parsed once."""
 
     def __init__(self) -> None:
         self._judged: dict[str, Judged] = {}
 
     def read(self, path: Path) -> Run:
-        """NotARun for a folder that holds no finished run; UserError, naming file and line, for a damaged file."""
+        """Read one run.
+
+        Raises:
+            NotARun: The folder holds no finished run.
+            UserError: A file is damaged; the message names the file and the line.
+        """
         folder = RunFolder(path)
-        if not folder.config.exists():
-            raise NotARun("not the folder of a run: it has no config.yaml")
-        config = _config(folder.config)
-        task, split = config.get("task.name"), config.get("eval.split")
-        if task not in ("train", "eval"):
-            raise NotARun(f"a run of task={task}, which leaves no policy or evaluation to compare")
-        if not folder.summary.exists():
-            raise NotARun("not finished: it has no summary.json")
-        if not (folder.eval / f"{split}.jsonl").exists():
-            raise NotARun(f"its evaluation, eval/{split}.jsonl, is gone")
-        judged = self.judged(folder.eval / f"{split}.jsonl")
+        config, evaluated = _finished(folder)
+        split, summary = config["eval.split"], _summary(folder.summary)
+        is_training = config["task.name"] == "train"
+        made = config if is_training else _checkpoint_config(config)
+        decided = made if made is not None else config
+        checkpoint = Path(str(config.get("checkpoint"))).name
+        found = sorted(folder.eval.glob(f"{glob.escape(split)}.*.jsonl")) if is_training else []
+        files = {file.name[len(split) + 1 : -len(".jsonl")]: file for file in found}
+        files.pop("conversations", None)
+        judged = self.judged(evaluated, _totals(summary, config["algo.name"] if is_training else checkpoint))
         if not judged.evaluation.samples:
             raise NotARun(f"its evaluation, eval/{split}.jsonl, has no conversations")
-        made = config if task == "train" else _checkpoint_config(config)
-        baselines = {
-            name: self.judged(file)
-            for name in BASELINES
-            if task == "train" and (file := folder.eval / f"{split}.{name}.jsonl").exists()
-        }
         conversations = folder.eval / f"{split}.conversations.jsonl"
-        known = made is not None
         return Run(
             path=path,
             config=config,
-            identity=_identity(made if made is not None else config),
-            seed=(made if made is not None else config)["seed"],
-            algo=made["algo.name"] if made is not None else Path(str(config.get("checkpoint"))).name,
-            summary=_summary(folder.summary),
+            identity=_identity(decided),
+            seed=decided["seed"],
+            algo=made["algo.name"] if made is not None else checkpoint,
             judged=judged,
-            baselines=baselines,
-            history=_history(folder.metrics),
+            summary=summary,
+            baselines={name: self.judged(file, _totals(summary, name)) for name, file in files.items()},
+            history=read_history(folder.metrics),
             conversations=conversations if conversations.exists() else None,
             resumed=folder.log.exists() and " Resuming " in folder.log.read_text(encoding="utf-8", errors="replace"),
-            trained=known,
+            trained=made is not None,
         )
 
-    def judged(self, path: Path) -> Judged:
+    def judged(self, path: Path, totals: Mapping[str, float]) -> Judged:
+        """Read an evaluation. UserError if a conversation is in it twice."""
         digest = blake2b(path.read_bytes(), digest_size=16).hexdigest()
         if digest not in self._judged:
             evaluation = Evaluation.read_jsonl(path)
@@ -182,15 +206,44 @@ class Reader:
             if len(set(ids)) < len(ids):
                 twice = next(name for name in ids if ids.count(name) > 1)
                 raise UserError(f"{path}: the conversation {twice} is in it more than once.")
-            self._judged[digest] = Judged(evaluation, digest)
+            self._judged[digest] = Judged(evaluation, digest, totals)
         return self._judged[digest]
 
 
-def is_sft(config: dict[str, Any]) -> bool:
-    return config.get("algo.stage") == Stage.sft.value
+def read_history(path: Path) -> History:
+    """Read metrics.jsonl. Of two records of one step the later counts: a resumed run computed that step again.
+
+    Raises:
+        UserError: A line is not a record of metrics; the message names it.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for number, record in enumerate(read_jsonl(path), start=1):
+        try:
+            values = {str(name): float(value) for name, value in dict(record["values"]).items()}
+            found.setdefault(str(record["split"]), {}).setdefault(int(record["step"]), {}).update(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {number}: not a record of metrics ({error!r}).") from error
+    return {split: pd.DataFrame.from_dict(steps, orient="index").sort_index() for split, steps in found.items()}
+
+
+def _finished(folder: RunFolder) -> tuple[dict[str, Any], Path]:
+    """Config and evaluation file of a finished run; NotARun for any other folder."""
+    if not folder.config.exists():
+        raise NotARun("not the folder of a run: it has no config.yaml")
+    config = _config(folder.config)
+    task, split = config.get("task.name"), config.get("eval.split")
+    if task not in ("train", "eval"):
+        raise NotARun(f"a run of task={task}, which leaves no policy or evaluation to compare")
+    if not folder.summary.exists():
+        raise NotARun("not finished: it has no summary.json")
+    evaluated = folder.eval / f"{split}.jsonl"
+    if not evaluated.exists():
+        raise NotARun(f"its evaluation, eval/{split}.jsonl, is gone")
+    return config, evaluated
 
 
 def _config(path: Path) -> dict[str, Any]:
+    """A run's config with dotted keys, as plain values."""
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path))
     except YAMLError as error:
@@ -210,11 +263,14 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity(config).items() if key != "seed"}
+    """Keys that decide the policy, without the seed. Digests of users' code are those that the run wrote down: to compute
+    them would import packages that the file names."""
+    recorded = {SOURCES: None, **config}
+    return {key: value for key, value in identity(recorded).items() if key not in ("seed", SOURCES)}
 
 
 def _checkpoint_config(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The config that made the checkpoint of an evaluation, evaluated as that evaluation says; None: not to be found."""
+    """Config of the run that made an evaluated checkpoint, with the evaluation's own settings; None if not found."""
     path = Path(str(config.get("checkpoint"))).expanduser()
     for folder in [path, *list(path.parents)[:_CHECKPOINT_DEPTH]]:
         if (file := RunFolder(folder).config).exists():
@@ -238,15 +294,8 @@ def _summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _history(path: Path) -> dict[str, list[tuple[int, dict[str, float]]]]:
-    """Records by split and step. Of two at one step the later counts: a run that went on computed it again."""
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    for number, record in enumerate(read_jsonl(path), start=1):
-        try:
-            step, split, values = int(record["step"]), str(record["split"]), dict(record["values"])
-            found.setdefault(split, {}).setdefault(step, {}).update(
-                {name: float(value) for name, value in values.items()}
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: not a record of metrics ({error!r}).") from error
-    return {split: sorted(steps.items()) for split, steps in found.items()}
+def _totals(summary: Mapping[str, Any], system: str) -> dict[str, float]:
+    """The numbers of a system in summary.json."""
+    metrics = summary.get("metrics")
+    found = metrics.get(system) if isinstance(metrics, dict) else None
+    return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))} if isinstance(found, dict) else {}

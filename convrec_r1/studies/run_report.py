@@ -1,25 +1,24 @@
-"""The end of a run: a table of systems, paired differences, report.md, a figure, and the numbers of summary.json."""
+"""The report of one run, a study of one: a table, differences, report.md, a figure, and the numbers of summary.json."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from convrec_r1.base.files import read_jsonl, write_text
+from convrec_r1.base.files import write_text
 from convrec_r1.base.progress import console
-from convrec_r1.config.schema import Config
+from convrec_r1.base.tables import Column, Table, plain
+from convrec_r1.base.visible import visible
+from convrec_r1.evaluate.config import EvalConfig
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.studies import markdown
-from convrec_r1.studies.figures import run_figure
-from convrec_r1.studies.labels import LABELS
-from convrec_r1.studies.markdown import plain
+from convrec_r1.studies.comparison import Comparison, Difference, differences_on, means_on
+from convrec_r1.studies.figures import Drawer
+from convrec_r1.studies.numbers import NONE, Writer
+from convrec_r1.studies.run_files import Judged, Run, cut_offs, main_metric, read_history
+from convrec_r1.studies.systems import Study, evaluation_study
+from convrec_r1.studies.tables import sentence
 
-Systems = dict[str, Evaluation]
-
-OTHERS = {
+_QUALITY = {
     "catalog/valid": "in catalog",
     "list/duplicates": "repeats",
     "list/seen": "seen",
@@ -27,108 +26,118 @@ OTHERS = {
 }
 
 
-def report(cfg: Config, folder: RunFolder, systems: Systems) -> dict[str, Any]:
-    """Compare the systems, show and write the result. The last system is the one this run trained."""
-    final = list(systems)[-1]
-    ranking = [f"{metric}@{k}" for metric in ("ndcg", "recall") for k in cfg.ks]
-    key = cfg.metric
-    options = {"n_resamples": cfg.eval.resamples, "level": cfg.eval.level}
-    metrics = {name: evaluation.summary() for name, evaluation in systems.items()}
-    intervals = {
-        name: {metric: _interval(evaluation, metric, options) for metric in ranking}
-        for name, evaluation in systems.items()
-    }
-    paired = _paired(systems, final, key, options)
-    rows = [_cells(name, metrics[name], intervals[name][key], ranking) for name in systems]
-    header = ["", *ranking, "interval", *OTHERS.values()]
-    conversations = len(systems[final])
-    caption = f"{conversations} conversations of the {cfg.eval.split} split, lists of {cfg.n}, greedy decoding"
-    differences = [_sentence(key, final, p) for p in paired]
-    _show(header, rows, {key, "interval", key.replace("ndcg", "recall"), *OTHERS.values()} - {"coverage"})
-    console.print(caption, *differences, sep="\n", highlight=False, markup=False)
-    figure = run_figure(folder.figures / "run.png", read_jsonl(folder.metrics), systems, intervals, key)
-    write_text(folder.path / "report.md", _markdown(cfg, header, rows, caption, differences, figure.name))
+def report(
+    folder: RunFolder,
+    evaluations: Mapping[str, Evaluation],
+    options: EvalConfig,
+    *,
+    n: int,
+    seed: int,
+    about: str,
+    labels: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Compare the systems of a run, print the result, write report.md and figures/run.png.
+
+    Args:
+        folder: The run's folder; its metrics.jsonl holds the learning curves.
+        evaluations: By name of the system, on the same conversations. The last one is the run's own policy.
+        options: `eval`: cut-offs, metric, split, level and resamples.
+        n: Length of lists.
+        seed: The run's seed.
+        about: Model and data, for the title.
+        labels: Labels of users' metrics, as summary.json holds them.
+
+    Returns:
+        The part of summary.json that says how good the policy is.
+
+    Raises:
+        ValueError: The evaluations are not of the same conversations.
+    """
+    *_, final = evaluations
+    metric, ks = main_metric(options.metric, options.ks, n), cut_offs(options.ks, n)
+    ranking = [f"{family}@{k}" for family in ("ndcg", "recall") for k in ks]
+    config = {"eval.split": options.split}
+    run = Run(folder.path, config, {}, seed, final, Judged(evaluations[final]), history=read_history(folder.metrics))
+    study = evaluation_study(evaluations, run, metric, n=n, write=Writer(labels or {}))
+    statistics = {"level": options.level, "n_resamples": options.resamples}
+    pairs = [(study.baseline, system) for system in study.systems if system is not study.baseline]
+    measured = tuple(dict.fromkeys([*ranking, metric]))
+    comparison = Comparison(
+        metrics=measured,
+        means={name: means_on(study, name, statistics) for name in measured},
+        differences={metric: differences_on(study, pairs, metric, statistics)},
+        level=options.level,
+        resamples=options.resamples,
+    )
+    summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
+    table = _table(study, comparison, ranking, summaries)
+    facts = f"{len(study.ids)} conversations of the {study.split} split, lists of {n}, greedy decoding"
+    sentences = [sentence(d, study.write) for d in comparison.differences[metric]]
+    label = study.write.label
+    chosen = dict.fromkeys([label(metric), "interval", label(f"recall@{ks[-1]}"), *_QUALITY.values()])
+    console.print(table.pick(*(name for name in chosen if name not in ("coverage", "seen"))).rich())
+    console.print(*map(visible, (facts, *sentences)), sep="\n", highlight=False, markup=False)
+    figure = Drawer(study, comparison).run(folder.figures / "run.png")
+    lines = [
+        f"# {plain(study.baseline.label)}, {plain(about)}, seed {seed}",
+        "",
+        *table.markdown(),
+        "",
+        f"{facts}. Interval: of {plain(label(metric))}, {options.level:.0%}, cluster bootstrap.",
+        "",
+        *(f"- {plain(line)}" for line in sentences),
+        "",
+        f"![Learning curves and comparison](figures/{figure.name})",
+    ]
+    write_text(folder.path / "report.md", "\n".join(lines) + "\n")
+    names = {system.label: system.kind for system in study.systems}
     return {
         "algo": final,
-        "seed": cfg.seed,
-        "split": cfg.eval.split,
-        "conversations": conversations,
-        "metrics": metrics,
-        "intervals": intervals,
-        "paired": paired,
+        "seed": seed,
+        "split": options.split,
+        "conversations": len(study.ids),
+        "metrics": summaries,
+        "labels": dict(labels or {}),
+        "intervals": {name: {m: _interval(comparison, system, m) for m in measured} for system, name in names.items()},
+        "paired": [_paired(d, names) for d in comparison.differences[metric]],
     }
 
 
-def _interval(evaluation: Evaluation, metric: str, options: dict) -> list[float | None]:
-    values, clusters, _ = evaluation.values(metric)
-    found = cluster_bootstrap(values, clusters, **options)
-    return [_finite(found.low), _finite(found.high)]
+def _table(
+    study: Study, comparison: Comparison, ranking: list[str], summaries: Mapping[str, Mapping[str, float]]
+) -> Table:
+    """A row per system: ranking metrics, the interval of the main one, the quality of the lists."""
+    write = study.write
+    shown = list(dict.fromkeys([*ranking, study.metric]))
+    columns = ["", *map(write.label, shown), "interval", *_QUALITY.values()]
+    rows = []
+    for system in study.systems:
+        values = summaries[system.kind]
+        main = comparison.mean(system.label, study.metric)
+        rows.append(
+            [
+                system.label,
+                *(write.number(values.get(name), name) for name in shown),
+                write.span(main.low, main.high, study.metric) if main else NONE,
+                *(write.number(values.get(name), name) for name in _QUALITY),
+            ]
+        )
+    return Table(tuple(map(Column, columns)), rows, strong=len(rows) - 1)
 
 
-def _paired(systems: Systems, final: str, metric: str, options: dict) -> list[dict[str, Any]]:
-    """The trained system against each other one, on the same conversations; p-values after Holm."""
-    a, clusters, ids = systems[final].values(metric)
-    found = []
-    for name, evaluation in systems.items():
-        if name == final:
-            continue
-        b, _, other_ids = evaluation.values(metric)
-        if ids != other_ids:
-            raise ValueError(f"{final} and {name} were not evaluated on the same conversations")
-        d = paired_cluster_bootstrap(a, b, clusters, **options)
-        found.append({"against": name, "metric": metric} | {k: _finite(v) for k, v in d._asdict().items()})
-    tested = [entry for entry in found if entry["p_value"] is not None]
-    for entry, p in zip(tested, holm([entry["p_value"] for entry in tested]) if tested else [], strict=True):
-        entry["p_holm"] = float(p)
-    return found
+def _interval(comparison: Comparison, system: str, metric: str) -> list[float | None]:
+    mean = comparison.mean(system, metric)
+    return [_finite(mean.low), _finite(mean.high)] if mean else [None, None]
+
+
+def _paired(d: Difference, names: Mapping[str, str]) -> dict[str, Any]:
+    """A difference as summary.json holds it."""
+    numbers = {"mean": d.mean, "low": d.low, "high": d.high, "p_value": d.p, "effect_size": d.effect_size}
+    entry: dict[str, Any] = {"against": names[d.baseline], "metric": d.metric}
+    entry |= {name: _finite(value) for name, value in numbers.items()}
+    return entry if math.isnan(d.p_holm) else entry | {"p_holm": d.p_holm}
 
 
 def _finite(value: float) -> float | None:
     """JSON has no NaN: a number that does not exist (one cluster has no interval) is null."""
     return float(value) if math.isfinite(value) else None
-
-
-def _cells(name: str, metrics: dict, interval: list, ranking: list[str]) -> list[str]:
-    low, high = interval
-    return [
-        LABELS.get(name, name),
-        *(f"{metrics[metric]:.4f}" for metric in ranking),
-        "" if low is None else f"{low:.3f}-{high:.3f}",
-        *(f"{metrics[m]:.1%}" if m.startswith("catalog") else f"{metrics[m]:.2f}" for m in OTHERS),
-    ]
-
-
-def _sentence(metric: str, final: str, entry: dict[str, Any]) -> str:
-    who = f"{LABELS.get(final, final)} - {LABELS.get(entry['against'], entry['against'])}"
-    text = f"{metric}, {who}: {entry['mean']:+.4f}"
-    if entry["low"] is None:
-        return f"{text} (one cluster: no interval)"
-    return f"{text} [{entry['low']:+.4f}, {entry['high']:+.4f}], p = {entry['p_holm']:.4f} (Holm)"
-
-
-def _show(header: list[str], rows: list[list[str]], chosen: set[str]) -> None:
-    """On the terminal the columns of `chosen` only, so that it fits 80 characters; report.md has them all."""
-    shown = [i for i, name in enumerate(header) if i == 0 or name in chosen]
-    table = Table()
-    for i in shown:
-        table.add_column(header[i], justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(escape(row[i]) for i in shown), style="bold" if row is rows[-1] else "")
-    console.print(table)
-
-
-def _markdown(
-    cfg: Config, header: list[str], rows: list[list[str]], caption: str, differences: list[str], figure: str
-) -> str:
-    lines = [
-        f"# {plain(rows[-1][0])}, {plain(cfg.model.name)} on {plain(cfg.data.name)}, seed {cfg.seed}",
-        "",
-        *markdown.table(header, rows),
-        "",
-        f"{caption}. Intervals: {cfg.eval.level:.0%}, cluster bootstrap.",
-        "",
-        *(f"- {plain(line)}" for line in differences),
-        "",
-        f"![Learning curves and comparison](figures/{figure})",
-    ]
-    return "\n".join(lines) + "\n"

@@ -1,37 +1,44 @@
-"""A W&B workspace for a study, as code: which panels, on which axes, of which runs, grouped how.
+"""The W&B workspace of a study, as code: which panels, on which axes, of which runs, and how they are grouped.
 
-W&B makes panels of its own for everything that is logged, on its own step and one line a run. A study is read another
-way: on our steps, one line an algorithm and reward, the seeds averaged, with a band from the least to the greatest.
+W&B's automatic panels have one line per run on W&B's own step. Here the axes are our steps, and there is one line per
+algorithm and reward: the mean over seeds, with a band from the lowest to the highest.
 
-Building needs neither key nor network (`tasks/workspace.py` publishes). A panel of a metric that no run of the study
-has logged stays empty: `sft` has no reward, and `kl` needs algo.beta > 0.
+`build` needs neither key nor network; `publish` uploads. A panel stays empty if no run of the study logged its metric:
+`sft` has no reward, and `kl` needs algo.beta > 0.
 """
 
+import logging
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.run.config import LoggerConfig
 from convrec_r1.run.tracker import SPLIT_STEPS
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace  # pyright: ignore[reportMissingImports]  # optional
 
-GROUPS = ("algo.name", "reward.name")
-"""Keys of the config by which runs are put together; what is left to differ within a group is the seed."""
+_log = logging.getLogger(__name__)
 
+GROUPS = ("algo.name", "reward.name")
+"""Config keys by which runs are grouped; runs of one group differ in the seed."""
+
+# wandb-workspaces writes a filter as an expression and parses it again: quotes and comparisons would break it.
 _NAME = re.compile(r"""[^'"\\=<>\x00-\x1f]+""")
-"""wandb-workspaces writes a filter out as an expression and reads it back: quotes and comparisons would not survive."""
 
 
 class Plot(NamedTuple):
+    """A line plot of metrics over `axis`."""
+
     title: str
     metrics: tuple[str, ...]
     axis: str = "step"
 
 
 def plots(n: int, ks: Sequence[int]) -> dict[str, list[Plot]]:
-    """The line plots of each section, for lists of `n` that are measured at `ks`."""
+    """Return the line plots of each section, for lists of `n` that are measured at the cut-offs `ks`."""
     sft = SPLIT_STEPS["sft"]
     ranks = [f"rank/{k}/reward" for k in range(1, n + 1)]
     return {
@@ -87,10 +94,17 @@ def plots(n: int, ks: Sequence[int]) -> dict[str, list[Plot]]:
 def build(
     study: str, entity: str | None, project: str, *, n: int = 20, ks: Sequence[int] = (5, 10, 15, 20)
 ) -> "Workspace":
-    """The workspace of the runs whose group is `study`, not yet saved: `.save()` of the result uploads it.
+    """Return the workspace of a study. `.save()` of the result uploads it.
 
-    `entity`: user or team; None leaves it open, and must be put right before saving. `n`, `ks`: length of the study's
-    lists and where they are measured. UserError where wandb-workspaces is missing, and for names that it cannot filter by.
+    Args:
+        study: Name of the study: the W&B group of its runs.
+        entity: W&B user or team. None: to be set before saving.
+        project: W&B project.
+        n: Length of the study's lists.
+        ks: Cut-offs at which they are measured.
+
+    Raises:
+        UserError: wandb-workspaces is not installed, or W&B cannot filter by the study's name.
     """
     try:
         from wandb_workspaces import workspaces as ws  # pyright: ignore[reportMissingImports]
@@ -125,3 +139,39 @@ def build(
             filters=ws.And(ws.Metric("Group") == study), groupby=[ws.Config(key) for key in GROUPS]
         ),
     )
+
+
+def publish(study: str, logger: LoggerConfig, *, n: int, ks: Sequence[int]) -> str:
+    """Upload the workspace of a study to the project of `logger` and return its URL (task=workspace).
+
+    Every call saves a new view. Runs appear in it once they are uploaded (`wandb sync`). `n` and `ks` come from the config:
+    give the overrides that the study's runs were given.
+
+    Raises:
+        UserError: A package, a key, an entity or the connection is missing.
+    """
+    built = build(study, logger.entity, logger.project, n=n, ks=ks)
+    import wandb
+
+    where = f"{logger.entity or 'your default entity'}/{logger.project}"
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            unset = f" and unset WANDB_MODE={os.environ['WANDB_MODE']}" if os.environ.get("WANDB_MODE") else ""
+            raise UserError(f"No W&B key to publish with: set WANDB_API_KEY, or run `wandb login` once{unset}.")
+        if not built.entity:
+            built.entity = wandb.Api().default_entity or ""
+        if built.entity:
+            built.save()
+    except UserError:
+        raise
+    except Exception as error:  # uploads raise errors of many kinds, some of them private to wandb
+        raise UserError(
+            f"W&B did not take the workspace for {where} ({type(error).__name__}: {error}). Check the key, logger.entity, "
+            "logger.project, and the connection."
+        ) from error
+    if not built.entity:
+        raise UserError(
+            "This W&B account has no default entity: name the owner of the project with logger.entity=NAME."
+        )
+    _log.info("Workspace of study %s: %s", study, built.url)
+    return built.url

@@ -48,7 +48,8 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     log = tracker()
     try:
         log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})
-        return report(cfg, folder, systems)
+        about = f"{cfg.model.name} on {cfg.data.name}"
+        return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about)
     finally:
         log.close(systems[name].summary())
 

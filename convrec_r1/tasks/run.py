@@ -23,7 +23,7 @@ from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import Tracker
 from convrec_r1.studies.compare import compare
-from convrec_r1.studies.publish import workspace
+from convrec_r1.studies.workspace import publish
 from convrec_r1.tasks.distill import distill, dry_run
 from convrec_r1.tasks.evaluate import evaluate
 from convrec_r1.tasks.train import train
@@ -35,8 +35,10 @@ TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "distill": distill}
 """Those that make a run: a folder that is claimed, resumed, and finished once."""
 
 READERS: dict[str, Callable[[Config, Path], object]] = {
-    "compare": compare,
-    "workspace": lambda cfg, _: workspace(cfg),
+    "compare": lambda cfg, folder: compare(
+        cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples
+    ),
+    "workspace": lambda cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks),
     "dry_run": lambda cfg, _: dry_run(cfg),
     "doctor": lambda cfg, _: doctor(cfg),
 }

@@ -116,7 +116,9 @@ class Job:
         write_asked(self.data[split], self.folder.eval / f"{split}.conversations.jsonl")
         final = systems[cfg.algo.name].summary()
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
-        return report(cfg, self.folder, systems) | self.outcome()
+        about = f"{cfg.model.name} on {cfg.data.name}"
+        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about)
+        return summary | self.outcome()
 
     def warn_if_long(self) -> None:
         """Log how long the run would take, and what to change, where that is more than a day. The run continues."""

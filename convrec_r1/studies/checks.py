@@ -1,0 +1,99 @@
+"""Whether runs can be compared, and what a reader should know before trusting the numbers."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from convrec_r1.base.errors import UserError
+from convrec_r1.studies.naming import ABSENT, text
+from convrec_r1.studies.run_files import Run
+from convrec_r1.studies.systems import System
+
+# Keys that decide how a list is scored: a paired test needs them to be equal.
+SCORING = (
+    *("eval.split", "n", "eval.ideal", "reward.position"),
+    *("match._target_", "match.year_tolerance", "reward.year_tolerance"),  # the last one: of older versions
+)
+_DATA = ("data.name", "data.adapter", "data._target_", "data.path", "data.seed")
+_FEW_CLUSTERS = 60
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Raise UserError unless all runs were evaluated on the same conversations and scored by the same rules."""
+    size = f"data.{runs[0].split}_size"
+    files = [run.conversations.read_bytes() if run.conversations else None for run in runs]
+    kept = [file for file in files if file is not None]
+    complete = len(kept) == len(files)
+    contents = [blake2b(file, digest_size=16).hexdigest() for file in kept] if complete else [""] * len(runs)
+    # Without the conversations, ids alone do not tell: simulated conversations of another seed have the same ids.
+    keys = (*SCORING, *(() if complete else (*(key for key in _DATA if key != "data.path"), size)))
+    groups: dict[tuple, list[Run]] = {}
+    for run, content in zip(runs, contents, strict=True):
+        settings = tuple(repr(run.config.get(key, ABSENT)) for key in keys)
+        judged = run.judged
+        groups.setdefault((settings, judged.conversations, judged.evaluation.catalog_size, content), []).append(run)
+    if len(groups) == 1:
+        return
+    listed = "\n".join(f"  - {line}" for line in _differences([members[0] for members in groups.values()], size))
+    sizes = ", ".join(f"{len(members)} as {members[0].name}" for members in groups.values())
+    raise UserError(
+        "These runs were not evaluated alike, and a paired test needs the same conversations, scored by the same rules:\n"
+        f"{listed}\nCompare each kind on its own ({sizes}), or evaluate again with task=eval."
+    )
+
+
+def _differences(runs: Sequence[Run], size: str) -> list[str]:
+    """What differs between runs that were not evaluated alike, a sentence each."""
+    first, *others = runs
+    lines = []
+    for key in (*SCORING, *_DATA, size):
+        values = {text(run.config.get(key, ABSENT)): run.name for run in runs}
+        if len(values) > 1:
+            lines.append(f"{key}: " + "; ".join(f"{value} in {name}" for value, name in values.items()))
+    for other in others:
+        a, b = (set(run.judged.conversations) for run in (first, other))
+        if a != b:
+            lines.append(
+                f"{len(a)} conversations in {first.name}, {len(b)} in {other.name}, {len(a & b)} the same in both"
+            )
+        elif first.judged.evaluation.catalog_size != other.judged.evaluation.catalog_size:
+            lines.append(f"the catalogs of {first.name} and {other.name} have different sizes")
+        elif not lines:
+            lines.append(f"conversations of {first.name} and {other.name} have the same ids and other contents")
+    return lines
+
+
+def notes_on(systems: Sequence[System], baseline: System, n_clusters: int) -> list[str]:
+    """Return what limits the conclusions from a study: few seeds or conversations, runs that ended early, other code."""
+    notes = []
+    single = [s.label for s in systems if len(s.seeds) == 1]
+    if single:
+        notes.append(
+            f"Trained with one seed only: {', '.join(single)}. What is said of these holds for these policies, not for "
+            "their way of training: another seed may give another result."
+        )
+    unpaired = [
+        s.label for s in systems if s is not baseline and s.seeds and baseline.seeds and s.seeds != baseline.seeds
+    ]
+    if unpaired:
+        notes.append(
+            f"Seeds differ from those of {baseline.label}: {', '.join(unpaired)}. Their seeds are compared as independent "
+            "groups, not in pairs."
+        )
+    if n_clusters < _FEW_CLUSTERS:
+        notes.append(
+            f"{n_clusters} independent conversations (clusters) are few: intervals are too narrow and p-values too small "
+            "(with 20, 95 % intervals cover the truth in about 93 of 100 cases, and a test at 5 % rejects wrongly in 8)."
+        )
+    runs = [(f"{system.label}, seed {run.seed}", run) for system in systems for run in system.runs]
+    for name, run in runs:
+        if run.stopped:
+            step, why = run.stopped
+            notes.append(f"{name}: training ended {'early' if step is None else f'at step {step}'} ({why}).")
+    if collapsed := [name for name, run in runs if run.collapses]:
+        notes.append(f"The collapse guard warned, and training went on: {'; '.join(collapsed)} (see Runs).")
+    commits = {run.commit for _, run in runs}
+    if len(commits) > 1:
+        notes.append(f"The runs were made by {len(commits)} commits of the code.")
+    if any(commit.endswith("+") for commit in commits):
+        notes.append("Some runs were made by a working tree with uncommitted changes (a commit with +).")
+    return notes

@@ -1,0 +1,110 @@
+"""Numbers and names of metrics as text: the same in every table, figure and sentence."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convrec_r1.studies.labels import GROUPS, Metric, metric_order, metric_style
+
+NONE = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+_SMALLEST_P = 0.001
+OWN_GROUP = "Other"
+"""Group of the metrics that a user's class computes."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes metrics. `foreign`: label and digits of metrics that are not the project's, as summary.json holds them:
+    name, or name without its @k -> {"label": text, "better": "high" | "low" | "none", "digits": int}."""
+
+    foreign: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def style(self, metric: str) -> Metric:
+        """Label, group and unit of a metric. A metric without a label keeps its name."""
+        found, k = self._foreign(metric)
+        if found is None:
+            return metric_style(metric)
+        label = str(found.get("label") or metric)
+        return Metric(f"{label}@{k}" if k and metric not in self.foreign else label, OWN_GROUP)
+
+    def label(self, metric: str) -> str:
+        """What a metric is called in tables and figures."""
+        return self.style(metric).label
+
+    def order(self, metric: str) -> tuple:
+        """Sort key: by group, then as the label functions order metrics."""
+        if self._foreign(metric)[0] is None:
+            return metric_order(metric)
+        stem, _, k = metric.partition("@")
+        return GROUPS.index(OWN_GROUP), math.inf, stem, int(k) if k.isdigit() else 0, metric
+
+    def number(self, value: float | None, metric: str = "") -> str:
+        """A level of `metric`."""
+        if value is None or math.isnan(value):
+            return NONE
+        if math.isinf(value):
+            return "∞" if value > 0 else f"{MINUS}∞"
+        if metric and self.style(metric).percent:
+            return f"{100 * value:.1f} %"
+        return f"{value:.{self._digits(metric)}f}".replace("-", MINUS)
+
+    def signed(self, value: float | None, metric: str = "") -> str:
+        """A difference of `metric`, with its sign; of shares, in percentage points."""
+        if value is None or not math.isfinite(value):
+            return self.number(value)
+        percent = metric and self.style(metric).percent
+        written = f"{100 * value:+.1f}" if percent else f"{value:+.{self._digits(metric)}f}"
+        if not written.strip("+-0."):
+            written = written[1:]  # zero has no sign
+        return written.replace("-", MINUS)
+
+    def span(self, low: float, high: float, metric: str = "", *, signs: bool = False) -> str:
+        """An interval."""
+        if math.isnan(low) or math.isnan(high):
+            return NONE
+        write = self.signed if signs else self.number
+        return " to ".join(write(end, metric).removesuffix(" %") for end in (low, high))
+
+    def _foreign(self, metric: str) -> tuple[Mapping[str, Any] | None, str]:
+        stem, _, k = metric.partition("@")
+        return self.foreign.get(metric) or self.foreign.get(stem), k
+
+    def _digits(self, metric: str) -> int:
+        found, _ = self._foreign(metric)
+        digits = found.get("digits") if found else None
+        if isinstance(digits, int) and 0 <= digits <= 12:
+            return digits
+        return 2 if metric.startswith(("list/", "popularity/")) else 4
+
+
+def p_value(p: float) -> str:
+    """A p-value with three digits."""
+    if math.isnan(p):
+        return NONE
+    return f"< {_SMALLEST_P}" if p < _SMALLEST_P else f"{p:.3f}"
+
+
+def effect_size(value: float) -> str:
+    """An effect size with two digits; from 100 on only its sign."""
+    if abs(value) >= 100:
+        return Writer().number(math.copysign(math.inf, value))
+    return NONE if math.isnan(value) else f"{value:.2f}".replace("-", MINUS)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as hours, minutes and seconds."""
+    if seconds is None:
+        return NONE
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def short(text: str, longest: int) -> str:
+    """Text on one line, cut to `longest` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 1] + "…"
