@@ -10,7 +10,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds
 from convrec_r1.config.schema import Config
 from convrec_r1.data import checks as data_checks
-from convrec_r1.distill.config import problems as distill_problems
+from convrec_r1.distill import checks as distill_checks
 from convrec_r1.evaluate.config import Select
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
@@ -47,7 +47,7 @@ def problems(cfg: Config) -> list[str]:
 
 
 def _stage1(cfg: Config) -> list[str]:
-    return distill_problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data)
+    return distill_checks.problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data)
 
 
 def _secrets(cfg: Config) -> list[str]:
