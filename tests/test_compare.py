@@ -13,6 +13,7 @@ from rich.console import Console
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl, write_text
+from convrec_r1.evaluate.labels import styles
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import crossed_difference, holm, paired_cluster_bootstrap
 from convrec_r1.lists import Item, format
@@ -25,7 +26,6 @@ from convrec_r1.studies.curves import Measure, curve, logged
 from convrec_r1.studies.examples import RANDOM, SPREAD, choose_examples, mark_lines
 from convrec_r1.studies.html import MINUS, number, p_value, signed, verdict
 from convrec_r1.studies.html import NONE as ABSENT
-from convrec_r1.studies.labels import styles
 from convrec_r1.studies.naming import name_systems, telling_keys
 from convrec_r1.studies.run_files import Reader, find_runs
 from convrec_r1.studies.study import read_study

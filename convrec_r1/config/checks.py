@@ -13,7 +13,7 @@ from convrec_r1.config.schema import Config
 from convrec_r1.data.config import PromptStyle
 from convrec_r1.data.registry import ADAPTERS
 from convrec_r1.distill.config import problems as distill_problems
-from convrec_r1.evaluate.config import Select
+from convrec_r1.evaluate.checks import problems as evaluation_problems
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
@@ -22,7 +22,6 @@ from convrec_r1.rollout import config as rollout_config
 TASKS = ("train", "eval", "distill", "compare", "workspace", "doctor")
 DEMONSTRATIONS = ("published", "neighbours", "distilled")
 _SECRET = re.compile(r"KEY$|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-BASELINES = ("popularity", "zero_shot", "sft")
 
 
 def check(cfg: Config) -> None:
@@ -90,21 +89,15 @@ def _choices(cfg: Config) -> list[str]:
         ("task.name", cfg.task.name, TASKS),
         ("data.adapter", cfg.data.adapter, tuple(ADAPTERS)),
         ("model.dtype", cfg.model.dtype, ("float32", "bfloat16")),
-        ("eval.split", cfg.eval.split, ("train", "validation", "test")),
-        ("eval.ideal", cfg.eval.ideal, ("standard", "paper")),
     ):
         if value not in known:
             wrong.append(f"{key}={value}: choose one of {', '.join('null' if k is None else k for k in known)}.")
-    for name in cfg.eval.baselines:
-        if name not in BASELINES:
-            wrong.append(f"eval.baselines has {name!r}: choose among {', '.join(BASELINES)}.")
     return wrong
 
 
 def ranges(cfg: Config) -> list[str]:
     """Numbers with which nothing can be computed."""
     at_least_one = {
-        "eval.resamples": cfg.eval.resamples,
         "model.max_prompt_length": cfg.model.max_prompt_length,
         "model.max_completion_length": cfg.model.max_completion_length,
     }
@@ -116,8 +109,6 @@ def ranges(cfg: Config) -> list[str]:
     ):
         if value is not None and value < 1:
             wrong.append(f"data.{key}_size={value}: must be at least 1, or null for all.")
-    if not cfg.eval.ks or min(cfg.eval.ks) < 1:
-        wrong.append(f"eval.ks={list(cfg.eval.ks)}: give at least one cut-off of 1 or more.")
     for stage, optim in (("sft", cfg.sft), ("rl", cfg.rl)):
         if len(optim.betas) != 2:
             wrong.append(f"{stage}.betas={list(optim.betas)}: AdamW takes two.")
@@ -210,23 +201,9 @@ def _combinations(cfg: Config) -> list[str]:
 
 def _watching(cfg: Config) -> list[str]:
     """The evaluation during training, and what follows from it."""
-    wrong, evaluation, guard = [], cfg.eval, cfg.guard
-    if evaluation.every < 0:
-        wrong.append(f"eval.every={evaluation.every}: steps between evaluations, or 0 for none.")
-    known = [*(f"{metric}@{k}" for metric in ("ndcg", "recall") for k in cfg.ks), "mrr"]
-    if cfg.metric not in known:
-        wrong.append(
-            f"eval.metric={evaluation.metric}: with eval.ks and n as they are, choose one of {', '.join(known)}."
-        )
-    if evaluation.patience is not None and evaluation.patience < 1:
-        wrong.append(f"eval.patience={evaluation.patience}: evaluations without a gain, at least 1, or null.")
-    for key, asked in (
-        ("select=best", evaluation.select is Select.best),
-        ("patience", evaluation.patience is not None),
-    ):
-        if asked and not evaluation.every and cfg.algo.stage is Stage.rl:
-            wrong.append(f"eval.{key} needs evaluations during training: set eval.every above 0.")
-    wrong += guard.problems()
+    reinforces = cfg.algo.stage is Stage.rl
+    wrong = evaluation_problems(cfg.eval, cfg.n, cfg.metrics, cfg.baselines, reinforces=reinforces)
+    wrong += cfg.guard.problems()
     return wrong
 
 
@@ -238,10 +215,6 @@ def _comparison(cfg: Config) -> list[str]:
             wrong.append("task=compare needs runs='outputs/STUDY/*', or runs=[FOLDER,FOLDER,...].")
     if cfg.compare.examples < 0:
         wrong.append(f"compare.examples={cfg.compare.examples}: must not be negative.")
-    if not 0 < cfg.eval.level < 1:
-        wrong.append(f"eval.level={cfg.eval.level}: must lie between 0 and 1.")
-    if cfg.eval.resamples < 1:
-        wrong.append(f"eval.resamples={cfg.eval.resamples}: must be at least 1.")
     return wrong
 
 

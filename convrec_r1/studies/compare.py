@@ -11,11 +11,11 @@ from convrec_r1.base.files import write_text
 from convrec_r1.base.progress import console
 from convrec_r1.base.visible import visible
 from convrec_r1.config.schema import Config
+from convrec_r1.evaluate.labels import metric_label
 from convrec_r1.studies.comparison import Comparison, compare_systems
 from convrec_r1.studies.config import CompareConfig
 from convrec_r1.studies.examples import choose_examples
 from convrec_r1.studies.html import headline, number, p_value, signed, study_html
-from convrec_r1.studies.labels import metric_label
 from convrec_r1.studies.run_files import find_runs
 from convrec_r1.studies.study import Study, read_study
 from convrec_r1.studies.study_figures import study_figures

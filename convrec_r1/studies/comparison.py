@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from convrec_r1.evaluate.labels import metric_order
 from convrec_r1.evaluate.statistics import (
     cluster_bootstrap,
     crossed_difference,
@@ -14,7 +15,6 @@ from convrec_r1.evaluate.statistics import (
     holm,
     paired_cluster_bootstrap,
 )
-from convrec_r1.studies.labels import metric_order
 from convrec_r1.studies.study import Study, System
 
 COVERAGE = "catalog/coverage"

@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from convrec_r1.base.files import replacing
+from convrec_r1.evaluate.labels import COLORS, LABELS, TRAINED, VALIDATION
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.studies.curves import smoothed
-from convrec_r1.studies.labels import COLORS, LABELS, TRAINED, VALIDATION
 
 
 def run_figure(

@@ -9,9 +9,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from convrec_r1 import __version__
 from convrec_r1.base.visible import visible
+from convrec_r1.evaluate.labels import GROUPS, Style, metric_label, metric_style
 from convrec_r1.studies.comparison import Comparison, Difference, Mean
 from convrec_r1.studies.examples import Example
-from convrec_r1.studies.labels import GROUPS, Style, metric_label, metric_style
 from convrec_r1.studies.study import Study, System
 from convrec_r1.studies.study_figures import Drawn, system_styles
 from convrec_r1.studies.study_tables import training_time

@@ -9,12 +9,12 @@ from rich.table import Table
 from convrec_r1.base.files import read_jsonl, write_text
 from convrec_r1.base.progress import console
 from convrec_r1.config.schema import Config
+from convrec_r1.evaluate.labels import LABELS
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.studies import markdown
 from convrec_r1.studies.figures import run_figure
-from convrec_r1.studies.labels import LABELS
 from convrec_r1.studies.markdown import plain
 
 Systems = dict[str, Evaluation]

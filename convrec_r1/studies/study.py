@@ -16,9 +16,9 @@ from convrec_r1.data import Conversation
 from convrec_r1.data.adapters import jsonl
 from convrec_r1.data.config import DataConfig
 from convrec_r1.data.load import load_data
-from convrec_r1.evaluate.list_quality import catalog_coverage
+from convrec_r1.evaluate.labels import LABELS
+from convrec_r1.evaluate.metrics.coverage import catalog_coverage
 from convrec_r1.evaluate.scoring import Evaluation
-from convrec_r1.studies.labels import LABELS
 from convrec_r1.studies.naming import ABSENT, differing_keys, name_systems, text
 from convrec_r1.studies.run_files import BASELINES, Judged, NotARun, Reader, Run, is_sft
 

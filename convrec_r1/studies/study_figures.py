@@ -21,9 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from convrec_r1.base.files import replacing
+from convrec_r1.evaluate.labels import Style, metric_label, styles
 from convrec_r1.studies.comparison import Comparison
 from convrec_r1.studies.curves import REWARD, TRAINING, Measure, curve, rank_rewards, validation
-from convrec_r1.studies.labels import Style, metric_label, styles
 from convrec_r1.studies.study import Study, System
 
 # Inches. Small, so that text can still be read on a phone.
