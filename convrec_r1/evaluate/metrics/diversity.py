@@ -25,7 +25,7 @@ class Diversity(Metric):
     def per_list(self, lists: Lists) -> dict[str, np.ndarray]:
         values = np.full(len(lists), np.nan)
         tags = tag_matrix(lists.catalog)
-        tagged = tags.any(axis=1)
+        tagged = tags.sum(axis=1) > 0
         for at, places in enumerate(lists.covered):
             chosen = [place for place in places if tagged[place]]
             if len(chosen) > 1:

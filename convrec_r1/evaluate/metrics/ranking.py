@@ -67,7 +67,7 @@ class HitRate(Metric):
 
     def per_list(self, lists: Lists) -> dict[str, np.ndarray]:
         rel, _ = checked(lists.hits, lists.n_relevant)
-        return {f"hit_rate@{k}": rel[:, :k].any(axis=1).astype(np.float64) for k in lists.ks}
+        return {f"hit_rate@{k}": np.asarray(rel[:, :k].max(axis=1, initial=0.0)) for k in lists.ks}
 
 
 class MRR(Metric):
