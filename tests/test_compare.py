@@ -16,6 +16,7 @@ from rich.console import Console
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl, write_text
 from convrec_r1.evaluate.config import EvalConfig
+from convrec_r1.evaluate.labels import styles
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, crossed_difference, holm, paired_cluster_bootstrap
 from convrec_r1.lists import Item, format
@@ -28,7 +29,6 @@ from convrec_r1.studies.config import CompareConfig
 from convrec_r1.studies.curves import Measure, curve, logged
 from convrec_r1.studies.examples import RANDOM, SPREAD, choose_examples, mark_lines
 from convrec_r1.studies.figures import Drawer
-from convrec_r1.studies.labels import styles
 from convrec_r1.studies.naming import name_systems, telling_keys
 from convrec_r1.studies.numbers import MINUS, Writer, effect_size, p_value
 from convrec_r1.studies.numbers import NONE as ABSENT

@@ -170,7 +170,7 @@ def test_the_plan_of_a_run():
     assert (plan.sft_steps, plan.sft_rows) == (3, cfg.sft.batch_size)
     assert (plan.rl_steps, plan.rl_rows) == (25, cfg.rl.prompts_per_step * cfg.algo.group_size)
     assert (plan.learned, plan.scored, plan.updates) == (2, 3, 2), "old log-probs once, the reference in each pass"
-    assert plan.evaluated == (1 + len({"zero_shot", "sft"} & set(cfg.eval.baselines))) * 11 + 4 * 7
+    assert plan.evaluated == (1 + len({"zero_shot", "sft"} & set(cfg.baselines))) * 11 + 4 * 7
     assert 0 < plan.mean_prompt <= plan.prompt
     assert 0 < plan.mean_completion <= plan.completion
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convrec_r1.evaluate import ranking_metrics
-from convrec_r1.evaluate.metrics import per_list_metrics
+from convrec_r1.evaluate.metrics.average_precision import average_precision
+from convrec_r1.evaluate.metrics.ranking import checked, per_list_metrics
 
 # 1 / log2(rank + 1): 1, 0.6309, 0.5, 0.4307, 0.3869
 LIST = [0, 1, 0, 1, 0]
@@ -98,7 +99,7 @@ def test_an_unknown_ideal_is_refused():
 
 
 def test_agrees_with_trec_eval():
-    """200 random lists against pytrec_eval: ndcg_cut, recall and recip_rank, list by list."""
+    """200 random lists against pytrec_eval: ndcg_cut, recall, recip_rank and map_cut, list by list."""
     generator = np.random.default_rng(0)
     ks = [1, 2, 3, 5, 10, 15, 20, 30]
     judged, runs, relevance, n_relevant = {}, {}, [], []
@@ -113,13 +114,15 @@ def test_agrees_with_trec_eval():
         relevance.append(hits + [0] * (30 - len(hits)))
         n_relevant.append(len(truths))
     cuts = ",".join(map(str, ks))
-    measures = {f"ndcg_cut.{cuts}", f"recall.{cuts}", "recip_rank"}
+    measures = {f"ndcg_cut.{cuts}", f"recall.{cuts}", "recip_rank", "map_cut.30"}
     theirs = pytrec_eval.RelevanceEvaluator(judged, measures).evaluate(runs)
     ours = per_list_metrics(relevance, n_relevant, ks)
     names = {f"ndcg@{k}": f"ndcg_cut_{k}" for k in ks} | {f"recall@{k}": f"recall_{k}" for k in ks}
     for name, their_name in (names | {"mrr": "recip_rank"}).items():
         expected = [theirs[str(query)][their_name] for query in range(200)]
         np.testing.assert_allclose(ours[name], expected, atol=1e-12, err_msg=name)
+    expected = [theirs[str(query)]["map_cut_30"] for query in range(200)]
+    np.testing.assert_allclose(average_precision(*checked(relevance, n_relevant)), expected, atol=1e-12)
 
 
 @given(

@@ -7,9 +7,13 @@ from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
-from convrec_r1.base.plugins import build, plain
+from convrec_r1.base.plugins import build, plain, source_digests
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Dataset
+from convrec_r1.evaluate.baselines import build_baselines
+from convrec_r1.evaluate.metrics import build_metrics
+from convrec_r1.evaluate.popularity import Popularity
+from convrec_r1.evaluate.runner import Evaluator
 from convrec_r1.lists import format
 from convrec_r1.matching import Matching
 from convrec_r1.modules.config import RLSettings
@@ -19,6 +23,7 @@ from convrec_r1.reward.base import Reward
 from convrec_r1.reward.judge import Judge
 from convrec_r1.reward.rank import Position
 from convrec_r1.rl import ClippedSurrogate, Objective
+from convrec_r1.rollout.base import Sampling
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import About, Tracker, make_tracker
 
@@ -50,6 +55,24 @@ def judge(cfg: Config, catalog: Catalog) -> Judge:
 def matching(cfg: Config) -> Matching:
     """Build the rule for "the same item"."""
     return build(cfg.match, "match", Matching)
+
+
+def evaluator(cfg: Config, data: Dataset, popularity: Popularity | None = None) -> Evaluator:
+    """Build the evaluator of `data`. popularity: of the training conversations; None: counted here."""
+    match = build(cfg.match, "match", Matching)
+    if popularity is None:
+        popularity = Popularity.from_conversations(data["train"], data.catalog, match)
+    return Evaluator(
+        data.catalog,
+        popularity,
+        n=cfg.n,
+        ks=cfg.ks,
+        greedy=Sampling(temperature=0, max_tokens=cfg.model.max_completion_length, max_lines=cfg.max_lines),
+        match=match,
+        position=position(cfg),
+        metrics=build_metrics(cfg.metrics, n=cfg.n, ks=cfg.ks, ideal=cfg.eval.ideal),
+        baselines=build_baselines(cfg.baselines, cfg.eval.baselines),
+    )
 
 
 def position(cfg: Config) -> Position:
@@ -96,6 +119,7 @@ def evaluation_key(cfg: Config, data: Dataset) -> str:
             [c.id, [m.content for m in c.messages], c.ground_truth, c.seen] for c in data[cfg.eval.split]
         ],
         "eval": [list(cfg.eval.ks), cfg.eval.ideal, position(cfg), plain(cfg.match)],
+        "metrics": [cfg.metrics, cfg.baselines, source_digests([cfg.metrics, cfg.baselines])],
         "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
         "engine": cfg.rollout.evaluation_identity,
     }

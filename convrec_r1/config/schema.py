@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from convrec_r1.base.options import option
 from convrec_r1.data.config import DataConfig
 from convrec_r1.distill.config import DistillConfig, TeacherConfig
-from convrec_r1.evaluate.config import EvalConfig
+from convrec_r1.evaluate.config import EvalConfig, cutoffs, metric_in_effect
 from convrec_r1.modules.config import GuardConfig, RLConfig, SFTConfig, TrainerConfig
 from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
@@ -21,7 +21,7 @@ from convrec_r1.studies.config import CompareConfig
 class TaskConfig:
     """What a command does: conf/task."""
 
-    name: str = MISSING
+    name: str = option(MISSING, choices=("train", "eval", "distill", "compare", "workspace", "doctor"))
 
 
 @dataclass
@@ -47,6 +47,10 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = option(factory=LoggerConfig, identity=False)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Metrics by name: `_target_` of an `evaluate.metrics.Metric` and its options."""
+    baselines: dict[str, Any] = field(default_factory=dict)
+    """Baselines by name: `_target_` of an `evaluate.baselines.Baseline` and its options."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks of the user's for stage 2, by name."""
@@ -76,12 +80,12 @@ class Config:
     @property
     def ks(self) -> list[int]:
         """Cut-offs that lists of n can be measured at."""
-        return sorted({k for k in self.eval.ks if k <= self.n}) or [self.n]
+        return cutoffs(self.eval.ks, self.n)
 
     @property
     def metric(self) -> str:
         """`eval.metric`, or what it is where that is null."""
-        return self.eval.metric or f"ndcg@{10 if 10 in self.ks else self.ks[-1]}"
+        return metric_in_effect(self.eval, self.n)
 
     @property
     def max_lines(self) -> int | None:

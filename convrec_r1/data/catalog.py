@@ -3,7 +3,7 @@
 import csv
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,17 @@ class Catalog:
     that has Heat (1995) only.
     """
 
-    def __init__(self, items: Iterable[Item | tuple[str, int | None]]) -> None:
+    def __init__(
+        self,
+        items: Iterable[Item | tuple[str, int | None]],
+        metadata: Mapping[Item, Iterable[str]] | None = None,
+    ) -> None:
         unique: dict[tuple[str, int | None], Item] = {}
         for title, year in items:
             unique.setdefault((fold(title), year), Item(title, year))
         self._items = tuple(unique.values())
+        self.metadata = {item: frozenset(metadata[item]) for item in self._items if metadata and item in metadata}
+        """Tags (genres, say) of the items that have any. Empty for a dataset without metadata."""
         self._has_yearless = any(item.year is None for item in self._items)
         self._by_title: dict[Matching, dict[str, list[Item]]] = {}
 

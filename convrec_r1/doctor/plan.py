@@ -22,7 +22,8 @@ def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder) -> Plan:
     completions = [min(len(encoder.completion(items)), cfg.model.max_completion_length) for items in lists]
     warm = cfg.warm_start == "sft" or not rl
     examples = sum(bool(c.demonstration) for c in data["train"])
-    baselines = ("zero_shot" in cfg.eval.baselines) + ("sft" in cfg.eval.baselines and rl and bool(cfg.warm_start))
+    chosen = cfg.baselines if cfg.eval.baselines is None else cfg.eval.baselines
+    baselines = ("zero_shot" in chosen) + ("sft" in chosen and rl and bool(cfg.warm_start))
     validations = 1 + math.ceil(cfg.rl.steps / cfg.eval.every) if rl and cfg.eval.every else 0
     evaluated = (1 + baselines) * len(data[cfg.eval.split])
     evaluated += validations * min(len(data["validation"]), cfg.eval.validation_size) if validations else 0

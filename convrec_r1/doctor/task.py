@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.options import out_of_bounds
 from convrec_r1.base.progress import console
-from convrec_r1.config.checks import problems, ranges
+from convrec_r1.config.checks import problems
 from convrec_r1.config.parts import encoder_for, matching
 from convrec_r1.config.schema import Config, TaskConfig
 from convrec_r1.data import Dataset
@@ -54,7 +55,7 @@ def examine(cfg: Config, *, budget: float = 60) -> tuple[list[Finding], Forecast
     wrong = problems(run)
     findings = [Finding("config", line, Level.FAIL) for line in wrong] or [Finding("config", "no contradictions")]
     findings += environment.surroundings(run)
-    if ranges(run) or any("data." in line or "model.path" in line for line in wrong):
+    if out_of_bounds(run) or any("data." in line or "model.path" in line for line in wrong):
         return findings, None
     seen, data = look_at_data(run)
     findings.append(seen)

@@ -1,4 +1,4 @@
-"""How often users wanted each item in training: the popularity baseline, and head, middle and tail of a catalog."""
+"""How often users wanted each item in training: a ranking of the catalog, and its head, middle and tail."""
 
 from collections.abc import Iterable
 
@@ -7,15 +7,19 @@ import numpy as np
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation
-from convrec_r1.lists import Item, fold
+from convrec_r1.lists import Item
+from convrec_r1.matching import Folded, Matching
 
 SEGMENTS = ("head", "mid", "tail")
+_FOLDED = Folded()
 
 
 class Popularity:
     """Interactions (ground truths of training conversations) per catalog item, and what follows from them.
 
-    Arrays stand in catalog order:
+    Args of the constructor: the catalog's items, the count of each, and the rule for "the same item".
+
+    Arrays are in catalog order:
 
     counts    [C] interactions of each item
     ranks     [C] 1 for the most popular item; ties keep the catalog's order, so the ranking is always the same
@@ -24,33 +28,36 @@ class Popularity:
               crosses a boundary belongs to the more popular side, and an item nobody asked for is tail.
     """
 
-    def __init__(self, items: Iterable[Item], counts: Iterable[int]) -> None:
+    def __init__(self, items: Iterable[Item], counts: Iterable[int], match: Matching = _FOLDED) -> None:
+        self.match = match
         self.items = [Item(*item) for item in items]
         self.counts = np.fromiter(counts, dtype=np.int64)
         if len(self.counts) != len(self.items):
             raise ValueError(f"{len(self.items)} items but {len(self.counts)} counts")
         self.total = int(self.counts.sum())
-        """All interactions that count. 0: nothing is known of popularity, and head and tail mean nothing."""
+        """All interactions that count. 0: popularity is unknown, and there is no head and tail."""
         self._order = np.argsort(-self.counts, kind="stable")
         self.ranks = np.empty(len(self.items), dtype=np.int64)
         self.ranks[self._order] = np.arange(1, len(self.items) + 1)
         in_order = self.counts[self._order]
         before = np.cumsum(in_order) - in_order
         self.segments = np.empty(len(self.items), dtype=np.int64)
-        # Whole numbers: 3 * before < total, so that no rounding moves an item across a boundary.
+        # Integers, 3 * before < total: no rounding moves an item across a boundary.
         self.segments[self._order] = (3 * before >= self.total).astype(np.int64) + (3 * before >= 2 * self.total)
-        self._lookup = ItemIndex(self.items)
-        self._titles = [fold(item.title) for item in self.items]
+        self._lookup = ItemIndex(self.items, match)
+        self._titles = [match.key(item.title) for item in self.items]
 
     @classmethod
-    def from_conversations(cls, conversations: Iterable[Conversation], catalog: Catalog) -> "Popularity":
+    def from_conversations(
+        cls, conversations: Iterable[Conversation], catalog: Catalog, match: Matching = _FOLDED
+    ) -> "Popularity":
         """Count the ground truths of the training conversations.
 
-        Conversations of other splits are passed over, so that handing in a whole dataset leaks nothing of its test
-        part. Ground truths outside the catalog count nowhere.
+        Conversations of other splits are skipped, so that a whole dataset leaks nothing of its test split. Ground truths
+        outside the catalog are not counted.
         """
         items = list(catalog)
-        index = ItemIndex(items)
+        index = ItemIndex(items, match)
         counts = np.zeros(len(items), dtype=np.int64)
         for conversation in conversations:
             if conversation.split != "train":
@@ -59,34 +66,33 @@ class Popularity:
                 at = index.find(item)
                 if at is not None:
                     counts[at] += 1
-        return cls(items, counts)
+        return cls(items, counts, match)
 
     def index(self, item: Item) -> int | None:
-        """The item's place in the catalog, or None (see ItemIndex)."""
+        """Return the item's place in the catalog, or None (see ItemIndex)."""
         return self._lookup.find(item)
 
     def rank(self, item: Item) -> int | None:
-        """1 for the most popular item of the catalog; None for an item outside it."""
+        """Return 1 for the most popular item of the catalog, and so on. None for an item outside the catalog."""
         at = self.index(item)
         return None if at is None else int(self.ranks[at])
 
     def segment(self, item: Item) -> str | None:
-        """ "head", "mid" or "tail"; None for an item outside the catalog, or where no interactions are known."""
+        """Return "head", "mid" or "tail". None for an item outside the catalog, or if no interactions are known."""
         at = self.index(item)
         return None if at is None or not self.total else SEGMENTS[self.segments[at]]
 
     def recommend(self, conversation: Conversation, n: int) -> list[Item]:
-        """The popularity baseline: the `n` most popular items whose titles the user has not seen.
+        """Return the `n` most popular items whose titles the user has not seen; fewer if the catalog has no more.
 
-        Fewer than `n` if the catalog runs out. Without any interactions the order would be the catalog's own, which
-        is no baseline: UserError.
+        Raises UserError if no interactions are known: the order would be the catalog's own.
         """
         if not self.total:
             raise UserError(
                 "The popularity baseline needs training conversations with ground truths in the catalog, found none. "
                 "Check the dataset's train split, or leave the baseline out."
             )
-        seen = {fold(title) for title in conversation.seen}
+        seen = {self.match.key(title) for title in conversation.seen}
         chosen: list[Item] = []
         for at in self._order:
             if len(chosen) >= n:
@@ -97,31 +103,24 @@ class Popularity:
 
 
 class ItemIndex:
-    """Item -> place in a list of items: by folded title and year.
+    """Item -> place in a list of items, under a rule for "the same item".
 
-    Where the years of the two do not both exist, the title alone decides if only one item bears it. Of items that
-    are the same after folding the first counts.
+    Title and year must be those of an entry. If only one of the two has a year, the title alone decides, provided that
+    only one entry has it. Of entries that are the same after folding the first counts.
     """
 
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._exact: dict[tuple[str, int | None], int] = {}
-        self._by_title: dict[str, list[int]] = {}
-        self._yearless: set[int] = set()
-        for at, (title, year) in enumerate(items):
-            key = (fold(title), year)
-            if key in self._exact:
-                continue
-            self._exact[key] = at
-            self._by_title.setdefault(key[0], []).append(at)
-            if year is None:
-                self._yearless.add(at)
+    def __init__(self, items: Iterable[Item], match: Matching = _FOLDED) -> None:
+        items = list(items)
+        self._catalog, self._match = Catalog(items), match
+        self._places: dict[Item, int] = {}
+        for at, item in enumerate(items):
+            self._places.setdefault(Item(*item), at)
 
     def find(self, item: Item) -> int | None:
-        title, year = fold(item[0]), item[1]
-        at = self._exact.get((title, year))
-        if at is not None:
-            return at
-        same_title = self._by_title.get(title, [])
-        if len(same_title) == 1 and (year is None or same_title[0] in self._yearless):
-            return same_title[0]
-        return None
+        """Return the place, or None."""
+        entry = self._catalog.find(item, self._match)
+        if entry is None:
+            titled = self._catalog.titled(item[0], self._match)
+            if len(titled) == 1 and (item[1] is None or titled[0].year is None):
+                entry = titled[0]
+        return None if entry is None else self._places[entry]

@@ -1,29 +1,60 @@
 """Ask a policy for its lists, greedily, and score them."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convrec_r1.base import processes
-from convrec_r1.base.plugins import build
+from convrec_r1.base.errors import UserError
 from convrec_r1.base.progress import bar
-from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Conversation
 from convrec_r1.data.adapters.jsonl import dump
+from convrec_r1.evaluate.baselines import Baseline, Context, PolicyName
+from convrec_r1.evaluate.metrics import Metric
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import Evaluation, score
-from convrec_r1.lists import format
 from convrec_r1.matching import Matching
 from convrec_r1.policy import Policy, PromptEncoder
+from convrec_r1.reward.rank import Position
 from convrec_r1.rollout.base import RolloutEngine, Sampling
 
 
+@dataclass(frozen=True)
 class Evaluator:
-    """Scores policies and baselines on conversations, the same way every time."""
+    """Scores policies and baselines on conversations, in the same way every time."""
 
-    def __init__(self, cfg: Config, catalog: Catalog, popularity: Popularity) -> None:
-        self.cfg, self.catalog, self.popularity = cfg, catalog, popularity
-        self.match = build(cfg.match, "match", Matching)
+    catalog: Catalog
+    popularity: Popularity
+    n: int
+    """Recommendations in a list."""
+    ks: Sequence[int]
+    """Cut-offs."""
+    greedy: Sampling
+    """How lists are asked for; temperature 0."""
+    match: Matching
+    """The rule for "the same item"."""
+    position: Position
+    """Which rank a line has (`reward.relevance`)."""
+    metrics: Mapping[str, Metric]
+    baselines: Mapping[str, Baseline]
+
+    def texts(
+        self,
+        policy: Policy,
+        engine: RolloutEngine,
+        encoder: PromptEncoder,
+        conversations: Sequence[Conversation],
+        title: str,
+    ) -> list[str]:
+        """Return one greedy list of `policy` a conversation. Of several processes each samples a share; all get the whole.
+
+        title: for the progress bar.
+        """
+        engine.sync(policy)
+        rank, world = processes.in_group()
+        prompts = [encoder.prompt(c) for c in conversations[rank::world]]
+        texts = greedy_lists(policy, engine, prompts, self.greedy, title)
+        return _interleave(processes.gather(texts), len(conversations))
 
     def policy(
         self,
@@ -33,41 +64,60 @@ class Evaluator:
         conversations: Sequence[Conversation],
         title: str,
     ) -> Evaluation:
-        """One greedy list of `policy` a conversation. Of several processes each takes its share, and all get the whole."""
-        engine.sync(policy)
-        rank, world = processes.in_group()
-        greedy = Sampling(
-            temperature=0,
-            max_tokens=self.cfg.model.max_completion_length,
-            max_lines=self.cfg.max_lines,
-        )
-        prompts = [encoder.prompt(c) for c in conversations[rank::world]]
-        texts = greedy_lists(policy, engine, prompts, greedy, title)
-        if world > 1:
-            texts = _interleave(processes.gather(texts), len(conversations))
-        return self.score(texts, conversations)
+        """Score the greedy lists of `policy`; arguments as in `texts`."""
+        return self.score(self.texts(policy, engine, encoder, conversations, title), conversations)
 
-    def most_popular(self, conversations: Sequence[Conversation]) -> Evaluation:
-        return self.score([format(self.popularity.recommend(c, self.cfg.n)) for c in conversations], conversations)
+    def baseline(
+        self,
+        name: str,
+        conversations: Sequence[Conversation],
+        train: Sequence[Conversation],
+        ask: Callable[[PolicyName], list[str] | None] = lambda policy: None,
+    ) -> Evaluation | None:
+        """Score the lists of a baseline. None: there is no such baseline in this run.
+
+        Args:
+            name: its key in `baselines`.
+            conversations, train, ask: see `Context`.
+        Raises:
+            UserError: not one list a conversation.
+        """
+        context = Context(conversations, train, self.n, self.catalog, self.popularity, ask)
+        lists = self.baselines[name].lists(context)
+        if lists is None:
+            return None
+        if len(lists) != len(conversations):
+            raise UserError(f"baselines.{name}: found {len(lists)} lists for {len(conversations)} conversations.")
+        return self.score(lists, conversations)
 
     def score(self, texts: Sequence[str], conversations: Sequence[Conversation]) -> Evaluation:
-        reward = self.cfg.reward
+        """Score the k-th text as the answer to the k-th conversation."""
         return score(
-            texts, conversations, self.catalog, self.popularity, n=self.cfg.n, ks=self.cfg.ks,
-            position=reward.position.value, match=self.match,
-            ideal=self.cfg.eval.ideal,  # pyright: ignore[reportArgumentType]  # a string, which config/checks.py has checked
-        )  # fmt: skip
+            texts,
+            conversations,
+            self.catalog,
+            self.popularity,
+            n=self.n,
+            ks=self.ks,
+            match=self.match,
+            position=self.position,
+            metrics=self.metrics,
+        )
+
+    def read(self, path: Path) -> Evaluation:
+        """Read an evaluation that this evaluator made."""
+        return Evaluation.read_jsonl(path, self.metrics)
 
 
 def write_asked(conversations: Sequence[Conversation], path: Path) -> None:
-    """What was asked, in the form of data=jsonl, beside the answers: a report then needs the data no more."""
+    """Write the evaluated conversations beside the answers, in the form of data=jsonl: a report needs no other data."""
     dump([replace(conversation, demonstration=None) for conversation in conversations], path)
 
 
 def greedy_lists(
     policy: Policy, engine: RolloutEngine, prompts: Sequence[list[int]], greedy: Sampling, title: str
 ) -> list[str]:
-    """The most likely list of each prompt. Prompts that are the same (samples of one cluster) are asked once."""
+    """Return the most likely list of each prompt. Equal prompts (samples of one cluster) are sampled once."""
     unique = list(dict.fromkeys(map(tuple, prompts)))
     with bar(title, len(unique)) as progress:
         groups = engine.generate(unique, [0] * len(unique), greedy, on_progress=progress.advance)

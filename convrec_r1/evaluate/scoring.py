@@ -1,11 +1,10 @@
-"""From the texts a policy wrote to the numbers of a report: one record a conversation, and their summary."""
+"""From the texts a policy wrote to the numbers of a report: one sample a conversation, and their summary."""
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,87 +12,78 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import replacing
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation
-from convrec_r1.evaluate.list_quality import (
-    catalog_coverage,
-    catalog_indices,
-    list_quality,
-    mean_popularity_rank,
-    parsed_lines,
-    segment_recall,
-)
-from convrec_r1.evaluate.metrics import Ideal, per_list_metrics
+from convrec_r1.evaluate.metrics import BUILT_IN, NDCG, Lists, Metric
+from convrec_r1.evaluate.metrics.list_quality import parsed_lines
+from convrec_r1.evaluate.metrics.ranking import Ideal
 from convrec_r1.evaluate.popularity import Popularity
-from convrec_r1.lists import Item, fold
-from convrec_r1.matching import Matching
+from convrec_r1.evaluate.sample import Sample
+from convrec_r1.matching import Matching, as_matching
 from convrec_r1.reward import relevance
 from convrec_r1.reward.rank import Position
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One conversation's answer and what it is worth."""
-
-    id: str
-    cluster: str
-    text: str
-    n_relevant: int
-    hits: tuple[int, ...]
-    """Relevance of each rank, 0 or 1."""
-    covered: tuple[int, ...]
-    """Places in the catalog of the distinct items recommended within the first n ranks."""
-    metrics: dict[str, float]
-    """By name. A metric that this sample does not define (recall_head@20 without a popular ground truth) is absent."""
+def built_in(ideal: Ideal = "standard") -> dict[str, Metric]:
+    """Return the built-in metrics, NDCG with this ideal list."""
+    return {kind.__name__: NDCG(ideal) if kind is NDCG else kind() for kind in BUILT_IN}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scored samples of one run on one split. The summary is a function of the set of samples: their order, and
-    how they were cut into batches, change nothing, to the last bit."""
+    """The scored samples of one run on one split. The summary depends on the set of samples: their order, and how they were
+    cut into batches, change nothing, to the last bit."""
 
     samples: tuple[Sample, ...]
     catalog_size: int
+    metrics: Mapping[str, Metric] = field(default_factory=built_in, compare=False, repr=False)
+    """The metrics whose values of the whole set belong in the summary."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def summary(self) -> dict[str, float]:
-        """Each metric's mean over the samples in which it is defined, `rank/<k>/hit`, the share of samples with a hit
-        at rank k, and `catalog/coverage`. Empty without samples."""
+        """Return each metric's mean over the samples in which it is defined, and `overall`. Empty without samples."""
+        names = dict.fromkeys(name for sample in self.samples for name in sample.metrics)
+        means = {name: _mean([s.metrics[name] for s in self.samples if name in s.metrics]) for name in sorted(names)}
+        return means | self.overall()
+
+    def overall(self) -> dict[str, float]:
+        """Return the values of the whole set: `rank/<k>/hit`, `catalog/coverage` and the like. Empty without samples."""
         if not self.samples:
             return {}
-        names = dict.fromkeys(name for sample in self.samples for name in sample.metrics)
-        summary = {name: _mean([s.metrics[name] for s in self.samples if name in s.metrics]) for name in sorted(names)}
-        for rank in range(max(len(sample.hits) for sample in self.samples)):
-            hits = sum(sample.hits[rank] for sample in self.samples if rank < len(sample.hits))
-            summary[f"rank/{rank + 1}/hit"] = hits / len(self.samples)
-        summary["catalog/coverage"] = catalog_coverage((s.covered for s in self.samples), self.catalog_size)
-        return summary
+        found: dict[str, float] = {}
+        for metric in self.metrics.values():
+            found |= metric.overall(self.samples, self.catalog_size)
+        return {name: float(value) for name, value in found.items() if not math.isnan(value)}
 
     def values(self, name: str) -> tuple[np.ndarray, list[str], list[str]]:
-        """One metric for the statistics: its values, and the clusters and ids of the samples in which it is defined."""
+        """Return one metric's values, and the clusters and ids of the samples in which it is defined."""
         defined = [sample for sample in self.samples if name in sample.metrics]
         values = np.array([sample.metrics[name] for sample in defined], dtype=np.float64)
         return values, [sample.cluster for sample in defined], [sample.id for sample in defined]
 
     @classmethod
     def concat(cls, parts: Iterable["Evaluation"]) -> "Evaluation":
-        """One evaluation from those of several batches over the same catalog."""
+        """Join the evaluations of several batches over the same catalog."""
         parts = list(parts)
         sizes = {part.catalog_size for part in parts}
         if len(sizes) != 1:
             raise ValueError(f"evaluations to be joined must share one catalog, found sizes {sorted(sizes)}")
-        return cls(tuple(sample for part in parts for sample in part.samples), sizes.pop())
+        samples = tuple(sample for part in parts for sample in part.samples)
+        return cls(samples, sizes.pop(), parts[0].metrics)
 
     def write_jsonl(self, path: str | Path) -> None:
-        """One sample a line; the file is written whole or not at all."""
+        """Write one sample a line. The file is written whole or not at all."""
         with replacing(Path(path)) as scratch, scratch.open("w", encoding="utf-8") as file:
             for sample in self.samples:
                 record = asdict(sample) | {"catalog_size": self.catalog_size}
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
-    def read_jsonl(cls, path: str | Path) -> "Evaluation":
-        """What `write_jsonl` wrote. UserError names the file and line that is not such a record."""
+    def read_jsonl(cls, path: str | Path, metrics: Mapping[str, Metric] | None = None) -> "Evaluation":
+        """Read what `write_jsonl` wrote. UserError names the file and line that is not such a record.
+
+        metrics: those whose values of the whole set the summary holds. None: the built-in ones.
+        """
         samples, sizes = [], set()
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -106,7 +96,7 @@ class Evaluation:
                     raise UserError(f"{path}, line {number}: not a record of an evaluation ({error}).") from error
         if len(sizes) > 1:
             raise UserError(f"{path}: its samples were scored with catalogs of different sizes ({sorted(sizes)}).")
-        return cls(tuple(samples), sizes.pop() if sizes else 0)
+        return cls(tuple(samples), sizes.pop() if sizes else 0, built_in() if metrics is None else metrics)
 
 
 def score(
@@ -117,69 +107,103 @@ def score(
     *,
     n: int,
     ks: Sequence[int],
-    year_tolerance: int = 2,
+    match: str | Matching = "folded",
     position: Position = "line",
-    match: Literal["folded", "normalised"] | Matching = "folded",
-    ideal: Ideal = "standard",
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
-    """Score the k-th text as the answer to the k-th conversation, of which `n` recommendations were asked.
+    """Score the k-th text as the answer to the k-th conversation.
 
-    Ranks are as in `reward.relevance`, with the same `year_tolerance` and `position`. Hits, ranking metrics, coverage
-    and popularity look at the first `n` ranks; the quality of the list at all its lines. Per sample: `ndcg@k`,
-    `recall@k`, `mrr` (metrics), `catalog/valid`, `format/valid`, `format/complete`, `list/length`, `list/duplicates`,
-    `list/seen`, `popularity/mean_rank`, and `recall_head@k`, `recall_mid@k`, `recall_tail@k` for the largest k
-    (list_quality). A conversation without ground truths counts as 0 in the ranking metrics; leave it out beforehand
-    if it should not count.
+    Hits, ranking metrics, coverage and popularity look at the first `n` ranks, the quality of the list at all its lines. A
+    conversation without ground truths counts as 0 in the ranking metrics; leave it out if it should not count.
+
+    Args:
+        texts: the lists, as a policy wrote them.
+        conversations: as many.
+        catalog, popularity: of the dataset.
+        n: recommendations that were asked for.
+        ks: cut-offs, at least one.
+        match: the rule for "the same item".
+        position: which rank a line has, as in `reward.relevance`.
+        metrics: by name. None: the built-in ones.
+    Raises:
+        ValueError: not one text per conversation, or no cut-off.
+        UserError: a metric gave values of a wrong shape or size, or two metrics gave the same name.
     """
     if len(texts) != len(conversations):
         raise ValueError(f"one text per conversation: found {len(texts)} texts and {len(conversations)} conversations")
     if not ks:
         raise ValueError("ks must name at least one cut-off")
+    metrics = built_in() if metrics is None else metrics
     if not texts:
-        return Evaluation((), len(catalog))
-    hits = [
-        relevance(
-            text, c.ground_truth, c.seen, catalog, n, year_tolerance=year_tolerance, position=position, match=match
+        return Evaluation((), len(catalog), metrics)
+    lists = judge(texts, conversations, catalog, popularity, n=n, ks=ks, match=as_matching(match), position=position)
+    values = values_per_list(lists, metrics)
+    samples = [
+        Sample(
+            id=conversation.id,
+            cluster=conversation.cluster,
+            text=texts[at],
+            n_relevant=len(conversation.ground_truth),
+            hits=tuple(lists.hits[at].tolist()),
+            covered=tuple(lists.covered[at]),
+            metrics={name: float(column[at]) for name, column in values.items() if not math.isnan(column[at])},
         )
+        for at, conversation in enumerate(conversations)
+    ]
+    return Evaluation(tuple(samples), len(catalog), metrics)
+
+
+def judge(
+    texts: Sequence[str],
+    conversations: Sequence[Conversation],
+    catalog: Catalog,
+    popularity: Popularity,
+    *,
+    n: int,
+    ks: Sequence[int],
+    match: Matching,
+    position: Position,
+) -> Lists:
+    """Return the lists as metrics see them: parsed, and each rank compared with the ground truths."""
+    lines = [parsed_lines(text, catalog) for text in texts]
+    kept = lines if position == "line" else [[item for item in items if item is not None] for items in lines]
+    hits = [
+        relevance(text, c.ground_truth, c.seen, catalog, n, position=position, match=match)
         for text, c in zip(texts, conversations, strict=True)
     ]
-    parsed = [parsed_lines(text, catalog) for text in texts]
-    ranked = [items if position == "line" else [item for item in items if item is not None] for items in parsed]
-    ranking = per_list_metrics(
-        hits,
-        [len(c.ground_truth) for c in conversations],
-        ks,
-        ideal=ideal,
-        lengths=[_countable(items[:n], c, catalog) for items, c in zip(ranked, conversations, strict=True)],
+    return Lists(
+        texts=texts,
+        lines=lines,
+        ranked=[items[:n] for items in kept],
+        hits=np.array(hits, dtype=np.int64),
+        conversations=conversations,
+        catalog=catalog,
+        popularity=popularity,
+        match=match,
+        n=n,
+        ks=list(ks),
     )
-    samples = []
-    for at, (text, conversation) in enumerate(zip(texts, conversations, strict=True)):
-        items, recommended = parsed[at], ranked[at][:n]
-        covered = catalog_indices(recommended, catalog, popularity)
-        metrics = {name: float(values[at]) for name, values in ranking.items()}
-        metrics |= list_quality(items, conversation.seen, catalog, n)
-        metrics |= segment_recall(recommended, hits[at], conversation.ground_truth, max(ks), popularity)
-        mean_rank = mean_popularity_rank(covered, popularity)
-        if mean_rank is not None:
-            metrics["popularity/mean_rank"] = mean_rank
-        samples.append(
-            Sample(
-                id=conversation.id,
-                cluster=conversation.cluster,
-                text=text,
-                n_relevant=len(conversation.ground_truth),
-                hits=tuple(hits[at]),
-                covered=tuple(covered),
-                metrics=metrics,
-            )
-        )
-    return Evaluation(tuple(samples), len(catalog))
 
 
-def _countable(recommended: Sequence[Item | None], conversation: Conversation, catalog: Catalog) -> int:
-    """Recommendations that could have been hits: in the catalog, and not of a title the user has seen."""
-    seen = {fold(title) for title in conversation.seen}
-    return sum(item is not None and item in catalog and fold(item.title) not in seen for item in recommended)
+def values_per_list(lists: Lists, metrics: Mapping[str, Metric]) -> dict[str, np.ndarray]:
+    """Return the values of all metrics, float [B] by name, NaN where one is not defined."""
+    found: dict[str, np.ndarray] = {}
+    owner: dict[str, str] = {}
+    for key, metric in metrics.items():
+        for name, values in metric.per_list(lists).items():
+            column = np.asarray(values, dtype=np.float64)
+            if name in owner:
+                raise UserError(f"metrics.{owner[name]} and metrics.{key} both give {name}. Leave one out.")
+            if column.shape != (len(lists),):
+                raise UserError(
+                    f"metrics.{key}: {name} has shape {column.shape}; it must be one number per list: ({len(lists)},)."
+                )
+            if np.isinf(column).any():
+                raise UserError(
+                    f"metrics.{key}: {name} is infinite for {np.isinf(column).sum()} lists. Use NaN for undefined."
+                )
+            owner[name], found[name] = key, column
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from convrec_r1.base import draw
+from convrec_r1.evaluate.labels import Style, styles
 from convrec_r1.studies.comparison import Comparison
 from convrec_r1.studies.curves import REWARD, SFT_LOSS, TRAINING, Curve, Measure, curve, rank_rewards, validation
-from convrec_r1.studies.labels import Style, styles
 from convrec_r1.studies.numbers import short
 from convrec_r1.studies.systems import Study, System
 

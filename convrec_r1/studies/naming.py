@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from convrec_r1.studies.labels import LABELS
+from convrec_r1.evaluate.labels import LABELS
 from convrec_r1.studies.numbers import short
 
 Config = dict[str, Any]

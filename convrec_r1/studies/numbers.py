@@ -5,40 +5,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convrec_r1.studies.labels import GROUPS, Metric, metric_order, metric_style
+from convrec_r1.evaluate.labels import metric_order, metric_style
+from convrec_r1.evaluate.metrics.base import Label
 
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _SMALLEST_P = 0.001
-OWN_GROUP = "Other"
-"""Group of the metrics that a user's class computes."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes metrics. `foreign`: label and digits of metrics that are not the project's, as summary.json holds them:
-    name, or name without its @k -> {"label": text, "better": "high" | "low" | "none", "digits": int}."""
+    """Writes names and values of metrics.
 
-    foreign: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    foreign: labels of metrics from outside the package, as summary.json holds them: name -> fields of `Label`.
+    """
 
-    def style(self, metric: str) -> Metric:
-        """Label, group and unit of a metric. A metric without a label keeps its name."""
-        found, k = self._foreign(metric)
-        if found is None:
-            return metric_style(metric)
-        label = str(found.get("label") or metric)
-        return Metric(f"{label}@{k}" if k and metric not in self.foreign else label, OWN_GROUP)
+    foreign: Mapping[str, Any] = field(default_factory=dict)
+
+    def style(self, metric: str) -> Label:
+        """Return label, group and unit of a metric. A metric without a label keeps its name."""
+        return metric_style(metric, self.foreign)
 
     def label(self, metric: str) -> str:
-        """What a metric is called in tables and figures."""
+        """Return what a metric is called in tables and figures."""
         return self.style(metric).label
 
     def order(self, metric: str) -> tuple:
-        """Sort key: by group, then as the label functions order metrics."""
-        if self._foreign(metric)[0] is None:
-            return metric_order(metric)
-        stem, _, k = metric.partition("@")
-        return GROUPS.index(OWN_GROUP), math.inf, stem, int(k) if k.isdigit() else 0, metric
+        """Return a sort key: by group, then in reading order."""
+        return metric_order(metric, self.foreign)
 
     def number(self, value: float | None, metric: str = "") -> str:
         """A level of `metric`."""
@@ -48,14 +42,14 @@ class Writer:
             return "∞" if value > 0 else f"{MINUS}∞"
         if metric and self.style(metric).percent:
             return f"{100 * value:.1f} %"
-        return f"{value:.{self._digits(metric)}f}".replace("-", MINUS)
+        return f"{value:.{self.style(metric).digits}f}".replace("-", MINUS)
 
     def signed(self, value: float | None, metric: str = "") -> str:
         """A difference of `metric`, with its sign; of shares, in percentage points."""
         if value is None or not math.isfinite(value):
             return self.number(value)
         percent = metric and self.style(metric).percent
-        written = f"{100 * value:+.1f}" if percent else f"{value:+.{self._digits(metric)}f}"
+        written = f"{100 * value:+.1f}" if percent else f"{value:+.{self.style(metric).digits}f}"
         if not written.strip("+-0."):
             written = written[1:]  # zero has no sign
         return written.replace("-", MINUS)
@@ -66,17 +60,6 @@ class Writer:
             return NONE
         write = self.signed if signs else self.number
         return " to ".join(write(end, metric).removesuffix(" %") for end in (low, high))
-
-    def _foreign(self, metric: str) -> tuple[Mapping[str, Any] | None, str]:
-        stem, _, k = metric.partition("@")
-        return self.foreign.get(metric) or self.foreign.get(stem), k
-
-    def _digits(self, metric: str) -> int:
-        found, _ = self._foreign(metric)
-        digits = found.get("digits") if found else None
-        if isinstance(digits, int) and 0 <= digits <= 12:
-            return digits
-        return 2 if metric.startswith(("list/", "popularity/")) else 4
 
 
 def p_value(p: float) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 from convrec_r1.base.errors import UserError
 from convrec_r1.data import Conversation
 from convrec_r1.data.adapters import jsonl
+from convrec_r1.evaluate.labels import LABELS
 from convrec_r1.studies.checks import check_comparable, notes_on
-from convrec_r1.studies.labels import LABELS
 from convrec_r1.studies.naming import name_systems
 from convrec_r1.studies.numbers import Writer
 from convrec_r1.studies.run_files import Judged, NotARun, Reader, Run

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from convrec_r1.data import Conversation
+from convrec_r1.evaluate.labels import LABELS
 from convrec_r1.evaluate.scoring import Evaluation, Sample
-from convrec_r1.studies.labels import LABELS
 from convrec_r1.studies.naming import ABSENT, differing_keys, text
 from convrec_r1.studies.numbers import Writer
 from convrec_r1.studies.run_files import History, Judged, Run

@@ -11,8 +11,8 @@ import pandas as pd
 
 from convrec_r1.base.files import write_text
 from convrec_r1.base.tables import Column, Table
+from convrec_r1.evaluate.labels import GROUPS
 from convrec_r1.studies.comparison import Comparison, Difference
-from convrec_r1.studies.labels import GROUPS
 from convrec_r1.studies.naming import differing_keys
 from convrec_r1.studies.numbers import NONE, Writer, duration, effect_size, p_value
 from convrec_r1.studies.run_files import Run

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.files import point, read_json, write_text
-from convrec_r1.config.parts import matching
+from convrec_r1.config.parts import evaluator, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import load_data
@@ -15,8 +15,6 @@ from convrec_r1.distill import card as cards
 from convrec_r1.distill.demonstrations import estimate, find_or_make, with_distilled
 from convrec_r1.distill.measure import Measure
 from convrec_r1.distill.pipeline import Setup
-from convrec_r1.evaluate.popularity import Popularity
-from convrec_r1.evaluate.runner import Evaluator
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
 
@@ -67,7 +65,5 @@ def _setup(cfg: Config) -> Setup:
 
 
 def _find_or_make(cfg: Config, data: Dataset) -> Path:
-    popularity = Popularity.from_conversations(data["train"], data.catalog)
-    score = Evaluator(cfg, data.catalog, popularity).score
-    measure = Measure(score, cfg.ks, cfg.metric, cfg.eval.resamples, cfg.eval.level)
+    measure = Measure(evaluator(cfg, data).score, cfg.ks, cfg.metric, cfg.eval.resamples, cfg.eval.level)
     return find_or_make(_setup(cfg), cfg.teacher, data, measure, Path(cfg.outputs))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.config.parts import encoder_for, matching
+from convrec_r1.config.parts import encoder_for, evaluator, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
-from convrec_r1.evaluate.popularity import Popularity
-from convrec_r1.evaluate.runner import Evaluator, write_asked
+from convrec_r1.evaluate.metrics import foreign_labels
+from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
 from convrec_r1.rollout.base import make_engine
@@ -23,10 +23,9 @@ _log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
-    """Greedy lists of `cfg.checkpoint` on the evaluation split, beside the popularity baseline where there is one."""
+    """Greedy lists of `cfg.checkpoint` on the evaluation split, beside the baselines that need no policy."""
     data = load_data(cfg.data, cfg.n, matching(cfg), need=[cfg.eval.split])
-    popularity = Popularity.from_conversations(data["train"], data.catalog)
-    evaluator = Evaluator(cfg, data.catalog, popularity)
+    judged = evaluator(cfg, data)
     assert cfg.checkpoint is not None  # config/checks.py
     path = policy_path(cfg.checkpoint)
     _log.info("Policy: %s", path)
@@ -35,11 +34,12 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     split = cfg.eval.split
     systems = {}
-    if "popularity" in cfg.eval.baselines and popularity.total:
-        systems["popularity"] = evaluator.most_popular(data[split])
+    for baseline in judged.baselines:
+        if (found := judged.baseline(baseline, data[split], data["train"])) is not None:
+            systems[baseline] = found
     name = Path(cfg.checkpoint).name
     try:
-        systems[name] = evaluator.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
+        systems[name] = judged.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
     finally:
         engine.close()
     systems[name].write_jsonl(folder.eval / f"{split}.jsonl")
@@ -49,7 +49,8 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     try:
         log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})
         about = f"{cfg.model.name} on {cfg.data.name}"
-        return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about)
+        labels = foreign_labels(judged.metrics, cfg.n, cfg.ks)
+        return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels)
     finally:
         log.close(systems[name].summary())
 

@@ -10,12 +10,13 @@ import pytorch_lightning as pl
 from convrec_r1.base.files import point
 from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
-from convrec_r1.config.parts import base_policy, encoder_for, evaluation_key, judge, objective, rl_settings
+from convrec_r1.config.parts import base_policy, encoder_for, evaluation_key, evaluator, judge, objective, rl_settings
 from convrec_r1.config.schema import Config
 from convrec_r1.doctor.plan import plan_of
+from convrec_r1.evaluate.baselines import PolicyName
 from convrec_r1.evaluate.config import Select
-from convrec_r1.evaluate.popularity import Popularity
-from convrec_r1.evaluate.runner import Evaluator, write_asked
+from convrec_r1.evaluate.metrics import foreign_labels
+from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.config import GuardAction
@@ -60,8 +61,7 @@ class Job:
         self.cfg, self.folder = cfg, folder
         need = ["train", cfg.eval.split, *(["validation"] if cfg.eval.every else [])]
         self.data = training_data(cfg, need)
-        popularity = Popularity.from_conversations(self.data["train"], self.data.catalog)
-        self.evaluator = Evaluator(cfg, self.data.catalog, popularity)
+        self.evaluator = evaluator(cfg, self.data)
         self.device = device_for(cfg.trainer)
         self.world = cfg.trainer.world
         self.first = is_first()
@@ -108,7 +108,7 @@ class Job:
             policy.save(self.folder.checkpoints / "000000" / "policy")
             seal(self.folder.checkpoints / "000000")
             point(self.folder.checkpoints / "last", "000000")
-        systems[cfg.algo.name] = self.evaluate(lambda: policy, cfg.algo.name, None)
+        systems[cfg.algo.name] = self.evaluator.score(self.lists(policy, cfg.algo.name), self.data[cfg.eval.split])
         if not self.first:
             return {"metrics": {cfg.algo.name: {}}}
         split = cfg.eval.split
@@ -117,7 +117,8 @@ class Job:
         final = systems[cfg.algo.name].summary()
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
         about = f"{cfg.model.name} on {cfg.data.name}"
-        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about)
+        labels = foreign_labels(self.evaluator.metrics, cfg.n, cfg.ks)
+        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels)
         return summary | self.outcome()
 
     def warn_if_long(self) -> None:
@@ -202,38 +203,41 @@ class Job:
         return load_policy(chosen / "policy", cfg.model)
 
     def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
-        """What the trained policy has to beat. Evaluations of a shared policy stand beside it, and are shared too."""
-        cfg, split, wanted = self.cfg, self.cfg.eval.split, self.cfg.eval.baselines
+        """Evaluate what the trained policy has to beat. Those that runs of one warm start share stand beside it."""
+        split, key = self.cfg.eval.split, evaluation_key(self.cfg, self.data)
         systems: dict[str, Evaluation] = {}
-        if "popularity" in wanted and self.evaluator.popularity.total:
-            systems["popularity"] = self.evaluator.most_popular(self.data[split])
-        key = evaluation_key(cfg, self.data)
-
-        def cached(name: str) -> Path:
-            return warm.folder / "eval" / f"{name}-{key}.jsonl" if warm else self.folder.eval / f"{split}.{name}.jsonl"
-
-        if "zero_shot" in wanted:
-            make = lambda: base_policy(cfg, self.data)  # noqa: E731
-            systems["zero_shot"] = self.evaluate(make, "zero_shot", cached("zero_shot"))
-        if "sft" in wanted and cfg.warm_start and cfg.algo.stage is Stage.rl:
-            systems["sft"] = self.evaluate(lambda: self.start(warm), "sft", cached("sft"))
-        if self.first:
-            for name, evaluation in systems.items():
-                self.write(evaluation, f"{split}.{name}")
+        for name, baseline in self.evaluator.baselines.items():
+            own = self.folder.eval / f"{split}.{name}.jsonl"
+            cached = warm.folder / "eval" / f"{name}-{key}.jsonl" if warm and baseline.shared else own
+            found = self.baseline(name, warm, cached)
+            if found is not None:
+                systems[name] = found
+                if self.first and cached != own:
+                    self.write(found, f"{split}.{name}")
         return systems
 
-    def evaluate(self, make: Callable[[], Policy], name: str, cached: Path | None) -> Evaluation:
-        """Score the policy that `make` gives on the evaluation split, unless `cached` holds that already."""
-        if cached and cached.exists():
-            return Evaluation.read_jsonl(cached)
-        policy = make().to(self.device)
-        conversations = self.data[self.cfg.eval.split]
-        evaluation = self.evaluator.policy(
-            policy, self.engine(policy), encoder_for(self.cfg, policy), conversations, f"Evaluating {name}"
-        )
-        if cached and self.first:
-            evaluation.write_jsonl(cached)
-        return evaluation
+    def baseline(self, name: str, warm: WarmStart | None, cached: Path) -> Evaluation | None:
+        """Evaluate a baseline, unless `cached` holds it already. None: there is no such baseline in this run."""
+        if cached.exists():
+            return self.evaluator.read(cached)
+
+        def ask(which: PolicyName) -> list[str] | None:
+            if which == "base":
+                return self.lists(base_policy(self.cfg, self.data), name)
+            if not self.cfg.warm_start or self.cfg.algo.stage is not Stage.rl:
+                return None
+            return self.lists(self.start(warm), name)
+
+        found = self.evaluator.baseline(name, self.data[self.cfg.eval.split], self.data["train"], ask)
+        if found is not None and self.first:
+            found.write_jsonl(cached)
+        return found
+
+    def lists(self, policy: Policy, name: str) -> list[str]:
+        """Ask `policy` for a greedy list of each conversation of the evaluation split."""
+        policy = policy.to(self.device)
+        asked, encoder = self.data[self.cfg.eval.split], encoder_for(self.cfg, policy)
+        return self.evaluator.texts(policy, self.engine(policy), encoder, asked, f"Evaluating {name}")
 
     def write(self, evaluation: Evaluation, name: str) -> None:
         evaluation.write_jsonl(self.folder.eval / f"{name}.jsonl")

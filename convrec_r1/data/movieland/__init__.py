@@ -53,7 +53,8 @@ def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = 
     A smaller split is a prefix of a larger one with the same seed. Splits that `sizes` leaves out have their default
     size. Users with two conversations (the same context, other ground truth) give both the same cluster.
     """
-    catalog = Catalog(film.item for film in catalog_films())
+    films = catalog_films()
+    catalog = Catalog((film.item for film in films), metadata={film.item: film.genres for film in films})
     if not 1 <= n_items <= len(catalog) // 2:
         raise UserError(f"n={n_items}: movieland has lists of 1 to {len(catalog) // 2} items.")
     wanted = {**SIZES, **(sizes or {})}

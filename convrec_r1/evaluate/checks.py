@@ -1,0 +1,56 @@
+"""Checks across the options of the evaluation, made before any data is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.plugins import TARGET, locate, plain
+from convrec_r1.evaluate.config import EvalConfig, Select, cutoffs, metric_in_effect
+from convrec_r1.evaluate.metrics import all_labels, build_metrics
+
+
+def problems(
+    cfg: EvalConfig, n: int, metrics: Mapping[str, Any], baselines: Mapping[str, Any], *, reinforces: bool
+) -> list[str]:
+    """Return a sentence for everything that cannot work.
+
+    Args:
+        cfg: options within their bounds.
+        n: recommendations in a list.
+        metrics, baselines: the config's nodes.
+        reinforces: whether the run has an RL stage, so that it may be evaluated while it trains.
+    """
+    wrong = [] if cfg.ks else ["eval.ks=[]: give at least one cut-off of 1 or more."]
+    for name in baselines if cfg.baselines is None else cfg.baselines:
+        if name not in baselines:
+            wrong.append(f"eval.baselines has {name!r}: choose among {', '.join(baselines) or 'none'}.")
+        elif target := plain(baselines[name]).get(TARGET):
+            wrong += _said(locate, target, f"baselines.{name}")
+        else:
+            wrong.append(f"baselines.{name} has no {TARGET}: name a class.")
+    wrong += _said(_check_metric, cfg, n, metrics)
+    for key, asked in (("select=best", cfg.select is Select.best), ("patience", cfg.patience is not None)):
+        if asked and not cfg.every and reinforces:
+            wrong.append(f"eval.{key} needs evaluations during training: set eval.every above 0.")
+    return wrong
+
+
+def _check_metric(cfg: EvalConfig, n: int, nodes: Mapping[str, Any]) -> None:
+    """Raise UserError unless the chosen metrics can be built and give `eval.metric`."""
+    ks = cutoffs(cfg.ks, n)
+    labels = all_labels(build_metrics(nodes, n=n, ks=ks, ideal=cfg.ideal), n, ks)
+    known = [name for name, label in labels.items() if label.per_list and label.better == "high"]
+    metric = metric_in_effect(cfg, n)
+    if metric not in known:
+        raise UserError(
+            f"eval.metric={metric}: with eval.ks, n and metrics as they are, choose one of {', '.join(known) or 'none'}. "
+            "A metric to go by has a value for each list and is better the higher it is."
+        )
+
+
+def _said(check: Any, *arguments: Any) -> list[str]:
+    try:
+        check(*arguments)
+    except UserError as error:
+        return [str(error)]
+    return []
