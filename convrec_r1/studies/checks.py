@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.studies.naming import ABSENT, text
@@ -13,6 +14,8 @@ SCORING = (
     *("eval.split", "n", "eval.ideal", "reward.position"),
     *("match._target_", "match.year_tolerance", "reward.year_tolerance"),  # the last one: of older versions
 )
+_DEFAULTS = {"reward.position": "line"}
+"""What a key means where it is absent: a reward of a user's may not have it."""
 _DATA = ("data.name", "data.adapter", "data._target_", "data.path", "data.seed")
 _FEW_CLUSTERS = 60
 
@@ -28,7 +31,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     keys = (*SCORING, *(() if complete else (*(key for key in _DATA if key != "data.path"), size)))
     groups: dict[tuple, list[Run]] = {}
     for run, content in zip(runs, contents, strict=True):
-        settings = tuple(repr(run.config.get(key, ABSENT)) for key in keys)
+        settings = tuple(repr(_value(run, key)) for key in keys)
         judged = run.judged
         groups.setdefault((settings, judged.conversations, judged.evaluation.catalog_size, content), []).append(run)
     if len(groups) == 1:
@@ -41,12 +44,16 @@ def check_comparable(runs: Sequence[Run]) -> None:
     )
 
 
+def _value(run: Run, key: str) -> Any:
+    return run.config.get(key, _DEFAULTS.get(key, ABSENT))
+
+
 def _differences(runs: Sequence[Run], size: str) -> list[str]:
     """What differs between runs that were not evaluated alike, a sentence each."""
     first, *others = runs
     lines = []
     for key in (*SCORING, *_DATA, size):
-        values = {text(run.config.get(key, ABSENT)): run.name for run in runs}
+        values = {text(_value(run, key)): run.name for run in runs}
         if len(values) > 1:
             lines.append(f"{key}: " + "; ".join(f"{value} in {name}" for value, name in values.items()))
     for other in others:

@@ -74,7 +74,8 @@ def report(
     facts = f"{len(study.ids)} conversations of the {study.split} split, lists of {n}, greedy decoding"
     sentences = [sentence(d, study.write) for d in comparison.differences[metric]]
     label = study.write.label
-    chosen = dict.fromkeys([label(metric), "interval", label(f"recall@{ks[-1]}"), *_QUALITY.values()])
+    own = [label(name) for name in study.write.foreign]
+    chosen = dict.fromkeys([label(metric), "interval", label(f"recall@{ks[-1]}"), *_QUALITY.values(), *own])
     console.print(table.pick(*(name for name in chosen if name not in ("coverage", "seen"))).rich())
     console.print(*map(visible, (facts, *sentences)), sep="\n", highlight=False, markup=False)
     figure = Drawer(study, comparison).run(folder.figures / "run.png")
@@ -106,10 +107,11 @@ def report(
 def _table(
     study: Study, comparison: Comparison, ranking: list[str], summaries: Mapping[str, Mapping[str, float]]
 ) -> Table:
-    """A row per system: ranking metrics, the interval of the main one, the quality of the lists."""
+    """A row per system: ranking metrics, the interval of the main one, the quality of the lists, users' metrics."""
     write = study.write
     shown = list(dict.fromkeys([*ranking, study.metric]))
-    columns = ["", *map(write.label, shown), "interval", *_QUALITY.values()]
+    quality = [*_QUALITY, *write.foreign]
+    columns = ["", *map(write.label, shown), "interval", *_QUALITY.values(), *map(write.label, write.foreign)]
     rows = []
     for system in study.systems:
         values = summaries[system.kind]
@@ -119,7 +121,7 @@ def _table(
                 system.label,
                 *(write.number(values.get(name), name) for name in shown),
                 write.span(main.low, main.high, study.metric) if main else NONE,
-                *(write.number(values.get(name), name) for name in _QUALITY),
+                *(write.number(values.get(name), name) for name in quality),
             ]
         )
     return Table(tuple(map(Column, columns)), rows, strong=len(rows) - 1)
