@@ -19,6 +19,7 @@ from convrec_r1.data import Catalog, Conversation, Message, movieland
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import score
 from convrec_r1.lists import Item
+from convrec_r1.matching import Folded
 from convrec_r1.modules.faults import KEPT, Checks, weights_are_finite
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.rl import RLModule
@@ -424,8 +425,7 @@ def test_ranks_rewards_and_shaping_of_a_list_of_any_length(base, lines):
 def test_any_list_can_be_scored(text):
     popularity = Popularity.from_conversations(DATA["train"], DATA.catalog)
     (conversation,) = DATA["test"][:1]
-    scored = score([text], [conversation], DATA.catalog, popularity, n=3, ks=[1, 3], year_tolerance=0, position="line",
-                   ideal="standard")  # fmt: skip
+    scored = score([text], [conversation], DATA.catalog, popularity, n=3, ks=[1, 3], match=Folded(0), position="line")
     summary = scored.summary()
     assert all(math.isfinite(v) for v in summary.values() if v is not None)
     assert 0 <= summary["ndcg@3"] <= 1

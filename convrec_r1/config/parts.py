@@ -59,7 +59,7 @@ def matching(cfg: Config) -> Matching:
 
 def evaluator(cfg: Config, data: Dataset, popularity: Popularity | None = None) -> Evaluator:
     """Build the evaluator of `data`. popularity: of the training conversations; None: counted here."""
-    match = build(cfg.match, "match", Matching)
+    match = matching(cfg)
     if popularity is None:
         popularity = Popularity.from_conversations(data["train"], data.catalog, match)
     return Evaluator(

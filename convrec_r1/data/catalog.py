@@ -90,12 +90,12 @@ class Catalog:
 
     def titled(self, title: str, match: Matching = _FOLDED) -> Sequence[Item]:
         """Return the items with this title under a rule, in catalog order."""
-        if match not in self._by_title:
-            index: dict[str, list[Item]] = {}
+        index = self._by_title.get(match)
+        if index is None:
+            index = self._by_title[match] = {}
             for item in self._items:
                 index.setdefault(match.key(item.title), []).append(item)
-            self._by_title[match] = index
-        return self._by_title[match].get(match.key(title), ())
+        return index.get(match.key(title), ())
 
     def find(self, item: Item | tuple[str, int | None], match: Matching = _FOLDED) -> Item | None:
         """Return the entry with this title under a rule and exactly this year, or None.

@@ -15,7 +15,7 @@ class PopularityRank(Metric):
     """
 
     labels: ClassVar[Labels] = {
-        "popularity/mean_rank": Label("Popularity rank of items, mean", "Reach", better="none", digits=1),
+        "popularity/mean_rank": Label("Popularity rank of items, mean", "Reach", better="none", digits=2),
     }
 
     def per_list(self, lists: Lists) -> dict[str, np.ndarray]:
