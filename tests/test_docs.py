@@ -234,7 +234,9 @@ def teacher(cfg: Config) -> None:
 def embedder(cfg: Config) -> None:
     from convrec_r1.distill.embedders.base import Embedder
 
-    items, asked = build(cfg.embedder, "embedder", Embedder).embed(["Heat (1995)", "Fargo (1996)"], ["User: like Heat?"])
+    items, asked = build(cfg.embedder, "embedder", Embedder).embed(
+        ["Heat (1995)", "Fargo (1996)"], ["User: like Heat?"]
+    )
     assert items.shape == (2, 1024)
     assert (items[0] @ asked[0]) > (items[1] @ asked[0])
     assert np.linalg.norm(items, axis=1) == pytest.approx(1)
