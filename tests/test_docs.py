@@ -74,6 +74,7 @@ def single_runs(arguments: list[str]) -> list[list[str]]:
     return [[values[i % len(values)] for values in choices] for i in range(longest)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", COMMANDS, ids=[f"{page}: {' '.join(a)}" for a, page in COMMANDS.items()])
 def test_commands_compose_and_can_work(arguments):
     for overrides in single_runs([argument for argument in expand(arguments) if argument not in FLAGS]):
