@@ -168,7 +168,6 @@ def metrics(cfg: Config) -> None:
 
 def baselines(cfg: Config) -> None:
     from convrec_r1.evaluate.baselines import Baseline, Context
-
     from convrec_r1.evaluate.popularity import Popularity
 
     context = Context([ASKED], [], 20, CATALOG, Popularity.from_conversations([], CATALOG), lambda policy: None)
