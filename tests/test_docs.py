@@ -226,7 +226,7 @@ def teacher(cfg: Config) -> None:
 
     shelf = make_teacher(cfg.teacher, seed=0, sizes={})
     listed = asyncio.run(shelf.answer(recommend(ASKED, 3, "films")))
-    assert listed.text.splitlines() == ["Heat (1995)", "Collateral (2004)", "Thief (1981)"]
+    assert listed.text.splitlines() == ["Alien (1979)", "Arrival (2016)", "Brazil (1985)"]
     rated = asyncio.run(shelf.answer(judge(ASKED, [HEAT, FARGO], "films")))
     assert rated.text.splitlines() == ["1: 1", "2: 1"]
 
