@@ -7,7 +7,7 @@ STUDY ?= algorithms
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm run smoke test test-slow test-fast coverage lint fmt sweep study bench wheel clean
+.PHONY: help setup setup-vllm run smoke test test-slow test-fast coverage lint fmt docs sweep study bench wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ fmt: setup ## Put style and format right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup ## Build docs/ into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 sweep: setup ## The main job for several seeds (SEEDS=1,2,3)
 	$(BIN)/python -m convrec_r1 -m seed=$(SEEDS) $(ARGS)
 
@@ -77,5 +80,5 @@ wheel: setup ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## Remove what was built and installed; outputs/ stays
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
