@@ -343,7 +343,7 @@ def test_sft_learns_from_what_was_distilled_in_one_command_and_from_its_folder(t
         (["task=distill", "distill.reflect.candidates=0", "teacher.concurrency=0"],
          ["distill.reflect.candidates=0: must be at least 1", "teacher.concurrency=0: must be at least 1"]),
         (["task=distill", "distill.metadata=nowhere.csv"], ["distill.metadata=nowhere.csv: there is no such file"]),
-        (["distill.dry_run=true"], ["it goes with task=distill"]),
+        (["distill.dry_run=true"], ["use it with task=distill"]),
         (["data.demonstrations=nowhere"], ["data.demonstrations=nowhere: choose published, neighbours, distilled"]),
         (["task=distill", "distill.adjust.strengths=[]"], ["distill.adjust.strengths=[]"]),
         (["task=distill", "teacher=openai", "teacher.model=m", "teacher.base_url=http://u:pw@h/v1"], ["password"]),

@@ -79,9 +79,9 @@ class RLConfig(OptimConfig):
     prompts_per_step: int = option(48, least=1)
     completions_per_step: int | None = option(None, least=1)
     """Instead of `prompts_per_step`, which then is this divided by `algo.group_size`."""
-    table_every: int = option(20, least=1)
+    table_every: int = option(20, least=1, identity=False)
     """Steps between tables of sampled lists."""
-    table_rows: int = option(16, least=0)
+    table_rows: int = option(16, least=0, identity=False)
 
 
 @dataclass
@@ -92,20 +92,20 @@ class TrainerConfig:
     accelerator: str = option("auto", choices=("auto", "cpu", "gpu"))
     """auto: the GPUs of this machine, else the CPU."""
     devices: int | None = option(None, least=1)
-    """null: with accelerator=auto the GPUs of this machine, as far as they divide a step's prompts; else 1."""
+    """null: the GPUs of this machine, as far as they divide a step's prompts and the SFT batch; on a CPU 1."""
     nodes: int = option(1, least=1)
     strategy: str = option("auto", choices=("auto", "ddp", "fsdp"))
     precision: str | None = option(None, choices=("32-true", "bf16-mixed", "bf16-true"))
     """null: bf16-mixed on GPUs (fp32 master weights), 32-true on CPUs."""
-    micro_batch: int | None = option(None, least=1)
+    micro_batch: int | None = option(None, least=1, identity=False)
     """Sequences in one forward and backward pass; memory only, never the result. null: 16 on GPUs, 32 on CPUs."""
     threads: int | None = option(None, least=1)
     """Threads of torch on a CPU. null: torch's own choice."""
-    checkpoint_every: int = option(50, least=1)
+    checkpoint_every: int = option(50, least=1, identity=False)
     """Steps between checkpoints."""
-    keep_checkpoints: int = option(2, least=1)
+    keep_checkpoints: int = option(2, least=1, identity=False)
     """Checkpoints to resume from that are kept: the newest may turn out to be damaged. `best` and `collapsed` stay too."""
-    exit_within: float = option(120, least=0)
+    exit_within: float = option(120, least=0, identity=False)
     """Seconds that a step may take after SIGTERM, Ctrl-C or SIGUSR1 before the run exits without saving it."""
 
     @property

@@ -18,7 +18,7 @@ def choose_hardware(cfg: TrainerConfig, *, per_step: tuple[int, ...]) -> tuple[T
     why = ""
     if devices is None:
         devices = 1
-        if on_gpu and cfg.accelerator == "auto":
+        if on_gpu:
             fitting = [d for d in range(1, gpus + 1) if all(number % (d * cfg.nodes) == 0 for number in per_step)]
             devices = max(fitting, default=1)
             if devices < gpus:

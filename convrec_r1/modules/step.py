@@ -113,11 +113,12 @@ class StepModule(pl.LightningModule):
             self._advance_schedule()
             return None
         self._clip(norm)
+        lr = self.learning_rate()
         optimizer.step()
         self._advance_schedule()
         self.faults.in_a_row = 0
         if self._anywhere(not weights_are_finite(p for p in self.policy.parameters() if p.requires_grad)):
-            self.faults.stop_after_update(norm, self.learning_rate(), evidence)
+            self.faults.stop_after_update(norm, lr, evidence)
         return norm
 
     @property
