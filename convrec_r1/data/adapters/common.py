@@ -2,21 +2,15 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.rows import Row, describe
 from convrec_r1.data.schema import SPLITS, Conversation, Message, Split
-from convrec_r1.lists import Item
-from convrec_r1.matching import Matching
 
 Role = Literal["user", "assistant"]
-_DIALOGUE = re.compile(r"here is the conversation:", re.IGNORECASE)
-_SPEAKER = re.compile(r"(?:^|\s)(USER|SYSTEM):")
 _MESSAGES = "a list of {role, content}"
 JSONL: dict[Split, tuple[str, ...]] = {split: (f"{split}.jsonl",) for split in SPLITS}
 """Names of the files of datasets in one JSON Lines file a split."""
@@ -61,34 +55,6 @@ def alternating(texts: Sequence[str]) -> tuple[Message, ...]:
     return merge_turns(("assistant" if (last - number) % 2 else "user", text) for number, text in enumerate(texts))
 
 
-def unseen(items: Iterable[Item], seen: Iterable[Item], match: Matching) -> tuple[tuple[Item, ...], int]:
-    """Return the items whose title is not seen, each once, and the number of those that are seen."""
-    before = {match.key(item.title) for item in seen}
-    unique = {match.item_key(item): item for item in items}
-    fresh = tuple(item for (title, _), item in unique.items() if title not in before)
-    return fresh, len(unique) - len(fresh)
-
-
-def titles(items: Iterable[Item], match: Matching) -> tuple[str, ...]:
-    """Return the titles of the items, each once."""
-    return tuple({match.key(item.title): item.title for item in items}.values())
-
-
-def without_instruction(conversation: Conversation) -> Conversation:
-    """Return the dialogue of a published prompt, one message per turn.
-
-    The prompt's instruction ends in "here is the conversation:"; its turns begin with USER: and SYSTEM:.
-    """
-    text = conversation.messages[-1].content
-    start = _DIALOGUE.search(text)
-    parts = _SPEAKER.split(text[start.end() :] if start else text)
-    turns: list[tuple[Role, str]] = [("user", parts[0])]
-    turns.extend(
-        ("user" if who == "USER" else "assistant", said) for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    )
-    return replace(conversation, messages=merge_turns(turns) or conversation.messages, has_instruction=False)
-
-
 def digest(text: str) -> str:
     """Return a short digest of a text, the same on every machine."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
@@ -101,13 +67,6 @@ def split_by_hash(key: str, missing: Sequence[Split] = ("validation", "test"), s
         if place < number * share:
             return split
     return "train"
-
-
-def find_catalog(path: Path, names: Iterable[str]) -> Path | None:
-    """Return the first of the names that exists in the folder of the data, else in the folder above."""
-    folder = path if path.is_dir() else path.parent
-    places = [place / name for place in (folder, folder.resolve().parent) for name in names]
-    return next((place for place in places if place.is_file()), None)
 
 
 def by_split(conversations: Iterable[Conversation]) -> dict[str, list[Conversation]]:

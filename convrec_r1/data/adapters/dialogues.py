@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from convrec_r1.data.adapters.base import FileAdapter
-from convrec_r1.data.adapters.common import check_id, present, split_by_hash, titles, unseen
+from convrec_r1.data.adapters.common import check_id, present, split_by_hash
 from convrec_r1.data.adapters.rows import Row, read_jsonl
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Message, Split
@@ -106,14 +106,15 @@ class DialogueAdapter(FileAdapter):
             seen: items named before.
             without: items that are no ground truth ("disliked" in `counts`).
         """
-        seen = list(seen)
-        fresh, repeated = unseen(named, seen, self.match)
+        titles = {self.match.key(item.title): item.title for item in seen}
+        unique = {self.match.item_key(item): item for item in named}
+        fresh = [item for (title, _), item in unique.items() if title not in titles]
         liked = [item for item in fresh if item not in without]
         truths = tuple(item for item in liked if catalog.find(item, self.match))
         foreign = len(liked) - len(truths)
-        self.counts.update(repeated=repeated, disliked=len(fresh) - len(liked), foreign=foreign)
+        self.counts.update(repeated=len(unique) - len(fresh), disliked=len(fresh) - len(liked), foreign=foreign)
         if truths and messages:
-            yield Conversation(f"{dialogue}-{number}", dialogue, messages, truths, titles(seen, self.match))
+            yield Conversation(f"{dialogue}-{number}", dialogue, messages, truths, tuple(titles.values()))
         elif truths:
             self.counts.update(mute=1, mute_items=len(truths))
         else:
