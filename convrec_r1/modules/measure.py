@@ -168,15 +168,15 @@ class _Probe:
         """Measure growing passes. Return the largest one, and the bytes that the plan's micro-batch would take."""
         memory: list[tuple[int, int]] = []  # (tokens, bytes) of each pass
 
-        def work(size: tuple[int, float]) -> _Pass:
-            tokens = int(size[0] * size[1] * (self.plan.prompt + self.plan.completion))
+        def work(rows: int, share: float) -> _Pass:
+            tokens = int(rows * share * (self.plan.prompt + self.plan.completion))
             if len(memory) > 1 and 1.2 * _line(memory, tokens) > free:  # a CPU's process would be killed
                 raise torch.OutOfMemoryError
-            done = self.learn(*size)
+            done = self.learn(rows, share)
             memory.append((done.rows * done.tokens, done.more))
             return done
 
-        sizes = [(1, share) for share in _SHARES] + [(rows, 1.0) for rows in _sizes(self.plan.micro_batch)[1:]]
+        sizes = [(1, share) for share in _SHARES] + _sizes(self.plan.micro_batch)[1:]
         largest = _grow(work, sizes, budget, least=2)[-1]  # a line needs two points
         return largest, _line(memory, self.plan.micro_batch * (self.plan.prompt + self.plan.completion))
 
@@ -185,7 +185,7 @@ class _Probe:
         on_gpu = self.policy.device.type == "cuda"
         prompt = self.plan.prompt if on_gpu else min(self.plan.prompt, _PROBE_PROMPT)
 
-        def work(rows: int) -> tuple[int, float, float, int]:
+        def work(rows: int, _: float) -> tuple[int, float, float, int]:
             first, _ = self.generate(engine, rows, prompt, 1)
             with peak_memory(self.policy.device) as more:
                 whole, made = self.generate(engine, rows, prompt, _PROBE_TOKENS)
@@ -211,32 +211,35 @@ class _Probe:
         return seconds, max(len(group[0].ids) for group in made)
 
 
-def _sizes(most: int) -> list[int]:
-    """Return 1, 4, 16, ... and `most`."""
+def _sizes(most: int) -> list[tuple[int, float]]:
+    """Return (1, 1.0), (4, 1.0), (16, 1.0), ... and (most, 1.0)."""
     sizes = [1]
     while sizes[-1] < most:
         sizes.append(min(sizes[-1] * 4, most))
-    return sizes
+    return [(rows, 1.0) for rows in sizes]
 
 
-def _grow(work: Callable[[Any], Result], sizes: Sequence[Any], budget: float, *, least: int) -> list[Result]:
-    """Return `work(size)` for growing sizes, each about four times the one before, while time and memory last.
+def _grow(
+    work: Callable[[int, float], Result], sizes: Sequence[tuple[int, float]], budget: float, *, least: int
+) -> list[Result]:
+    """Return `work(rows, share)` for growing sizes, while time (`budget`, seconds) and memory last.
 
-    budget: seconds for all. The first `least` sizes are measured in any case.
+    The first `least` sizes are measured in any case.
     """
-    started = before = time.perf_counter()
-    took = 0.0
+    started = time.perf_counter()
+    rate = 0.0  # seconds per row of the longest length, as in the last measurement
     results: list[Result] = []
-    for size in sizes:
-        if len(results) >= least and before - started + 4 * took > budget:
+    for rows, share in sizes:
+        before = time.perf_counter()
+        if len(results) >= least and before - started + rate * rows * share > budget:
             break
         try:
-            results.append(work(size))
+            results.append(work(rows, share))
         except torch.OutOfMemoryError:
             if not results:
                 raise
             break
-        took, before = time.perf_counter() - before, time.perf_counter()
+        rate = (time.perf_counter() - before) / (rows * share)
     return results
 
 
