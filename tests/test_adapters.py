@@ -290,7 +290,7 @@ def test_reddit_problems(tmp_path):
     with pytest.raises(UserError, match=r"data\.catalog=FILE"):
         load_reddit(tmp_path)
     write_catalog(tmp_path)
-    with pytest.raises(UserError, match="neither arrow folders"):
+    with pytest.raises(UserError, match="holds none of train"):
         load_reddit(tmp_path)
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "state.json").write_text("{}")

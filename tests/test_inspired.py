@@ -95,7 +95,7 @@ def test_splits(tmp_path):
     ("row", "expected"),
     [
         (("d2", 1, "USER", 1, "Hi", "", FILMS), "\"speaker\" must be SEEKER or RECOMMENDER, found str 'USER'"),
-        (("d2", 1, "SEEKER", 1, "Hi", ""), "6 cells, the header has 7"),
+        (("d2", 1, "SEEKER", 1, "Hi", ""), "6 cells where the header has 7"),
         (("d2", 1, "SEEKER", 1, "Hi", "", "['Heat']"), '"movie_dict" must be a dict'),
         (("", 1, "SEEKER", 1, "Hi", "", FILMS), '"dialog_id" is blank'),
         (("d1", 9, "SEEKER", 1, '"Hi', "", FILMS), "not valid tab-separated text"),
@@ -113,7 +113,7 @@ def test_files_that_cannot_be_read(tmp_path):
         load(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "x.tsv")
-    with pytest.raises(UserError, match="no column movie_dict"):
+    with pytest.raises(UserError, match="column `movie_dict`"):
         load(write(tmp_path, header="dialog_id\tutt_id\tspeaker\ttext\tmovies"))
     (tmp_path / "train.tsv").write_text("")
     with pytest.raises(UserError, match="is empty"):

@@ -12,8 +12,9 @@ import pytest
 from convrec_r1.base.errors import UserError
 from convrec_r1.data import movieland
 from convrec_r1.data.movieland import simulator, teacher
-from convrec_r1.data.movieland.films import GENRES, THEMES, catalog_films, load_films
+from convrec_r1.data.movieland.films import catalog_films, load_films
 from convrec_r1.data.movieland.taste import Facets, film_table
+from convrec_r1.data.movieland.words import GENRES, THEMES
 from convrec_r1.data.schema import SPLITS, Dataset
 from convrec_r1.evaluate import ranking_metrics
 from convrec_r1.lists import Item, fold, parse, parse_line

@@ -83,7 +83,7 @@ def test_metadata_has_the_catalogs_titles(tmp_path):
         ({"rec": [1]}, '"rec", entry 1: a title must be a string'),
         ({"context": "Hi"}, '"context" must be a list'),
         ({"dialog_id": None}, '"dialog_id" must be a string'),
-        ({}, 'the id "train:4-3" was used before (train.jsonl, line 1)'),
+        ({}, 'the id "4-3" was used before (train.jsonl, line 1)'),
     ],
 )
 def test_malformed_rows_are_named(tmp_path, change, expected):

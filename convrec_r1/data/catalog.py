@@ -1,24 +1,12 @@
 """The set of items that may be recommended."""
 
-import csv
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.rows import (
-    describe,
-    encodable,
-    one_line,
-    open_text,
-    parse_json,
-    read_json_lines,
-    to_item,
-    unreadable,
-)
-from convrec_r1.data.unpickle import load_plain
+from convrec_r1.data.adapters.rows import encodable, one_line, read_entries, to_item
 from convrec_r1.lists import Item, fold
 from convrec_r1.matching import Folded, Matching
 
@@ -59,14 +47,8 @@ class Catalog:
         Raises UserError for a file that is missing, of another kind, malformed (it names the row) or without items.
         """
         path = Path(path)
-        readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": read_json_lines, ".pkl": _read_pickle}
-        reader = readers.get(path.suffix.lower())
-        if reader is None:
-            raise UserError(f"{path}: a catalog must be {', '.join(readers)}, found {path.suffix or 'no extension'}.")
-        if not path.is_file():
-            raise UserError(f"The catalog {path} {'is not a file' if path.exists() else 'does not exist'}.")
         items, untitled = [], []
-        for value, where in reader(path):
+        for value, where in read_entries(path, "a catalog", "items", ("title",)):
             try:
                 title, year = to_item(value)
             except ValueError as error:
@@ -119,46 +101,3 @@ class Catalog:
 
     def __repr__(self) -> str:
         return f"Catalog({len(self)} items)"
-
-
-def _read_csv(path: Path) -> Iterator[tuple[Any, str]]:
-    rows = csv.reader(open_text(path), strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in rows:
-            where = f"{path.name}, line {rows.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip().lower() for cell in cells]
-                if "title" not in header:
-                    raise UserError(f"{where}: the header must name a column `title`, found {', '.join(cells)[:80]}.")
-                continue
-            if len(cells) != len(header):
-                raise UserError(
-                    f"{where}: {len(cells)} cells where the header has {len(header)}. "
-                    'A title with a comma in it must be in double quotes: "10,000 BC",2008.'
-                )
-            fields = dict(zip(header, cells, strict=True))
-            yield {"title": fields["title"], "year": fields.get("year")}, where
-    except csv.Error as error:
-        raise UserError(f"{path.name}, line {rows.line_num}: not valid CSV ({error}).") from None
-
-
-def _read_json(path: Path) -> Iterator[tuple[Any, str]]:
-    try:
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    yield from _entries(parse_json(content, path.name), path)
-
-
-def _read_pickle(path: Path) -> Iterator[tuple[Any, str]]:
-    yield from _entries(load_plain(path), path)
-
-
-def _entries(content: Any, path: Path) -> Iterator[tuple[Any, str]]:
-    if not isinstance(content, (list, tuple)):
-        raise UserError(f"{path.name}: a catalog must be a list of items, found {describe(content)}.")
-    for number, value in enumerate(content, start=1):
-        yield value, f"{path.name}, item {number}"

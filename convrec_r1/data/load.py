@@ -1,4 +1,4 @@
-"""Config -> dataset: build the adapter, cut the splits to size, refuse what cannot be trained on."""
+"""Load the dataset of a config: build the adapter, cut the splits to size, check that it can be trained on."""
 
 import hashlib
 import json
@@ -45,21 +45,24 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
     adapter = make_adapter(cfg, n, match)
     data = adapter.load()
     data = Dataset(data.catalog, {split: _cut(data[split], cfg.sizes.get(split), cfg.seed) for split in SPLITS})
-    _check_splits(data, need, cfg)
+    if empty := [split for split in need if not data[split]]:
+        raise UserError(
+            f"data={cfg.name}: no conversations in the split {', '.join(empty)} of {cfg.path}. "
+            "Add the missing file, or rows with that split, to data.path."
+        )
     _check_catalog(data, cfg, match)
-    if cfg.prompt is PromptStyle.ours:
-        data = Dataset(data.catalog, {split: [_plain(c, adapter) for c in data[split]] for split in SPLITS})
+    if cfg.prompt is PromptStyle.ours:  # our own instruction is put before the dialogue later
+        for split in SPLITS:
+            data.splits[split] = [adapter.without_instruction(c) if c.has_instruction else c for c in data[split]]
     if cfg.demonstrations == "neighbours":
         data = add_demonstrations(data, n, match)
-    _log.info(
-        "Data %s: %d items; conversations: %s", cfg.name, len(data.catalog),
-        ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS),
-    )  # fmt: skip
+    sizes = ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS)
+    _log.info("Data %s: %d items; conversations: %s", cfg.name, len(data.catalog), sizes)
     return data
 
 
 def fingerprint(data: Dataset) -> str:
-    """A digest of the catalog and the training conversations: what a warm start learns from."""
+    """Return a digest of the catalog and the training conversations, which a warm start learns from."""
     digest = hashlib.blake2b(digest_size=16)
     for item in data.catalog:
         digest.update(json.dumps(item).encode())
@@ -73,25 +76,11 @@ def _path(path: str | None) -> Path | None:
 
 
 def _cut(conversations: list[Conversation], size: int | None, seed: int) -> list[Conversation]:
-    """`size` conversations chosen by `seed`, in their order. A smaller choice is part of a larger one."""
+    """Return `size` conversations chosen by `seed`, in their order. A smaller choice is part of a larger one."""
     if size is None or size >= len(conversations):
         return conversations
     chosen = np.sort(np.random.default_rng(seed).permutation(len(conversations))[:size])
     return [conversations[i] for i in chosen]
-
-
-def _plain(conversation: Conversation, adapter: Adapter) -> Conversation:
-    """The dialogue alone, where a dataset publishes whole prompts: our own instruction is put before it later."""
-    return adapter.without_instruction(conversation) if conversation.has_instruction else conversation
-
-
-def _check_splits(data: Dataset, need: Sequence[str], cfg: DataConfig) -> None:
-    empty = [split for split in need if not data[split]]
-    if empty:
-        raise UserError(
-            f"data={cfg.name}: no conversations in the split {', '.join(empty)} of {cfg.path}. "
-            "Add the missing file, or rows with that split, to data.path."
-        )
 
 
 def _check_catalog(data: Dataset, cfg: DataConfig, match: Matching) -> None:
@@ -109,7 +98,7 @@ def _check_catalog(data: Dataset, cfg: DataConfig, match: Matching) -> None:
 
 
 def with_demonstrations(conversations: Sequence[Conversation], n: int, name: str) -> list[Conversation]:
-    """Those that the warm start can learn from, demonstrations cut to `n`. Raises UserError where there are none."""
+    """Return the conversations with a demonstration, cut to `n`. Raises UserError if there is none."""
     usable = [replace(c, demonstration=c.demonstration[:n]) for c in conversations if c.demonstration]
     if not usable:
         raise UserError(

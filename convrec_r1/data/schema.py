@@ -24,16 +24,16 @@ class Conversation:
 
     id: str
     cluster: str
-    """Conversations that share a context share it (Reddit-v2 has one sample per replying user): the unit of resampling."""
+    """The same for conversations with the same context (Reddit-v2 has one per replying user). The unit of resampling."""
     messages: tuple[Message, ...]
     ground_truth: tuple[Item, ...]
     seen: tuple[str, ...] = ()
-    """Titles that the conversation names already: never worth recommending."""
+    """Titles that the conversation names already. Recommending them earns no reward."""
     demonstration: tuple[Item, ...] | None = None
-    """A teacher's ranked list, grounded in the catalog: what the warm start imitates."""
+    """A ranked list of catalog items, for the warm start."""
     split: Split = "train"
     has_instruction: bool = False
-    """The messages are a complete prompt as published, instruction included; they are passed on untouched."""
+    """Whether the messages are a complete published prompt with its instruction."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pickles without their danger: plain containers, strings and numbers load, everything else is refused."""
+"""Load pickles of plain containers, strings and numbers. Anything else is refused, as a pickle can run code."""
 
 import io
 import pickle
@@ -13,9 +13,9 @@ _ADMITTED = {"set": set, "frozenset": frozenset, "bytearray": bytearray}
 
 
 def load_plain(path: str | Path) -> Any:
-    """The pickle's content. UserError where the file is missing, no pickle, or names anything but plain data.
+    """Return the content of a pickle. UserError for a file that is missing, damaged, or has anything but plain data.
 
-    No code from the pickle runs: a pickle can call only what it names, and naming goes through `find_class`.
+    No code of the pickle runs: all that it could call is looked up by `find_class`.
     """
     path = Path(path)
     try:
@@ -31,7 +31,7 @@ def load_plain(path: str | Path) -> Any:
 
 
 def _check_size(content: bytes) -> None:
-    """ValueError for a pickle that announces more than it holds: a few bytes could make Python fill all memory."""
+    """Raise ValueError for a pickle of a few bytes that would make Python allocate all memory."""
     for code, value, _ in pickletools.genops(content):
         if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and value is not None and value > len(content):
             raise ValueError(f"it numbers {value} objects and has {len(content)} bytes")

@@ -55,9 +55,7 @@ def devices(cfg: Config) -> list[Finding]:
     """Check that the GPUs the config asks for are there, free, and used."""
     count = torch.cuda.device_count()
     memory = [torch.cuda.mem_get_info(i) for i in range(count)]
-    names = [
-        f"{torch.cuda.get_device_name(i)}: {size(memory[i][0])} free of {size(memory[i][1])}" for i in range(count)
-    ]
+    names = (f"{torch.cuda.get_device_name(i)}: {size(a)} free of {size(b)}" for i, (a, b) in enumerate(memory))
     listed = ", ".join(names) or "none"
     wanted = cfg.trainer.devices or 1
     if cfg.trainer.accelerator == "gpu" and count < wanted:

@@ -37,9 +37,8 @@ def build(cfg: Config, data: Dataset, device: torch.device) -> tuple[list[Findin
             return findings, None
         policy = prepare_for_training(policy.to(device), model, cfg.seed)
     except (OSError, ValueError, KeyError, ImportError) as error:  # transformers and peft, about a wrong path or option
-        what = (
-            f"{cfg.warm_start if started else model.path or model.name}: {(str(error).splitlines() or [''])[0][:200]}"
-        )
+        name = cfg.warm_start if started else model.path or model.name
+        what = f"{name}: {str(error).partition(chr(10))[0][:200]}"
         advice = (
             "Give model.path a folder with config.json and weights, or a Hub id; gated models need `hf auth login`."
         )

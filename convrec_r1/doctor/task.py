@@ -14,7 +14,7 @@ from convrec_r1.base.progress import console
 from convrec_r1.config.checks import problems
 from convrec_r1.config.parts import encoder_for, matching
 from convrec_r1.config.schema import Config, TaskConfig
-from convrec_r1.data import Dataset
+from convrec_r1.data import SPLITS, Dataset
 from convrec_r1.data.load import load_data
 from convrec_r1.doctor import environment
 from convrec_r1.doctor.findings import Finding, Level
@@ -81,9 +81,8 @@ def look_at_data(run: Config) -> tuple[Finding, Dataset | None]:
         data = load_data(run.data, run.n, matching(run), need=need)
     except UserError as error:
         return Finding("data", str(error), Level.FAIL), None
-    counts = ", ".join(f"{len(data[split]):,} {split}" for split in ("train", "validation", "test"))
-    text = f"{run.data.name}: {len(data.catalog):,} items; conversations: {counts}"
-    return Finding("data", text), data
+    counts = ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS)
+    return Finding("data", f"{run.data.name}: {len(data.catalog):,} items; conversations: {counts}"), data
 
 
 def look_ahead(run: Config, policy: Policy, data: Dataset, budget: float) -> Forecast:

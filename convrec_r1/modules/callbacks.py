@@ -209,8 +209,7 @@ class Watch(pl.Callback):
         _log.warning("Training stops at step %d of %d: %s", step, self.total, why)
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("best", "best_step", "since_best", "collapses", "stopped")
-        state = {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in ("best", "best_step", "since_best", "collapses", "stopped")}
         return state | {"guard": self.guard.state_dict() if self.guard else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -233,9 +232,6 @@ class ProgressBar(pl_callbacks.ProgressBar):
         self.description, self.total = description, total
         self._enabled = True
         self._stack = contextlib.ExitStack()
-
-    def enable(self) -> None:
-        self._enabled = True
 
     def disable(self) -> None:
         self._enabled = False

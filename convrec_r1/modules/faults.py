@@ -201,7 +201,7 @@ def save_fault(target: Path, fault: Fault, batch: Evidence, policy: Policy) -> N
 
 
 def weights_are_finite(weights: Iterable[Tensor]) -> bool:
-    """Return whether all weights are finite, in one pass: their largest magnitude cannot overflow, unlike a sum of squares."""
+    """Return whether all weights are finite, by their largest magnitude: a sum of squares could overflow."""
     held = [w.detach() for w in weights if w.numel()]  # a shard may be empty
     return not held or math.isfinite(nn.utils.get_total_norm(held, math.inf))
 

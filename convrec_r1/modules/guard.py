@@ -18,15 +18,6 @@ class Limit:
     low: float = -math.inf
     high: float = math.inf
 
-    def holds(self, value: float) -> bool:
-        """Return whether `value` is within the limit. NaN never is."""
-        return self.low <= value <= self.high
-
-    def broken_by(self, value: float) -> str:
-        """Return a message about a value that is not within the limit."""
-        bound = f"above {self.high:g}" if value > self.high else f"below {self.low:g}"
-        return f"{self.metric} = {value:.4g} is {'NaN' if math.isnan(value) else bound} ({self.key})"
-
 
 def limits(cfg: GuardConfig, n: int) -> list[Limit]:
     """Return the limits of `cfg` for lists of n items."""
@@ -69,11 +60,13 @@ class Guard:
             if len(window) < self.window:
                 continue
             mean = sum(window) / len(window)
-            if limit.holds(mean):
+            if limit.low <= mean <= limit.high:  # never for NaN
                 self.armed.add(limit.key)
             elif limit.key in self.armed - self.broken:
                 self.broken.add(limit.key)
-                messages.append(f"{limit.broken_by(mean)}, mean of {self.window} steps")
+                bound = f"above {limit.high:g}" if mean > limit.high else f"below {limit.low:g}"
+                bound = "NaN" if math.isnan(mean) else bound
+                messages.append(f"{limit.metric} = {mean:.4g} is {bound} ({limit.key}), mean of {self.window} steps")
         return messages
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,9 +31,7 @@ def choose_hardware(cfg: TrainerConfig, *, per_step: tuple[int, ...]) -> tuple[T
         micro_batch=cfg.micro_batch or (16 if on_gpu else 32),
     )
     what = f"{devices} GPU{'s' if devices > 1 else ''}{why}" if on_gpu else "CPU"
-    reason = ""
-    if cfg.accelerator == "auto":
-        reason = "; torch sees no GPU here" if not on_gpu else ""
+    reason = "; torch sees no GPU here" if cfg.accelerator == "auto" and not on_gpu else ""
     return chosen, f"Trainer: {what}, {chosen.precision}{reason}."
 
 

@@ -1,6 +1,6 @@
-"""What the longest step of a run takes: measured on the policy itself, then extrapolated to the whole run.
+"""Measure the time and memory of the longest step of a run on the policy itself, and forecast the whole run.
 
-Measuring changes nothing: weights, gradients and random state are afterwards as they were before.
+Measuring changes nothing: weights and random state are the same afterwards, and gradients are cleared.
 """
 
 import contextlib
@@ -9,10 +9,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,10 +23,9 @@ from convrec_r1.rollout.hf import HFEngine
 
 DAY = 86_400
 _MEMINFO, _STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
-_PROBE_PROMPT, _PROBE_TOKENS = 16, 5
-"""Tokens of a prompt and of a completion with which sampling is timed on a CPU."""
-_SMALLEST = 1 / 64
-"""Share of the longest lengths in the smallest pass."""
+_PROBE_PROMPT, _PROBE_TOKENS = 16, 5  # tokens of a prompt and of a completion with which sampling is timed on a CPU
+_SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)  # lengths of the passes of one sequence, as shares of the longest
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Plan:
 
     prompt: int
     completion: int
-    """The longest that are allowed: they decide about memory."""
+    """`prompt`, `completion`: the longest that are allowed, for memory."""
     mean_prompt: int
     mean_completion: int
-    """Of the data: they decide about time."""
+    """Means of the data, for time."""
     micro_batch: int
     """Sequences in one forward and backward pass."""
     engine_batch: int
@@ -61,27 +60,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What was measured, with the longest sequences. Seconds on this device; bytes of one process."""
+    """What was measured with the longest sequences: seconds on this device, bytes of one process."""
 
     rows: int
     tokens: int
-    """Of the largest pass that was measured: sequences, and tokens of each. Less than planned where time or memory ran out."""
+    """Sequences of the largest pass that was measured, and tokens of each. Fewer than planned if time or memory ran out."""
     forward: float
     learn: float
-    """Seconds per token: a forward pass; forward and backward."""
+    """Seconds per token of a forward pass, and of forward and backward."""
     update: float
     """Seconds of an optimizer update."""
     prefill: float
     """Seconds per token of a prompt."""
     token: float
     token_row: float
-    """Seconds to sample one more token: of any number of sequences, and in addition for each sequence."""
+    """Seconds to sample one more token: for all sequences together, and in addition for each."""
     peak: dict[str, int]
     """Bytes by phase, extrapolated to the plan's longest micro-batch."""
     held: int
     """Bytes between passes: weights, gradients, AdamW, reference; on a CPU also Python and its libraries."""
     available: int
-    """Bytes that the process could have at most."""
+    """Bytes that the process could have."""
     on_gpu: bool = False
 
 
@@ -90,48 +89,49 @@ def measure(
 ) -> StepCost:  # fmt: skip
     """Time forward, backward, an optimizer update and sampling, and read the peak memory.
 
-    Passes grow from one short sequence to the plan's longest micro-batch, as far as time and memory allow; what is missing
-    is extrapolated by the number of tokens.
+    Passes grow from one short sequence to the plan's longest micro-batch, as far as time and memory allow. The rest is
+    extrapolated by the number of tokens.
 
     Args:
-        policy: on its device, ready for training. Its gradients are cleared.
+        policy: on its device, ready for training.
         engine: samples from `policy`; it is synced first. Every process of a run must call this.
         bf16: compute under autocast, as trainer.precision=bf16-mixed does.
         reference: the run also holds a frozen copy of the policy.
-        budget: seconds for passes and for sampling each; the smallest passes are made in any case.
+        budget: seconds for passes and for sampling each. The smallest passes are made in any case.
     """
-    device = policy.device
-    training = policy.training
-    devices = [device] if device.type == "cuda" else []
+    device, training = policy.device, policy.training
+    on_gpu = device.type == "cuda"
     copies = sum(p.numel() * p.element_size() for p in policy.parameters()) if reference else 0
-    with torch.random.fork_rng(devices), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.random.fork_rng([device] if on_gpu else []), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         try:
             probe = _Probe(policy.train(), plan)
-            probe.learn(1, _SMALLEST)  # warm-up: libraries and kernels are loaded at their first use
+            probe.learn(1, _SHARES[0])  # warm-up: libraries and kernels are loaded at their first use
             update = probe.update()
             held = held_memory(device)
             available = held + free_memory(device)
-            rows, tokens, forward, learn, more = probe.grow(budget, available - held)
+            passes, more = probe.grow(budget, available - held)
             policy.zero_grad(set_to_none=True)
             engine.sync(policy)
             prefill, token, token_row, sampling = probe.sampling(engine, budget)
         finally:
             policy.zero_grad(set_to_none=True)
             policy.train(training)
+    rows, tokens, forward, both, _ = passes
+    held += copies
     return StepCost(
-        rows,
-        tokens,
-        forward / (rows * tokens),
-        learn / (rows * tokens),
-        update,
-        prefill,
-        token,
-        token_row,
-        {"training": held + copies + more, "sampling": held + copies + sampling},
-        held + copies,
-        available,
-        device.type == "cuda",
-    )
+        rows, tokens, forward / (rows * tokens), both / (rows * tokens), update, prefill, token, token_row,
+        {"training": held + more, "sampling": held + sampling}, held, available, on_gpu,
+    )  # fmt: skip
+
+
+class _Pass(NamedTuple):
+    """Sequences, tokens of each, seconds of a forward pass, of forward and backward, and bytes that the latter takes."""
+
+    rows: int
+    tokens: int
+    forward: float
+    both: float
+    more: int
 
 
 class _Probe:
@@ -147,99 +147,100 @@ class _Probe:
         vocabulary = min(len(self.policy.tokenizer), self.policy.head_weight.shape[0])
         return torch.randint(vocabulary, shape, generator=self.random)
 
-    def lengths(self, share: float) -> tuple[int, int]:
-        return max(1, int(self.plan.prompt * share)), max(1, int(self.plan.completion * share))
-
-    def learn(self, rows: int, share: float) -> tuple[float, float, int]:
-        """Return seconds of a forward pass, seconds of forward and backward, and bytes that these take at most."""
-        prompt, completion = self.lengths(share)
-        ids = self.ids(rows, prompt), self.ids(rows, completion)
-        batch = TokenBatch(ids[0], torch.ones_like(ids[0]), ids[1], torch.ones_like(ids[1])).to(self.policy.device)
+    def learn(self, rows: int, share: float) -> _Pass:
+        """Measure a pass of `rows` sequences of this share of the longest lengths."""
+        prompt, completion = (self.ids(rows, max(1, int(n * share))) for n in (self.plan.prompt, self.plan.completion))
+        batch = TokenBatch(prompt, torch.ones_like(prompt), completion, torch.ones_like(completion))
+        batch = batch.to(self.policy.device)
         with torch.no_grad():
             forward = _seconds(lambda: self.policy.score(batch), self.policy.device)
         with peak_memory(self.policy.device) as more:
             both = _seconds(lambda: self.policy.score(batch)[0].sum().backward(), self.policy.device)
-        return forward, both, more[0]
+        return _Pass(rows, prompt.shape[1] + completion.shape[1], forward, both, more[0])
 
     def update(self) -> float:
         """Return seconds of an optimizer update that changes no weight: zero gradients, learning rate 0."""
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.zero_()
+        self.optimizer.zero_grad(set_to_none=False)
         self.optimizer.step()  # allocates the moments
         return _seconds(self.optimizer.step, self.policy.device)
 
-    def grow(self, budget: float, free: int) -> tuple[int, int, float, float, int]:
-        """Measure passes of growing size, each about four times the one before.
+    def grow(self, budget: float, free: int) -> tuple[_Pass, int]:
+        """Measure growing passes. Return the largest one, and the bytes that the plan's micro-batch would take."""
+        memory: list[tuple[int, int]] = []  # (tokens, bytes) of each pass
 
-        Returns rows and tokens of each of the largest pass, its seconds (forward; forward and backward), and the bytes that
-        the plan's micro-batch would take.
-        """
-        sizes = [(1, share) for share in (_SMALLEST, 1 / 16, 1 / 4, 1.0)]
-        while sizes[-1][0] < self.plan.micro_batch:
-            sizes.append((min(sizes[-1][0] * 4, self.plan.micro_batch), 1.0))
-        started = time.perf_counter()
-        largest, memory = (0, 0, 0.0, 0.0), []
-        for rows, share in sizes:
-            each = sum(self.lengths(share))
-            if len(memory) > 1:  # a line needs two points
-                expected = (largest[2] + largest[3]) * rows * each / (largest[0] * largest[1])
-                if time.perf_counter() - started + expected > budget or 1.2 * _line(memory, rows * each) > free:
-                    break
-            try:
-                forward, both, more = self.learn(rows, share)
-            except torch.OutOfMemoryError:
-                if not memory:
-                    raise
-                break
-            largest = rows, each, forward, both
-            memory.append((rows * each, more))
-        return *largest, _line(memory, sizes[-1][0] * sum(self.lengths(1.0)))
+        def work(rows: int, share: float) -> _Pass:
+            tokens = int(rows * share * (self.plan.prompt + self.plan.completion))
+            if len(memory) > 1 and 1.2 * _line(memory, tokens) > free:  # a CPU's process would be killed
+                raise torch.OutOfMemoryError
+            done = self.learn(rows, share)
+            memory.append((done.rows * done.tokens, done.more))
+            return done
+
+        sizes = [(1, share) for share in _SHARES] + _sizes(self.plan.micro_batch)[1:]
+        largest = _grow(work, sizes, budget, least=2)[-1]  # a line needs two points
+        return largest, _line(memory, self.plan.micro_batch * (self.plan.prompt + self.plan.completion))
 
     def sampling(self, engine: RolloutEngine, budget: float) -> tuple[float, float, float, int]:
         """Return seconds per prompt token, per sampled token, in addition per sequence, and bytes for the plan's batch."""
         on_gpu = self.policy.device.type == "cuda"
         prompt = self.plan.prompt if on_gpu else min(self.plan.prompt, _PROBE_PROMPT)
-        sizes = [1]
-        while sizes[-1] < self.plan.engine_batch:
-            sizes.append(min(sizes[-1] * 4, self.plan.engine_batch))
-        started = time.perf_counter()
-        points: list[tuple[int, float]] = []
-        prefill, bytes_at_most = 0.0, 0
-        for rows in sizes:
-            if points:
-                expected = 4 * (prefill * rows * prompt + _PROBE_TOKENS * points[-1][1])
-                if time.perf_counter() - started + expected > budget:
-                    break
-            try:
-                first, _ = self.generate(engine, rows, prompt, 1)
-                with peak_memory(self.policy.device) as more:
-                    whole, made = self.generate(engine, rows, prompt, _PROBE_TOKENS)
-            except torch.OutOfMemoryError:
-                if not points:
-                    raise
-                break
+
+        def work(rows: int, _: float) -> tuple[int, float, float, int]:
+            first, _ = self.generate(engine, rows, prompt, 1)
+            with peak_memory(self.policy.device) as more:
+                whole, made = self.generate(engine, rows, prompt, _PROBE_TOKENS)
             token = max(whole - first, 0.0) / max(made - 1, 1)
-            points.append((rows, token))
-            prefill = max(first - token, 0.0) / (rows * prompt)
-            bytes_at_most = more[0] * self.plan.engine_batch // rows
+            return rows, token, max(first - token, 0.0) / (rows * prompt), more[0]
+
+        points = _grow(work, _sizes(self.plan.engine_batch), budget, least=1)
+        (few, fast, _, _), (many, slow, prefill, more) = points[0], points[-1]
+        per_row = max(0.0, slow - fast) / (many - few) if many > few else 0.0
+        bytes_at_most = more * self.plan.engine_batch // many
         if isinstance(engine, HFEngine):  # other engines keep a cache of their own
             rest = self.plan.prompt - prompt + self.plan.completion
             bytes_at_most += cache_bytes(self.policy) * self.plan.engine_batch * rest
-        (few, fast), (many, slow) = points[0], points[-1]
-        per_row = max(0.0, slow - fast) / (many - few) if many > few else 0.0
         return prefill, max(slow - per_row * many, 0.0), per_row, bytes_at_most
 
     def generate(self, engine: RolloutEngine, rows: int, prompt: int, tokens: int) -> tuple[float, int]:
         """Return the seconds of sampling at most `tokens` tokens for `rows` prompts, and the tokens of the longest."""
         prompts = self.ids(rows, prompt).tolist()  # new ones: an engine may keep the prompts it has seen
-        made: list[Any] = []
         sampling = Sampling(max_tokens=tokens)
-        seconds = _seconds(
-            lambda: made.extend(engine.generate(prompts, list(range(rows)), sampling)), self.policy.device
-        )
+        made: list[Any] = []
+        seeds = list(range(rows))
+        seconds = _seconds(lambda: made.extend(engine.generate(prompts, seeds, sampling)), self.policy.device)
         return seconds, max(len(group[0].ids) for group in made)
+
+
+def _sizes(most: int) -> list[tuple[int, float]]:
+    """Return (1, 1.0), (4, 1.0), (16, 1.0), ... and (most, 1.0)."""
+    sizes = [1]
+    while sizes[-1] < most:
+        sizes.append(min(sizes[-1] * 4, most))
+    return [(rows, 1.0) for rows in sizes]
+
+
+def _grow(
+    work: Callable[[int, float], Result], sizes: Sequence[tuple[int, float]], budget: float, *, least: int
+) -> list[Result]:
+    """Return `work(rows, share)` for growing sizes, while time (`budget`, seconds) and memory last.
+
+    The first `least` sizes are measured in any case.
+    """
+    started = time.perf_counter()
+    rate = 0.0  # seconds per row of the longest length, as in the last measurement
+    results: list[Result] = []
+    for rows, share in sizes:
+        before = time.perf_counter()
+        if len(results) >= least and before - started + rate * rows * share > budget:
+            break
+        try:
+            results.append(work(rows, share))
+        except torch.OutOfMemoryError:
+            if not results:
+                raise
+            break
+        rate = (time.perf_counter() - before) / (rows * share)
+    return results
 
 
 def forecast(cost: StepCost, plan: Plan) -> dict[str, float]:
@@ -260,7 +261,7 @@ def forecast(cost: StepCost, plan: Plan) -> dict[str, float]:
 
 
 def at_most(plan: Plan, parameters: int, layers: int, *, on_gpu: bool) -> float:
-    """Return seconds that the run surely stays below: operations counted at a speed that devices exceed."""
+    """Return an upper bound of the seconds of a run: its operations at a speed that devices exceed."""
     tokens = plan.prompt + plan.completion
     passes = plan.sft_steps * plan.sft_rows + plan.rl_steps * plan.rl_rows * (plan.learned + plan.scored)
     sampled = plan.rl_steps * plan.rl_rows + plan.evaluated
@@ -271,9 +272,9 @@ def at_most(plan: Plan, parameters: int, layers: int, *, on_gpu: bool) -> float:
 
 
 def long_run_warning(policy: Policy, engine: RolloutEngine, plan: Plan, *, bf16: bool = False) -> str | None:
-    """Return a sentence where the run would take more than a day: how long, by phase, and what to change. Else None.
+    """Return a warning if the run would take more than a day (`too_long`), else None.
 
-    Measures only where a simple count of operations does not rule that out already: for small models this costs nothing.
+    Measures only if a count of operations (`at_most`) does not rule that out: for small models this costs nothing.
     """
     on_gpu = policy.device.type == "cuda"
     parameters = sum(p.numel() for p in policy.parameters())
@@ -285,7 +286,7 @@ def long_run_warning(policy: Policy, engine: RolloutEngine, plan: Plan, *, bf16:
 
 
 def too_long(seconds: dict[str, float], *, on_gpu: bool) -> str | None:
-    """Return the sentence for a forecast of more than a day, else None."""
+    """Return a warning for a forecast of more than a day: how long, by phase, and what to change. Else None."""
     total = sum(seconds.values())
     if total <= DAY:
         return None
@@ -331,7 +332,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def held_memory(device: torch.device) -> int:
-    """Return the bytes that this process holds: on the GPU, or of RAM. 0 where the system does not tell (not Linux)."""
+    """Return the bytes that this process holds on the GPU, or of RAM. 0 on systems without /proc."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     pages = _STATM.read_text().split()[1] if _STATM.exists() else 0
@@ -340,7 +341,7 @@ def held_memory(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """Fill the list that is given with the most bytes that were held inside the block, beyond those held before it."""
+    """Yield a list. At the end of the block it gets the peak bytes of the block, beyond those held before it."""
     found: list[int] = []
     if device.type == "cpu":  # what was freed and is kept for reuse would hide what the block takes
         with contextlib.suppress(OSError, AttributeError):  # glibc only

@@ -1,6 +1,7 @@
 """Stage 2: group-relative RL. One step, top to bottom: sample, judge, credit, learn, report."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class RLModule(StepModule):
         self.report(slots, rollouts, feedback, learned, clock, self.skipped - skipped)
 
     def sample(self, slots: Slots[Conversation]) -> RolloutBatch:
-        """G completions a prompt, from the weights as they are, or as they were a step ago."""
+        """Return G completions per prompt, from the current weights or those of the previous step (rollout.overlap)."""
         sampled = self.pipeline.take(self.order(slots, self.step), self.step)
         self.staleness = sampled.staleness
         return make_batch(sampled.order.prompts, sampled.groups, self.policy)
@@ -119,7 +120,7 @@ class RLModule(StepModule):
         return self.judge([self.policy.text(ids[:length]) for ids, length in rows], owners, self.device)
 
     def credit(self, rollouts: RolloutBatch, feedback: Feedback) -> Tensor:
-        """Token advantages [B, T]: of each token's rank or list, against the group, then length shaping."""
+        """Return token advantages [B, T]: of each token's rank or list within the group, with length shaping."""
         algo, n = self.settings.algo, self.settings.n
         rewards = feedback.returns if algo.advantage is Advantage.rank else feedback.reward
         advantages = group_advantages(rewards, algo.group_size, scale=algo.scale.value)
@@ -127,36 +128,23 @@ class RLModule(StepModule):
         return shape_lengths(tokens, rollouts.ranks, rollouts.is_eos, rollouts.lengths, n, algo.shaping)
 
     def learn(self, slots: Slots[Conversation], rollouts: RolloutBatch, advantages: Tensor) -> Meter:
-        """mu passes of `minibatches` optimizer steps over the rollouts. What it returns is of those that were made."""
+        """Make mu passes of `minibatches` optimizer steps over the rollouts. Return the metrics of the applied updates."""
         algo = self.settings.algo
         meter = Meter()
-        # With a single update the policy still is the one that sampled: its log-probs are the old ones.
+        # With a single update the old log-probs are those of the policy itself.
         old = self.logps(rollouts) if algo.mu * algo.minibatches > 1 else None
         for index in range(algo.mu):
             for rows in self.minibatches(rollouts, index):
+                counted = rollouts.mask[rows], algo.aggregation.value
                 normalizer = self.sum_over_devices(
-                    batch_normalizer(
-                        rollouts.mask[rows],
-                        algo.aggregation.value,
-                        n=self.settings.n,
-                        max_length=self.sampling.max_tokens,
-                    )
+                    batch_normalizer(*counted, n=self.settings.n, max_length=self.sampling.max_tokens)
                 )
                 parts = rows.split(self.settings.micro_batch)
                 seen = Meter()
-                losses = [
-                    lambda part=part, whole=normalizer, seen=seen: self.loss(
-                        part, rollouts, advantages, old, whole, seen
-                    )
-                    for part in parts
-                ]
+                given = rollouts, advantages, old, normalizer
+                losses = [partial(self.loss, part, *given, seen) for part in parts]
                 lr = self.learning_rate()
-                norm = self.update(
-                    losses,
-                    lambda checks, parts=parts, whole=normalizer: self.evidence(
-                        checks, parts, slots, rollouts, advantages, old, whole
-                    ),
-                )
+                norm = self.update(losses, partial(self.evidence, parts, slots, *given))
                 if norm is not None:
                     meter.merge(seen)
                     meter.mean("lr", lr)
@@ -193,10 +181,10 @@ class RLModule(StepModule):
         return loss
 
     def evidence(
-        self, checks: Checks, parts: Sequence[Tensor], slots: Slots[Conversation], rollouts: RolloutBatch, advantages: Tensor,
-        old: Tensor | None, normalizer: Tensor,
+        self, parts: Sequence[Tensor], slots: Slots[Conversation], rollouts: RolloutBatch, advantages: Tensor,
+        old: Tensor | None, normalizer: Tensor, checks: Checks,
     ) -> Evidence:  # fmt: skip
-        """An update's batch, its rows in the order of its micro-batches."""
+        """Return the batch of an update, its rows in the order of its micro-batches."""
         rows = torch.cat(list(parts))
         tokens = rollouts.tokens
         tensors = {
@@ -213,10 +201,10 @@ class RLModule(StepModule):
         return Evidence(tensors, float(normalizer), bad, [slot for slot, _ in owners], [c.id for _, c in owners])
 
     def minibatches(self, rollouts: RolloutBatch, index: int) -> list[Tensor]:
-        """Rows of each optimizer step of pass `index`, by length.
+        """Return the rows of each optimizer step of pass `index`, sorted by length.
 
-        Where there are several steps, each takes its share of every group, drawn by a seed of that group's own: which lists
-        share a step does not hang on how groups are dealt out to processes.
+        Each of several steps takes its share of every group, by a seed of the group: which lists share a step does not depend
+        on how groups are distributed to processes.
         """
         rows = torch.arange(len(rollouts.lengths))
         if self.settings.algo.minibatches > 1:
@@ -230,12 +218,12 @@ class RLModule(StepModule):
         ]
 
     def shuffled(self, slot: int, index: int) -> Tensor:
-        """An order of a group's completions, [G]."""
+        """Return a permutation of a group's completions, [G]."""
         seed = prompt_seed(self.settings.seed, self.step, 1_000_000 * (index + 1) + slot)
         return torch.randperm(self.sampling.n, generator=torch.Generator().manual_seed(seed))
 
     def logps(self, rollouts: RolloutBatch) -> Tensor:
-        """Log-probs under the weights as they are, [B, T], without gradients."""
+        """Return log-probs under the current weights, [B, T], without gradients."""
         result = torch.zeros_like(rollouts.sampled_logps)
         with self.policy.inference():
             for rows in torch.arange(len(result), device=self.device).split(self.settings.micro_batch):
@@ -244,16 +232,10 @@ class RLModule(StepModule):
         return result
 
     def report(
-        self,
-        slots: Slots[Conversation],
-        rollouts: RolloutBatch,
-        feedback: Feedback,
-        learned: Meter,
-        clock: Clock,
-        skipped: int,
-    ) -> None:
+        self, slots: Slots[Conversation], rollouts: RolloutBatch, feedback: Feedback, meter: Meter, clock: Clock, skipped: int
+    ) -> None:  # fmt: skip
+        """Log the metrics of a step. meter: what `learn` returned."""
         owners = [conversation for _, conversation in slots for _ in range(self.sampling.n)]
-        meter = learned
         credited = feedback.returns if self.settings.algo.advantage is Advantage.rank else feedback.reward[:, None]
         group_statistics(meter, feedback.reward, credited, self.sampling.n)
         for k, value in enumerate(feedback.returns.mean(0), 1):
@@ -279,7 +261,7 @@ class RLModule(StepModule):
             self.tracker.table("rollouts", self.step, self.table(owners, feedback, rollouts))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What was sampled ahead on each process, so that a run that goes on trains on the same lists."""
+        """Save the rollouts sampled ahead on each process: a resumed run trains on the same lists."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["sampled_ahead"] = gather(self.pipeline.state_dict())
 
@@ -290,7 +272,7 @@ class RLModule(StepModule):
             self.pipeline.load_state_dict(parts[self.trainer.global_rank])
 
     def table(self, owners: Sequence[Conversation], feedback: Feedback, rollouts: RolloutBatch) -> list[dict]:
-        """Some of the step's lists, to read."""
+        """Return some lists of the step, for the table of rollouts."""
         rows = range(min(self.settings.rl.table_rows, len(owners)))
         return [
             {

@@ -1,4 +1,4 @@
-"""What SFT and RL share: an optimizer, and updates whose result does not hang on how the batch is cut."""
+"""The base module of SFT and RL: optimizer updates whose result does not depend on micro-batches and devices."""
 
 import contextlib
 import math
@@ -20,10 +20,10 @@ Sample = TypeVar("Sample")
 
 
 class StepModule(pl.LightningModule):
-    """A LightningModule whose `training_step` is one step of ours: its own optimizer updates, its own accumulation.
+    """A LightningModule whose `training_step` makes its own optimizer updates.
 
-    Lightning averages losses over micro-batches and devices; that is wrong wherever these differ in tokens. Here each
-    micro-batch's loss carries the denominator of the whole optimizer batch, and gradients are summed.
+    Lightning averages losses over micro-batches and devices, which is wrong if these differ in tokens. Here the loss of each
+    micro-batch has the denominator of the whole optimizer batch, and gradients are summed.
 
     A non-finite update is never applied (modules/faults.py). Where it is skipped, optimizer and weights stay as they are, and
     the schedule advances: the learning rate follows the run's steps, not the updates applied.
@@ -43,13 +43,13 @@ class StepModule(pl.LightningModule):
         self.updates = updates
         self.seed = seed
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
-        """Our own steps, in the checkpoint with the weights."""
+        """Steps so far. A buffer, so that checkpoints have it."""
         self.latest: dict[str, float] = {}
         """Metrics of the last step, the same on every process."""
         self.faults = Faults(guard or GuardConfig(), policy)
         self.checks = Checks()
-        """Of the current update: losses show it their inputs."""
-        # Norms and biases are not decayed. Told apart here, for shards are flat, whatever they are of.
+        """Of the current update. Losses report their inputs to it."""
+        # Norms and biases are not decayed. They are found here because shards have one dimension.
         self._decayed = {plain_name(name) for name, p in policy.named_parameters() if p.ndim >= 2}
 
     @property
@@ -58,23 +58,19 @@ class StepModule(pl.LightningModule):
 
     def configure_optimizers(self):
         weights = {plain_name(name): p for name, p in self.policy.named_parameters() if p.requires_grad}
-        groups = [
-            {
-                "params": [p for name, p in weights.items() if name in self._decayed],
-                "weight_decay": self.optim.weight_decay,
-            },
-            {"params": [p for name, p in weights.items() if name not in self._decayed], "weight_decay": 0.0},
-        ]
+        decayed = [p for name, p in weights.items() if name in self._decayed]
+        others = [p for name, p in weights.items() if name not in self._decayed]
+        groups = [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
         beta1, beta2 = self.optim.betas
         optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=(beta1, beta2))
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(self.optim, self.updates))]
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        """A batch is conversations, not tensors; each module makes its tensors where it needs them."""
+        """Return the batch: it holds no tensors."""
         return batch
 
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """The policy's, for a root of shards that wraps this module."""
+        """Run the policy, for FSDP, which wraps this module."""
         return self.policy(batch)
 
     def on_train_start(self) -> None:
@@ -85,17 +81,20 @@ class StepModule(pl.LightningModule):
             )
 
     def on_train_batch_start(self, batch, batch_idx) -> None:
-        """Dropout is the one thing that draws from torch's global generators. A step's draws follow from the seed and the
-        step, so that a run which goes on from a checkpoint draws what it would have drawn."""
+        """Seed torch's global generators, which only dropout uses, by the step: a resumed run draws the same numbers."""
         state = np.random.SeedSequence([self.seed, self.step, self.trainer.global_rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
 
     def update(self, losses: Sequence[Callable[[], Tensor]], evidence: MakeEvidence = None) -> float | None:
-        """One optimizer step on the sum of `losses`, each computed and freed in turn. Returns the gradient norm.
+        """Make an optimizer step on the sum of `losses`, each computed and freed in turn.
 
-        Each loss must already be divided by the denominator of the whole batch over all devices.
-        evidence: builds the batch to save, called only for a non-finite update.
-        Returns None where the update was skipped (guard.nonfinite=skip). UserError where training stops.
+        Args:
+            losses: each divided by the denominator of the whole batch over all devices.
+            evidence: builds the batch to save, called only for a non-finite update.
+        Returns:
+            The gradient norm. None if the update was skipped (guard.nonfinite=skip).
+        Raises:
+            UserError: a non-finite update stops training.
         """
         optimizer = self._optimizer()
         optimizer.zero_grad()
@@ -103,10 +102,10 @@ class StepModule(pl.LightningModule):
         for i, loss in enumerate(losses):
             checks.part = i
             with self._no_sync() if i < len(losses) - 1 else contextlib.nullcontext():
-                # Gradients are averaged over devices; ours are to be summed.
+                # DDP and FSDP average gradients over devices. The factor makes them sums.
                 self.manual_backward(checks.see(LOSS, loss()) * self.trainer.world_size)
         norm = self._gradient_norm()
-        # Every process must do the same, and rows of another may be the bad ones.
+        # Every process must do the same, even if only another one has non-finite rows.
         if self._anywhere(not (checks.all_finite() and math.isfinite(norm))):
             self.faults.skip_or_stop(norm, sharded=self._sharded, evidence=evidence)
             optimizer.zero_grad()
@@ -127,7 +126,7 @@ class StepModule(pl.LightningModule):
         return self.faults.skipped
 
     def _anywhere(self, here: bool) -> bool:
-        """Whether it is so on any process."""
+        """Return whether it holds on any process."""
         return bool(self.max_over_devices(float(here)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -166,7 +165,7 @@ class StepModule(pl.LightningModule):
         return hasattr(self.trainer.strategy.model, "clip_grad_norm_")
 
     def _gradient_norm(self) -> float:
-        """The norm before clipping. Under FSDP, whose norm spans shards, gradients are clipped at once."""
+        """Return the norm before clipping. FSDP computes it over the shards, and clips at the same time."""
         if self._sharded:
             root: Any = self.trainer.strategy.model
             return float(root.clip_grad_norm_(self.optim.grad_clip or math.inf))
@@ -179,7 +178,7 @@ class StepModule(pl.LightningModule):
 
 
 def schedule(optim: OptimConfig, updates: int) -> Callable[[int], float]:
-    """Factor on the learning rate at each optimizer step: linear warm-up, then constant, linear or cosine to zero."""
+    """Return the factor of the learning rate by optimizer step: linear warm-up, then constant, linear or cosine to zero."""
     warmup = round(optim.warmup * updates)
 
     def factor(step: int) -> float:
@@ -196,10 +195,9 @@ def schedule(optim: OptimConfig, updates: int) -> Callable[[int], float]:
 
 
 class Slots(Generic[Sample]):
-    """What one process takes of a step: (slot, sample) pairs, slot counting over the whole step.
+    """The samples of one process in a step: (slot, sample) pairs. Slots count over the whole step.
 
-    No sequence and no dataclass: Lightning and FSDP take those apart in search of tensors, and cannot put samples together
-    again, which are frozen.
+    Not a sequence or dataclass: Lightning and FSDP would look for tensors in it and rebuild it, but samples are frozen.
     """
 
     def __init__(self, pairs: Sequence[tuple[int, Sample]]) -> None:
@@ -222,10 +220,10 @@ class Slots(Generic[Sample]):
 
 
 class StepLoader:
-    """Which samples each step takes: a stream of seeded permutations, cut into steps of equal size.
+    """The samples of each step: a stream of seeded permutations, cut into steps of equal size.
 
-    Step s of a seed is the same whatever came before it, so a resumed run goes on with `start`. Under several
-    processes each takes its own stretch of every step. Lightning keeps `state_dict` in its checkpoints.
+    A step depends on the seed and its number only, so a resumed run continues at `start`. Each of several processes takes its
+    own part of every step. Lightning saves `state_dict` in its checkpoints.
     """
 
     def __init__(
@@ -238,6 +236,8 @@ class StepLoader:
         self.samples, self.per_step, self.steps, self.seed = samples, per_step, steps, seed
         self.rank, self.world = rank, world
         self.start = 0
+        self._permutation: tuple[int, np.ndarray] = (-1, np.empty(0))
+        """Epoch and permutation that were used last."""
 
     def __len__(self) -> int:
         return self.steps
@@ -249,7 +249,7 @@ class StepLoader:
         self.start = 0
 
     def at(self, step: int) -> Slots | None:
-        """What this process takes of a step; None past the last."""
+        """Return the samples of a step, None after the last step."""
         return self._slots(step) if step < self.steps else None
 
     def _slots(self, step: int) -> Slots:
@@ -258,17 +258,14 @@ class StepLoader:
         return Slots([(slot, self.samples[self.index(step * self.per_step + slot)]) for slot in slots])
 
     def index(self, position: int) -> int:
-        """The sample at a position of the endless stream."""
+        """Return the index of the sample at a position of the endless stream."""
         epoch, offset = divmod(position, len(self.samples))
-        return int(self._permutation(epoch)[offset])
+        if self._permutation[0] != epoch:
+            self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+        return int(self._permutation[1][offset])
 
     def state_dict(self) -> dict[str, int]:
         return {"start": self.start}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.start = state["start"]
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_cached", (None,))[0] != epoch:
-            self._cached = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.samples)))
-        return self._cached[1]

@@ -48,7 +48,7 @@ class Forked:
     def __init__(self, reply: socket.socket) -> None:
         """reply: connection on which the server sends the pid, then the exit status. The process holds it open as well."""
         self._reply = reply
-        self._received = b""
+        self._lines = reply.makefile("rb")
         self.returncode: int | None = None
         """Exit status, or minus the number of the signal that killed it. None while it runs."""
         self.pid = self._number()
@@ -86,13 +86,9 @@ class Forked:
 
     def _number(self) -> int:
         """Return the next number on the connection. Raises ConnectionError if it is closed."""
-        while b"\n" not in self._received:
-            part = self._reply.recv(64)
-            if not part:
-                raise ConnectionError("the fork server has ended")
-            self._received += part
-        line, _, self._received = self._received.partition(b"\n")
-        return int(line)
+        if line := self._lines.readline():
+            return int(line)
+        raise ConnectionError("the fork server has ended")
 
 
 def fork(

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl always, and Lightning loggers beside it.
+"""Write the metrics of a run to metrics.jsonl, and to Lightning loggers.
 
 Lightning's CSVLogger deletes the file that it finds, and so cannot resume a run: metrics.csv is made from metrics.jsonl.
 """
@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
@@ -25,32 +25,35 @@ CALLBACKS = "callbacks"
 """Split of what users' callbacks log through Lightning (`pl_module.log`)."""
 
 
-class Sink(Protocol):
-    """Where records go."""
+class Sink:
+    """A destination of records. The base class drops them."""
 
-    def log(self, step: int, split: str, values: Mapping[str, float]) -> None: ...
+    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Record metrics."""
 
-    def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Record a table of samples."""
 
-    def close(self, summary: Mapping[str, Any]) -> None: ...
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Finish, with the final values of the run."""
 
 
 class Tracker:
-    """Hands each record to every sink. Processes other than the first have no sinks."""
+    """Passes each record to every sink. Only the first process has sinks."""
 
     def __init__(self, sinks: Sequence[Sink] = (), loggers: Sequence[Logger] = ()) -> None:
         self.sinks = list(sinks)
         self.loggers = list(loggers)
-        """For Lightning's Trainer: what callbacks log reaches the same places."""
+        """Of Lightning's Trainer, for what callbacks log."""
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Record `values` at `step`. Names are final: nothing is put before them."""
+        """Record metrics of a step, by their full names."""
         clean = {name: float(value) for name, value in values.items()}
         for sink in self.sinks:
             sink.log(step, split, clean)
 
     def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Record a table of samples, to read."""
+        """Record a table of samples."""
         for sink in self.sinks:
             sink.table(name, step, rows)
 
@@ -61,7 +64,7 @@ class Tracker:
         self.sinks = []
 
 
-class JsonlSink:
+class JsonlSink(Sink):
     """One JSON object a line: {"step", "split", "values"}. Tables go to <tables>/<name>-<step>.jsonl."""
 
     def __init__(self, path: Path, tables: Path | None = None) -> None:
@@ -76,9 +79,6 @@ class JsonlSink:
     def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if self.tables:
             write_jsonl(self.tables / f"{name}-{step:06d}.jsonl", [dict(row) for row in rows])
-
-    def close(self, summary: Mapping[str, Any]) -> None:
-        pass
 
 
 class JsonlLogger(Logger):
@@ -105,7 +105,7 @@ class JsonlLogger(Logger):
             self._sink.log((step or 0) + 1, CALLBACKS, values)
 
 
-class LoggerSink:
+class LoggerSink(Sink):
     """A Lightning logger as a sink. Tables are not sent: loggers have no common form for them."""
 
     def __init__(self, logger: Logger) -> None:
@@ -114,24 +114,15 @@ class LoggerSink:
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         self.logger.log_metrics(dict(values), step)
 
-    def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        pass
-
     def close(self, summary: Mapping[str, Any]) -> None:
         self.logger.finalize("success")
 
 
-class CsvSink:
-    """metrics.csv, made from metrics.jsonl when the run ends: a row a step and split, a column a metric."""
+class CsvSink(Sink):
+    """Writes metrics.csv from metrics.jsonl when the run ends: a row per step and split, a column per metric."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        pass
-
-    def table(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        pass
 
     def close(self, summary: Mapping[str, Any]) -> None:
         records = read_jsonl(self.path)
@@ -144,8 +135,8 @@ class CsvSink:
         write_text(self.path.with_suffix(".csv"), text.getvalue())
 
 
-class WandbSink:
-    """Weights & Biases, offline unless asked: the same names, on our own step axes."""
+class WandbSink(Sink):
+    """Weights & Biases: the same names as in metrics.jsonl, on the axes of `SPLIT_STEPS`."""
 
     def __init__(self, cfg: LoggerConfig, folder: Path, about: "About") -> None:
         import wandb
@@ -202,7 +193,7 @@ class WandbSink:
 
 @dataclass(frozen=True)
 class About:
-    """What a run is called, for loggers that keep many runs."""
+    """Names and config of a run, for loggers that hold many runs."""
 
     study: str
     task: str
@@ -232,14 +223,16 @@ def make_tracker(cfg: LoggerConfig, folder: RunFolder, about: About, own: Sequen
 
 
 def rewind(path: Path, step: int, *, keep: Collection[str] = (), end: str | None = None) -> None:
-    """Drop from a metrics file what was logged after `step`: a resumed run computes and logs it again.
+    """Remove records after `step` from a metrics file: a resumed run logs them again.
 
     Args:
-        keep: splits on another axis, which stay whole. With a `step` below every record and no `keep`, nothing stays.
-        end: prefix of the names of the final evaluation, which has the last step but comes after every checkpoint.
+        keep: splits whose records all stay, because they go by another axis.
+        end: prefix of the names of the final evaluation. It has the last step, but comes after the last checkpoint.
     """
+
+    def stays(row: dict[str, Any]) -> bool:
+        final = end is not None and any(name.startswith(end) for name in row["values"])
+        return not final and (row["split"] in keep or row["step"] <= step)
+
     if path.exists():
-        rows = [row for row in read_jsonl(path) if row["split"] in keep or row["step"] <= step]
-        write_jsonl(
-            path, [row for row in rows if end is None or not any(name.startswith(end) for name in row["values"])]
-        )
+        write_jsonl(path, [row for row in read_jsonl(path) if stays(row)])

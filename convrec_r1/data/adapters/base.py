@@ -1,14 +1,19 @@
 """The interface of a dataset adapter: `data._target_` names a class that has it."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.common import find_catalog, without_instruction
+from convrec_r1.data.adapters.common import Role, merge_turns
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation, Dataset
+
+_DIALOGUE = re.compile(r"here is the conversation:", re.IGNORECASE)
+_SPEAKER = re.compile(r"(?:^|\s)(USER|SYSTEM):")
 
 
 @runtime_checkable
@@ -44,8 +49,17 @@ class Adapter(Protocol):
         ...
 
     def without_instruction(self, conversation: Conversation) -> Conversation:
-        """Return a conversation that has its published prompt (`has_instruction`) as plain turns, for `data.prompt=ours`."""
-        return without_instruction(conversation)
+        """Return a conversation with its published prompt (`has_instruction`) as plain turns, for `data.prompt=ours`.
+
+        The prompt's instruction ends in "here is the conversation:"; its turns begin with USER: and SYSTEM:.
+        """
+        text = conversation.messages[-1].content
+        start = _DIALOGUE.search(text)
+        first, *parts = _SPEAKER.split(text[start.end() :] if start else text)
+        turns: list[tuple[Role, str]] = [("user", first)]
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        turns.extend(("user" if who == "USER" else "assistant", said) for who, said in pairs)
+        return replace(conversation, messages=merge_turns(turns) or conversation.messages, has_instruction=False)
 
     def metadata(self) -> Path | Iterable[Mapping[str, Any]] | None:
         """Return what is known of the items for Stage 1: a file in a form of `distill.metadata`, or its rows. None: nothing."""
@@ -66,8 +80,12 @@ class FileAdapter(Adapter):
         return self.catalog_file()
 
     def catalog_file(self) -> Path | None:
-        """Return the catalog's file, or None where there is none."""
-        return self.catalog or find_catalog(self.path, self.catalog_names)
+        """Return the catalog's file, None if there is none."""
+        if self.catalog:
+            return self.catalog
+        folder = self.path if self.path.is_dir() else self.path.parent
+        places = [place / name for place in (folder, folder.resolve().parent) for name in self.catalog_names]
+        return next((place for place in places if place.is_file()), None)
 
     def load_catalog(self) -> Catalog:
         """Read the catalog's file. Raises UserError where there is none."""

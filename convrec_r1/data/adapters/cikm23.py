@@ -7,135 +7,82 @@ items that may be recommended.
 """
 
 import json
-import logging
 import re
-from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.base import FileAdapter
-from convrec_r1.data.adapters.common import alternating, by_split, check_id, present, titles, unseen
-from convrec_r1.data.adapters.rows import Row, describe, encodable, parse_json, read_jsonl, unreadable
+from convrec_r1.data.adapters.common import alternating
+from convrec_r1.data.adapters.dialogues import DialogueAdapter
+from convrec_r1.data.adapters.rows import Row, describe, encodable, one_line, read_json
 from convrec_r1.data.catalog import Catalog
-from convrec_r1.data.schema import Conversation, Dataset, Split
+from convrec_r1.data.schema import Conversation
 from convrec_r1.lists import Item
-from convrec_r1.matching import Matching
 
-_log = logging.getLogger(__name__)
-FILES: dict[Split, str] = {"train": "train.jsonl", "validation": "valid.jsonl", "test": "test.jsonl"}
 _NAME = re.compile(r"<?(?:https?://dbpedia\.org/resource/)?(.+?)>?")
 _QUALIFIER = re.compile(  # (film), (1995 film), (season 1), (Bishop Briggs song); not (First Sequence)
     r"(.+) \((?:[a-z0-9][^()]*|[^()]*\b(?:film|TV|series|song|album|novel|special|band|singer|programme)\b[^()]*)\)"
 )
 
 
-class CIKM23(FileAdapter):
+class CIKM23(DialogueAdapter):
     """data=cikm23: the folder above at `path`.
 
-    Titles stand without years, as most addresses have none. Items with the same title are one.
-    Catalog: `catalog`, or the items of item_ids.json. Ground truth: the items of `rec`.
-    Splits: the data are published for testing; train.jsonl and valid.jsonl are read if they are there.
-    Left out, and counted in the log: items named before (`prev_entity`), items that are not in the catalog, rows left with no
-    item, and rows in which nothing was said. There are no demonstrations.
+    Titles stand without years, as most addresses have none. Items with the same title are one. Catalog: `catalog`, or the
+    items of item_ids.json. The data are published for testing; train.jsonl and valid.jsonl are read if they exist.
     """
 
-    def __init__(self, path: str | Path, match: Matching, catalog: str | Path | None = None) -> None:
-        super().__init__(path, catalog)
-        self.match = match
+    files: ClassVar = {"train": ("train.jsonl",), "validation": ("valid.jsonl",), "test": ("test.jsonl",)}
+    fills_splits = False
 
-    def metadata(self) -> Path | None:
-        return self.catalog
+    def make_catalog(self, rows: Iterable[Row]) -> Catalog:
+        """Raises UserError for a malformed entity2id.json or item_ids.json."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        self.names = _names(read_json(folder / "entity2id.json"))
+        items = read_json(folder / "item_ids.json")
+        if not isinstance(items, list) or not items:
+            raise UserError(f"item_ids.json: it must be a list of ids, found {describe(items)}.")
+        self.items = set(_known(items, self.names, "item_ids.json"))
+        return self.load_catalog() if self.catalog else Catalog(self.names[number] for number in sorted(self.items))
 
-    def load(self) -> Dataset:
-        """Raises UserError for a missing file, a malformed row, an id that is not in entity2id.json, and an id used twice."""
-        files = present(self.path, FILES)
-        if not files:
-            raise UserError(
-                f"{self.path} holds none of {', '.join(FILES.values())}. data.path must name the folder of one dataset."
-            )
-        names = _names(self.path / "entity2id.json")
-        items = _item_ids(self.path / "item_ids.json", names)
-        catalog = Catalog.load(self.catalog) if self.catalog else Catalog(names[number] for number in sorted(items))
-        counts: Counter[str] = Counter()
-        places: dict[str, str] = {}
-        conversations = []
-        for split, file in files.items():
-            for row in read_jsonl(file):
-                found = self._conversation(row, split, names, items, catalog, counts)
-                if found is not None:
-                    check_id(row, found.id, places)
-                    conversations.append(found)
-        _log.info(
-            "cikm23: %d conversations; %d items of %d ids; left out: %d items named before, %d not in the catalog, %d rows "
-            "with no item left, %d with no context",
-            *(len(conversations), len(catalog), len(items)),
-            *(counts[key] for key in ("repeated", "foreign", "none left", "no context")),
+    def conversations(self, row: Row, catalog: Catalog) -> Iterator[Conversation]:
+        recommended, before = (
+            _known(row.array(key, "a list of ids", []), self.names, f'{row.where}: "{key}"')
+            for key in ("rec", "prev_entity")
         )
-        return Dataset(catalog, by_split(conversations))
-
-    def _conversation(
-        self, row: Row, split: Split, names: dict[int, Item], items: set[int], catalog: Catalog, counts: Counter[str]
-    ) -> Conversation | None:
-        dialogue = row.text("dialog_id")
+        named = [self.names[number] for number in recommended]
+        seen = [self.names[number] for number in before if number in self.items]
         messages = alternating(row.titles("context"))
-        seen = [names[number] for number in _ids(row, "prev_entity", names) if number in items]
-        fresh, repeated = unseen([names[number] for number in _ids(row, "rec", names)], seen, self.match)
-        truths = tuple(item for item in fresh if catalog.find(item, self.match))
-        counts["repeated"] += repeated
-        counts["foreign"] += len(fresh) - len(truths)
-        if not truths or not messages:
-            counts["no context" if truths else "none left"] += 1
-            return None
-        name = f"{dialogue}-{row.text('turn_id')}"
-        return Conversation(name, dialogue, messages, truths, titles(seen, self.match), split=split)
+        return self.turn(row.text("turn_id"), row.text("dialog_id"), messages, named, seen, catalog)
 
 
-def _read(path: Path) -> Any:
-    try:
-        return parse_json(path.read_bytes(), path.name)
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _names(path: Path) -> dict[int, Item]:
-    """Id -> item of every entity."""
-    table = _read(path)
+def _names(table: Any) -> dict[int, Item]:
+    """Return id -> item of every entity."""
     if not isinstance(table, dict):
-        raise UserError(f"{path.name}: it must be an object {{address: id}}, found {describe(table)}.")
+        raise UserError(f"entity2id.json: it must be an object {{address: id}}, found {describe(table)}.")
     names = {}
     for address, number in table.items():
-        if not isinstance(number, int) or isinstance(number, bool):
+        if type(number) is not int:  # true is an int, too
             shown = json.dumps(address)[:80]
-            raise UserError(f"{path.name}, entry {shown}: the id must be a whole number, found {describe(number)}.")
+            raise UserError(f"entity2id.json, entry {shown}: the id must be a whole number, found {describe(number)}.")
         if not (name := title(address)):
-            raise UserError(f"{path.name}: the entry of id {number} has no name.")
+            raise UserError(f"entity2id.json: the entry of id {number} has no name.")
         names[number] = Item(name)
     return names
 
 
-def _item_ids(path: Path, names: dict[int, Item]) -> set[int]:
-    values = _read(path)
-    if not isinstance(values, list) or not values:
-        raise UserError(f"{path.name}: it must be a list of ids, found {describe(values)}.")
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, int) or isinstance(value, bool) or value not in names:
-            raise UserError(f"{path.name}, entry {number}: {describe(value)} is not an id of entity2id.json.")
-    return set(values)
-
-
-def _ids(row: Row, key: str, names: dict[int, Item]) -> list[int]:
-    values = row.array(key, "a list of ids", [])
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, int) or isinstance(value, bool) or value not in names:
-            raise row.error(f'"{key}", entry {number}: {describe(value)} is not an id of entity2id.json.')
-    return values
+def _known(ids: list[Any], names: Mapping[int, Item], where: str) -> list[int]:
+    """Return the ids. UserError for one that is not in `names`."""
+    for number, value in enumerate(ids, start=1):
+        if type(value) is not int or value not in names:
+            raise UserError(f"{where}, entry {number}: {describe(value)} is not an id of entity2id.json.")
+    return ids
 
 
 def title(address: str) -> str:
     """Return the title in a DBpedia address: <http://dbpedia.org/resource/Heat_(1995_film)> is Heat."""
     found = _NAME.fullmatch(address.strip())
-    name = " ".join(encodable(unquote(found[1] if found else address)).replace("_", " ").split())
+    name = one_line(encodable(unquote(found[1] if found else address)).replace("_", " "))
     qualified = _QUALIFIER.fullmatch(name)
     return qualified[1] if qualified else name

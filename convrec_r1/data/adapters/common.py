@@ -1,26 +1,23 @@
-"""Helpers of the adapters: from a row to a `Conversation`."""
+"""Helpers of adapters: messages, ids, splits."""
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.rows import Row, describe
 from convrec_r1.data.schema import SPLITS, Conversation, Message, Split
-from convrec_r1.lists import Item
-from convrec_r1.matching import Matching
 
 Role = Literal["user", "assistant"]
-_DIALOGUE = re.compile(r"here is the conversation:", re.IGNORECASE)
-_SPEAKER = re.compile(r"(?:^|\s)(USER|SYSTEM):")
 _MESSAGES = "a list of {role, content}"
+JSONL: dict[Split, tuple[str, ...]] = {split: (f"{split}.jsonl",) for split in SPLITS}
+"""Names of the files of datasets in one JSON Lines file a split."""
 
 
 def read_messages(row: Row, key: str) -> tuple[Message, ...]:
-    """A list of `{role, content}` as messages, at least one, contents verbatim. Roles are "user" and "assistant"."""
+    """Return a list of `{role, content}` as messages, at least one, contents unchanged. Roles: "user" and "assistant"."""
     values = row.array(key, _MESSAGES)
     if not values:
         raise row.error(f'"{key}" is empty; it must be {_MESSAGES} with one message at least.')
@@ -39,7 +36,7 @@ def _message(row: Row, place: str, value: Any) -> Message:
 
 
 def merge_turns(turns: Iterable[tuple[Role, str]]) -> tuple[Message, ...]:
-    """Texts in the order they were sent as alternating messages: blank ones left out, neighbours of one role joined."""
+    """Return texts as messages. Blank texts are left out, and consecutive ones of one role are joined."""
     merged: list[Message] = []
     for role, text in turns:
         text = text.strip()
@@ -58,41 +55,13 @@ def alternating(texts: Sequence[str]) -> tuple[Message, ...]:
     return merge_turns(("assistant" if (last - number) % 2 else "user", text) for number, text in enumerate(texts))
 
 
-def unseen(items: Iterable[Item], seen: Iterable[Item], match: Matching) -> tuple[tuple[Item, ...], int]:
-    """Return the items whose title is not seen, each once, and the number of those that are seen."""
-    before = {match.key(item.title) for item in seen}
-    unique = {match.item_key(item): item for item in items}
-    fresh = tuple(item for (title, _), item in unique.items() if title not in before)
-    return fresh, len(unique) - len(fresh)
-
-
-def titles(items: Iterable[Item], match: Matching) -> tuple[str, ...]:
-    """Return the titles of the items, each once."""
-    return tuple({match.key(item.title): item.title for item in items}.values())
-
-
-def without_instruction(conversation: Conversation) -> Conversation:
-    """Return the dialogue of a published prompt, one message per turn.
-
-    The prompt's instruction ends in "here is the conversation:"; its turns begin with USER: and SYSTEM:.
-    """
-    text = conversation.messages[-1].content
-    start = _DIALOGUE.search(text)
-    parts = _SPEAKER.split(text[start.end() :] if start else text)
-    turns: list[tuple[Role, str]] = [("user", parts[0])]
-    turns.extend(
-        ("user" if who == "USER" else "assistant", said) for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    )
-    return replace(conversation, messages=merge_turns(turns) or conversation.messages, has_instruction=False)
-
-
 def digest(text: str) -> str:
-    """A short name for a text, the same in every process and on every machine."""
+    """Return a short digest of a text, the same on every machine."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def split_by_hash(key: str, missing: Sequence[Split] = ("validation", "test"), share: float = 0.1) -> Split:
-    """The split of a cluster, from its name alone: each of `missing` gets `share` of all clusters, train the rest."""
+    """Return the split of a cluster by a hash of its name. Each of `missing` gets `share` of all clusters, train the rest."""
     place = int(digest(key), 16) / 2**64
     for number, split in enumerate(missing, start=1):
         if place < number * share:
@@ -100,15 +69,8 @@ def split_by_hash(key: str, missing: Sequence[Split] = ("validation", "test"), s
     return "train"
 
 
-def find_catalog(path: Path, names: Iterable[str]) -> Path | None:
-    """The first of the names in the data's folder, or else one level above it."""
-    folder = path if path.is_dir() else path.parent
-    places = [place / name for place in (folder, folder.resolve().parent) for name in names]
-    return next((place for place in places if place.is_file()), None)
-
-
 def by_split(conversations: Iterable[Conversation]) -> dict[str, list[Conversation]]:
-    """All three splits, an absent one empty, in the order given."""
+    """Return the conversations of all three splits, each in the order given."""
     splits: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
     for conversation in conversations:
         splits[conversation.split].append(conversation)
@@ -116,7 +78,7 @@ def by_split(conversations: Iterable[Conversation]) -> dict[str, list[Conversati
 
 
 def check_id(row: Row, identifier: str, first: dict[str, str]) -> None:
-    """UserError where an id occurred before; `first` remembers the place of each."""
+    """Raise UserError for an id that was used before. first: id -> place of each id so far, updated here."""
     if identifier in first:
         raise row.error(
             f"the id {json.dumps(identifier[:60], ensure_ascii=False)} was used before ({first[identifier]}). Give each row "
@@ -125,13 +87,13 @@ def check_id(row: Row, identifier: str, first: dict[str, str]) -> None:
     first[identifier] = row.where
 
 
-def present(folder: Path, names: Mapping[Split, str]) -> dict[Split, Path]:
-    """Return the files of a folder that are there, by split."""
-    return {split: folder / names[split] for split in SPLITS if split in names and (folder / names[split]).is_file()}
-
-
-def split_files(folder: Path) -> Iterator[tuple[Split, Path]]:
-    """The files {train,validation,test}.jsonl that are there."""
+def present(folder: Path, names: Mapping[Split, Sequence[str]]) -> dict[Split, Path]:
+    """Return the file of each split: the first of its names that is in the folder. Raises UserError if there is none."""
+    found = {}
     for split in SPLITS:
-        if (folder / f"{split}.jsonl").is_file():
-            yield split, folder / f"{split}.jsonl"
+        if file := next((folder / name for name in names[split] if (folder / name).is_file()), None):
+            found[split] = file
+    if not found:
+        listed = ", ".join(name for split in SPLITS for name in names[split])
+        raise UserError(f"{folder} holds none of {listed}. Check data.path.")
+    return found

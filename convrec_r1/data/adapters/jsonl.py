@@ -1,4 +1,4 @@
-"""Our own schema as JSON Lines: for a user's own conversations, in any domain, with years or without.
+"""Conversations in our own schema as JSON Lines: any domain, items with years or without.
 
 One object a line:
 
@@ -11,20 +11,13 @@ One object a line:
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import replacing
 from convrec_r1.data.adapters.base import FileAdapter
-from convrec_r1.data.adapters.common import (
-    by_split,
-    check_id,
-    read_messages,
-    split_by_hash,
-    split_files,
-)
+from convrec_r1.data.adapters.common import JSONL, by_split, check_id, present, read_messages, split_by_hash
 from convrec_r1.data.adapters.rows import Row, describe, read_jsonl
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 
@@ -44,23 +37,20 @@ class Jsonl(FileAdapter):
 
 
 def read(path: str | Path) -> list[Conversation]:
-    """The conversations of a folder with {train,validation,test}.jsonl, or of one file.
+    """Return the conversations of a folder with {train,validation,test}.jsonl, or of one file.
 
-    In a file, `split` says where a row belongs; rows without it are dealt out by a hash of their cluster: 80 % train,
-    10 % validation, 10 % test. Raises UserError for a missing or empty file, a malformed row, an id used twice, and a
-    row whose `split` contradicts the name of its file.
+    The split of a row in a single file is its `split`, else it follows from a hash of its cluster: 80 % train, 10 % validation,
+    10 % test.
+
+    Raises:
+        UserError: a missing or empty file, a malformed row, an id used twice, or a `split` that contradicts the file's name.
     """
     path = Path(path)
-    if path.is_dir():
-        files: list[tuple[Split | None, Path]] = list(split_files(path))
-        if not files:
-            raise UserError(f"{path} holds none of train.jsonl, validation.jsonl and test.jsonl. Check data.path.")
-    else:
-        files = [(None, path)]
+    files: Mapping[Split | None, Path] = {**present(path, JSONL)} if path.is_dir() else {None: path}
     places: dict[str, str] = {}
     unread: set[str] = set()
     conversations = []
-    for split, file in files:
+    for split, file in files.items():
         for row in read_jsonl(file):
             conversation = _conversation(row, split)
             check_id(row, conversation.id, places)
@@ -72,7 +62,7 @@ def read(path: str | Path) -> list[Conversation]:
 
 
 def dump(conversations: Iterable[Conversation], path: str | Path) -> None:
-    """Write conversations so that `read` gives them back unchanged. The file appears whole or not at all."""
+    """Write conversations to a file that `read` reads back unchanged. The file is replaced only when it is complete."""
     with replacing(Path(path)) as scratch, scratch.open("wb") as file:
         for conversation in conversations:
             file.write(_encode(_row(conversation)) + b"\n")
@@ -126,5 +116,5 @@ def _row(conversation: Conversation) -> dict[str, Any]:
 def _encode(row: dict[str, Any]) -> bytes:
     try:
         return json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, as scraped text may hold: only the escaped form can carry it
+    except UnicodeEncodeError:  # a lone surrogate of scraped text: only its escaped form can be written
         return json.dumps(row).encode("ascii")

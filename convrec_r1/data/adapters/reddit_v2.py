@@ -16,19 +16,15 @@ from typing import Any
 from convrec_r1 import lists
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.base import FileAdapter
-from convrec_r1.data.adapters.common import (
-    by_split,
-    check_id,
-    digest,
-    read_messages,
-    split_files,
-)
+from convrec_r1.data.adapters.common import JSONL, by_split, check_id, digest, present, read_messages
 from convrec_r1.data.adapters.rows import Row, read_jsonl
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 from convrec_r1.lists import Item
 from convrec_r1.matching import Matching
 
 _log = logging.getLogger(__name__)
+ARROW: dict[Split, tuple[str, ...]] = {split: (f"{split}/state.json",) for split in SPLITS}
+"""A file of each arrow folder."""
 
 
 class RedditV2(FileAdapter):
@@ -73,22 +69,10 @@ class RedditV2(FileAdapter):
 
 
 def _rows(path: Path) -> Iterator[tuple[Split, int, Row]]:
-    folders: list[tuple[Split, Path]] = [
-        (split, path / split) for split in SPLITS if (path / split / "state.json").is_file()
-    ]
-    if folders:
-        for split, folder in folders:
-            for number, row in enumerate(_read_arrow(folder), start=1):
-                yield split, number, row
-        return
-    files = list(split_files(path))
-    if not files:
-        raise UserError(
-            f"{path} holds neither arrow folders (train/state.json, ...) nor JSONL files (train.jsonl, ...). "
-            "data.path must name the folder that holds train, validation and test."
-        )
-    for split, file in files:
-        for number, row in enumerate(read_jsonl(file), start=1):
+    """Yield (split, number from 1, row)."""
+    arrow = any((path / split / "state.json").is_file() for split in SPLITS)
+    for split, file in present(path, ARROW if arrow else JSONL).items():
+        for number, row in enumerate(_read_arrow(file.parent) if arrow else read_jsonl(file), start=1):
             yield split, number, row
 
 
@@ -127,7 +111,7 @@ def _conversation(row: Row, split: Split, number: int) -> Conversation:
 
 
 def _demonstration(row: Row) -> tuple[Item, ...] | None:
-    """The list in the last message of `completion`; None where there is none, or nothing in it is an item."""
+    """Return the list in the last message of `completion`. None if there is no message or no item."""
     if not row.array("completion", "a list of {role, content}", []):
         return None
     return tuple(lists.parse(read_messages(row, "completion")[-1].content)) or None

@@ -1,20 +1,22 @@
-"""Read rows of files: JSON Lines with line numbers, fields with their types checked, items in every spelling.
+"""Readers of JSON Lines, JSON and CSV files, with the place of each row, and of a row's fields.
 
-Anything wrong is a `UserError` that begins with the place: `train.jsonl, line 12: ...`. The catalog is read with this
-module too, so it does not import the schema.
+Every problem is a `UserError` that begins with the place: `train.jsonl, line 12: ...`. The catalog is read with this module
+too, so it does not import the schema.
 """
 
+import csv
 import io
 import itertools
 import json
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.data.unpickle import load_plain
 from convrec_r1.lists import Item
 
 _TITLE_YEAR = re.compile(r"(.*\S)\s*\((\d{4})\)")
@@ -22,15 +24,15 @@ _YEAR = re.compile(r"(\d{1,4})(?:\.0+)?")  # pandas writes a column of years wit
 _HALF = re.compile("[\ud800-\udfff]")
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _MISSING: Any = object()
-
-_LONGEST = 100  # characters of a value that are looked at for a message
+_LONGEST = 100
+"""Characters of a value that a message may show."""
 
 ITEM_FORMS = '["Title", 1999], {"title": "Title", "year": 1999} or "Title (1999)"'
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row's fields, and where it stands, for messages."""
+    """The fields of a row, and its place for messages."""
 
     fields: dict[str, Any]
     where: str
@@ -39,7 +41,7 @@ class Row:
         return UserError(f"{self.where}: {message}")
 
     def get(self, key: str, kind: type | tuple[type, ...], expected: str, default: Any = _MISSING) -> Any:
-        """The field, of the given type. Null counts as absent; an absent one without a default is an error."""
+        """Return a field, checked for its type. A null counts as absent. UserError for an absent field without a default."""
         value = self.fields.get(key)
         if value is None:
             if default is not _MISSING:
@@ -51,7 +53,7 @@ class Row:
         return value
 
     def text(self, key: str, default: Any = _MISSING) -> Any:
-        """A string that is not blank; a number is taken as one, as identifiers come both ways."""
+        """Return a string that is not blank. A whole number is turned into a string: identifiers come both ways."""
         value = self.get(key, (str, int), "a string", default)
         if value is default:
             return default
@@ -63,7 +65,7 @@ class Row:
         return self.get(key, list, expected, default)
 
     def items(self, key: str, default: Any = _MISSING) -> Any:
-        """A list of items as a tuple, each in one of `ITEM_FORMS`."""
+        """Return a list of items, each in one of `ITEM_FORMS`, as a tuple."""
         values = self.array(key, f"a list of items such as {ITEM_FORMS}", default)
         if values is default:
             return default
@@ -76,7 +78,7 @@ class Row:
         return tuple(items)
 
     def titles(self, key: str) -> tuple[str, ...]:
-        """A list of titles; absent, it is empty."""
+        """Return a list of strings as a tuple, empty if absent."""
         values = self.array(key, "a list of titles", [])
         for number, value in enumerate(values, start=1):
             if not isinstance(value, str):
@@ -85,16 +87,15 @@ class Row:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Row]:
-    """The objects of a JSON Lines file. Blank lines, a byte-order mark and CRLF are fine; an empty file is not."""
-    path = Path(path)
-    for value, where in read_json_lines(path):
+    """Yield the objects of a JSON Lines file. UserError for an empty file. Blank lines are skipped."""
+    for value, where in read_json_lines(Path(path)):
         if not isinstance(value, dict):
             raise UserError(f"{where}: each line must be a JSON object {{...}}, found {describe(value)}.")
         yield Row(value, where)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[Any, str]]:
-    """Every line's value, with its place."""
+    """Yield (value, place) for each line that is not blank."""
     empty = True
     try:
         with path.open("rb") as file:  # bytes: only \n ends a line, and a wrong byte is found on its line
@@ -112,8 +113,74 @@ def read_json_lines(path: Path) -> Iterator[tuple[Any, str]]:
         raise UserError(f"{path} is empty. It must hold one JSON object a line.")
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return parse_json(_read_bytes(path), path.name)
+
+
+def read_table(path: Path, columns: Sequence[str] = (), *, delimiter: str = ",") -> Iterator[Row]:
+    """Yield the rows of a CSV file by the names in its header, which are in lower case. Blank rows are skipped.
+
+    Raises:
+        UserError: malformed text, no header, a column of `columns` that is missing, a row with too few or too many cells.
+    """
+    try:
+        text = io.StringIO(_read_bytes(path).decode("utf-8"), newline="")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    header: list[str] = []
+    try:
+        for cells in rows:
+            where = f"{path.name}, line {rows.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = [cell.strip().lower() for cell in cells]
+                if missing := [name for name in columns if name not in header]:
+                    raise UserError(
+                        f"{where}: the header must name a column `{missing[0]}`, found {', '.join(header)[:120]}."
+                    )
+            elif len(cells) != len(header):
+                raise UserError(
+                    f"{where}: {len(cells)} cells where the header has {len(header)}. "
+                    f'A cell with a "{delimiter}" in it must be in double quotes.'
+                )
+            else:
+                yield Row(dict(zip(header, cells, strict=True)), where)
+    except csv.Error as error:
+        kind = "CSV" if delimiter == "," else "tab-separated text"
+        raise UserError(f"{path.name}, line {rows.line_num}: not valid {kind} ({error}).") from None
+    if not header:
+        raise UserError(f"{path} is empty: it has no header and no items.")
+
+
+def read_entries(path: Path, what: str, of: str, columns: Sequence[str] = ()) -> Iterator[tuple[Any, str]]:
+    """Yield (value, place) for each entry of a .csv, .json, .jsonl or .pkl file. The rows of a CSV file are dicts.
+
+    Args:
+        what: what the file is, for messages: "a catalog".
+        of: what the entries are, for messages: "items".
+        columns: those that a CSV file must have.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".json", ".jsonl", ".pkl"):
+        raise UserError(f"{path}: {what} must be .csv, .json, .jsonl, .pkl, found {path.suffix or 'no extension'}.")
+    if not path.is_file():
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}; it should be {what}.")
+    if suffix == ".jsonl":
+        yield from read_json_lines(path)
+    elif suffix == ".csv":
+        yield from ((row.fields, row.where) for row in read_table(path, columns))
+    else:
+        content = read_json(path) if suffix == ".json" else load_plain(path)
+        if not isinstance(content, (list, tuple)):
+            raise UserError(f"{path.name}: {what} must be a list of {of}, found {describe(content)}.")
+        yield from ((value, f"{path.name}, item {number}") for number, value in enumerate(content, start=1))
+
+
 def parse_json(text: bytes, where: str) -> Any:
-    """Its value, every string of which can be written again."""
+    """Return the value of a JSON text, its strings `encodable`."""
     try:
         value = json.loads(text.decode("utf-8"))
         return encodable(value) if _ESCAPED_HALF.search(text) else value
@@ -126,8 +193,7 @@ def parse_json(text: bytes, where: str) -> Any:
 
 
 def encodable(value: Any) -> Any:
-    """The value with halves of surrogate pairs, as scraped text may hold, replaced by U+FFFD: no tokenizer takes them, and
-    no file can hold them."""
+    """Return a value with lone surrogates replaced by U+FFFD. Scraped text has some; no tokenizer and no file accepts them."""
     if isinstance(value, str):
         return _HALF.sub("\ufffd", value)
     if isinstance(value, dict):
@@ -136,10 +202,10 @@ def encodable(value: Any) -> Any:
 
 
 def to_item(value: Any) -> Item:
-    """An item in one of `ITEM_FORMS`, or a metadata object with a "name". Raises ValueError that says what is wrong.
+    """Read an item in one of `ITEM_FORMS`, or an object with a "name". Raises ValueError with the reason.
 
-    A title is kept as it is, but for two cases that no list could name: one over several lines becomes one line, and
-    one that ends in a year in parentheses, with no year beside it, is read as `Title (Year)`.
+    A title of several lines becomes one line. A title that ends in a year in parentheses, without a year beside it, is read as
+    `Title (Year)`. Any other title is kept as it is.
     """
     year = None
     if isinstance(value, str):
@@ -164,39 +230,35 @@ def to_item(value: Any) -> Item:
 
 
 def to_year(value: Any) -> int | None:
-    """A year written as a number or a string; None, "" and blanks are no year. Raises ValueError."""
+    """Read a year, a number or a string. None and blank strings are no year. Raises ValueError."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        digits = (
-            _YEAR.fullmatch(_shown(value).strip()) if isinstance(value, int) else _YEAR.fullmatch(str(value).strip())
-        )
-        if digits:
-            return int(digits.group(1))
-    found = _shorten(_shown(value))
-    raise ValueError(f"a year must be a number of up to four digits, or empty where it is not known; found {found}.")
+    text = value if isinstance(value, str) else _shown(value)
+    if isinstance(value, (int, float, str)) and (digits := _YEAR.fullmatch(text.strip())):
+        return int(digits.group(1))
+    raise ValueError(
+        f"a year must be a number of up to four digits, or empty where it is not known; found {_shorten(_shown(value))}."
+    )
 
 
 def split_title(text: str) -> Item:
-    """`Title (Year)` as published; without a year at the end, the text is the title."""
+    """Read `Title (Year)`. Without a year at the end, the text is the title."""
     text = text.strip()
     found = _TITLE_YEAR.fullmatch(text)
     return Item(found.group(1), int(found.group(2))) if found else Item(text)
 
 
 def one_line(title: str) -> str:
-    """White space inside a title as single spaces."""
+    """Return a title with single spaces."""
     return " ".join(title.split())
 
 
-def open_text(path: Path) -> io.StringIO:
-    """Return a file's text, newlines as they are, for the csv module. Raises UserError where it is not UTF-8."""
+def _read_bytes(path: Path) -> bytes:
+    """Return the content of a file, without a byte-order mark."""
     try:
-        return io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
@@ -208,7 +270,7 @@ def unreadable(path: Path, error: OSError) -> UserError:
 
 
 def describe(value: Any) -> str:
-    """What a value is, for messages: its type, and the value where it is short."""
+    """Describe a value for a message: its type, and the beginning of the value."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, (list, tuple)):
@@ -219,7 +281,7 @@ def describe(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value's repr, which of a pickle's values may have no end: they can hold each other."""
+    """Return the beginning of a value's repr. The values of a pickle can contain each other, so the whole may be endless."""
     if isinstance(value, (str, bytes, bytearray)):
         return repr(value[:_LONGEST])
     if isinstance(value, int):

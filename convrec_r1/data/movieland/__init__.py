@@ -1,6 +1,6 @@
-"""Movieland: embedded data. Real films, simulated film-lovers, and a teacher with a real one's faults.
+"""Movieland: the built-in dataset of real films, simulated users and a simulated teacher.
 
-It needs no network, generates in seconds, and is the same for the same seed in any process.
+It needs no network, takes seconds to generate, and depends on the seed only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ SIZES: dict[str, int] = {"train": 2500, "validation": 200, "test": 600}
 """Conversations of each split, unless asked for otherwise."""
 
 _TEACHER = 1
-"""Keeps the teacher's random numbers apart from the users' (which are seeded by seed, split and user)."""
+"""Part of the teacher's seeds, so that they differ from those of the users."""
 
 
 class Movieland(Adapter):
@@ -36,7 +36,7 @@ class Movieland(Adapter):
         return load(seed=self.seed, n_items=self.n, sizes=self.sizes)
 
     def metadata(self) -> Iterable[Mapping[str, Any]]:
-        """The catalog's films only: what the teacher names besides is for the teacher to describe."""
+        """Return the catalog's films. Other films that the teacher names are described by the teacher."""
         for film in catalog_films():
             yield {
                 "title": film.item.title,
@@ -48,10 +48,10 @@ class Movieland(Adapter):
 
 
 def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = None) -> Dataset:
-    """The catalog and the three splits, which share no user; demonstrations have `n_items` items.
+    """Generate the dataset. Splits share no user, and demonstrations have `n_items` items.
 
-    A smaller split is a prefix of a larger one with the same seed. Splits that `sizes` leaves out have their default
-    size. Users with two conversations (the same context, other ground truth) give both the same cluster.
+    A smaller split is a prefix of a larger one with the same seed. sizes: split -> conversations, default `SIZES`. The two
+    conversations of a user (the same context, other ground truth) have the same cluster.
     """
     films = catalog_films()
     catalog = Catalog((film.item for film in films), metadata={film.item: film.genres for film in films})
@@ -68,7 +68,7 @@ def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = 
 
 
 def load_samples(*, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, Sample]:
-    """Conversation id -> what `load` with the same arguments made it from: for a teacher that knows what was said."""
+    """Return conversation id -> the sample that `load` with the same arguments makes it from, for the simulated teacher."""
     wanted = {**SIZES, **(sizes or {})}
     return {
         _id(split, number): sample

@@ -1,4 +1,4 @@
-"""The films of movieland: a table of facts that ships inside the package."""
+"""The films of movieland, from films.csv in this package."""
 
 import csv
 from dataclasses import dataclass
@@ -7,92 +7,24 @@ from importlib.resources import files
 
 from convrec_r1.lists import Item
 
-GENRES: tuple[str, ...] = (
-    "action",
-    "adventure",
-    "animation",
-    "comedy",
-    "crime",
-    "drama",
-    "family",
-    "fantasy",
-    "horror",
-    "musical",
-    "mystery",
-    "romance",
-    "science fiction",
-    "thriller",
-    "war",
-    "western",
-)
-
-THEMES: tuple[str, ...] = (
-    "aliens",
-    "animals",
-    "big city",
-    "class divide",
-    "coming of age",
-    "con artists",
-    "conspiracy",
-    "courtroom",
-    "detectives",
-    "dystopia",
-    "family ties",
-    "friendship",
-    "gangsters",
-    "ghosts",
-    "grief",
-    "heist",
-    "hitmen",
-    "journalism",
-    "loneliness",
-    "magic",
-    "marriage",
-    "memory",
-    "monsters",
-    "music",
-    "obsession",
-    "politics",
-    "prison",
-    "revenge",
-    "road trip",
-    "robots",
-    "school",
-    "serial killer",
-    "show business",
-    "small town",
-    "space",
-    "spies",
-    "sports",
-    "superheroes",
-    "survival",
-    "the sea",
-    "time travel",
-    "treasure hunt",
-    "true story",
-    "twist ending",
-    "underdogs",
-    "undercover",
-    "vampires",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """One film. `popularity` runs from 1 to 100 and has a long tail: half of the films are below 10."""
+    """A film."""
 
     item: Item
     genres: tuple[str, ...]
-    """One to three of GENRES, the foremost first."""
+    """One to three, the main one first."""
     director: str
     themes: tuple[str, ...]
-    """Two to four of THEMES."""
+    """Two to four."""
     popularity: int
+    """1 to 100, with a long tail: half of the films are below 10."""
 
 
 @cache
 def load_films() -> tuple[Film, ...]:
-    """Every film, in the order of the table (by title, articles left aside)."""
+    """Return all films, by title without its article."""
     text = files("convrec_r1.data.movieland").joinpath("films.csv").read_text(encoding="utf-8")
     return tuple(
         Film(
@@ -108,9 +40,9 @@ def load_films() -> tuple[Film, ...]:
 
 @cache
 def catalog_films() -> tuple[Film, ...]:
-    """The films that may be recommended: every second one down the order of fame, the most famous first.
+    """Return the films that may be recommended: every second one by popularity, the most popular included.
 
-    The others are what a teacher knows and this catalog does not have.
+    The teacher also knows the others.
     """
     films = load_films()
     by_fame = sorted(range(len(films)), key=lambda i: (-films[i].popularity, films[i].item.title))

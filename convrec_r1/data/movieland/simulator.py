@@ -1,25 +1,25 @@
-"""Film-lovers with a latent taste: what they say, what they have seen, and what they go on to like."""
+"""Simulated users with a latent taste: what they say, what they have seen, and what they like next."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convrec_r1.data.movieland.films import GENRES
 from convrec_r1.data.movieland.phrasing import compose
 from convrec_r1.data.movieland.taste import Facets, FilmTable, draw_without_replacement, film_table
+from convrec_r1.data.movieland.words import GENRES
 from convrec_r1.data.schema import SPLITS, Message, Split
 from convrec_r1.lists import Item
 
-# How sharply films follow affinity, and how much fame adds, when the user picks (softmax logits).
+# Weights in the softmax logits of the films that a user has seen, and of those that they like next.
 _SEEN_AFFINITY, _SEEN_FAME = 2.5, 0.8
 _TRUTH_AFFINITY, _TRUTH_FAME, _TRUTH_NOISE = 3.0, 0.5, 0.3
 _SECOND_CONVERSATION = 0.15
-"""Share of users with two conversations: the same context, another draw of what they go on to like."""
+"""Share of users with two conversations: the same context, another draw of the ground truth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation, with what the user thinks and did not necessarily say (for the teacher and for analysis)."""
+    """A conversation, with the user's taste and the part of it that they mention."""
 
     user: int
     messages: tuple[Message, ...]
@@ -30,10 +30,10 @@ class Sample:
 
 
 def simulate(split: Split, size: int, *, seed: int = 0) -> list[Sample]:
-    """The first `size` conversations of a split.
+    """Return the first `size` conversations of a split.
 
-    Each user has a generator of their own, seeded by (seed, split, user): fewer conversations are a prefix of more, and
-    no split depends on another's size.
+    Each user has their own random generator, seeded by (seed, split, user). So a smaller split is a prefix of a larger one, and
+    no split depends on the size of another.
     """
     table = film_table()
     samples: list[Sample] = []
@@ -63,7 +63,7 @@ def _user(user: int, table: FilmTable, rng: np.random.Generator) -> list[Sample]
 
 
 def _taste(table: FilmTable, rng: np.random.Generator) -> Facets:
-    """A taste that some film satisfies: its facets come from one film, or are compatible with it."""
+    """Draw a taste. Its facets come from one film, and perhaps a second genre and theme from another."""
     fame = np.exp(0.3 * table.fame)
     first, second = (table.films[i] for i in rng.choice(len(table), size=2, replace=False, p=fame / fame.sum()))
     genres = [first.genres[rng.integers(len(first.genres))]]
@@ -85,7 +85,7 @@ def _taste(table: FilmTable, rng: np.random.Generator) -> Facets:
 
 
 def _spoken(taste: Facets, rng: np.random.Generator) -> Facets:
-    """The part of a taste that is said aloud; the first genre or theme always is."""
+    """Draw the part of a taste that the user mentions: one genre or theme at least."""
     said = rng.random(7)
     spoken = Facets(
         genres=tuple(genre for genre, p in zip(taste.genres, said[:2] < (0.85, 0.4), strict=False) if p),

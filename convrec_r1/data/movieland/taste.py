@@ -1,4 +1,4 @@
-"""What a film-lover likes, and how much they would like each film."""
+"""The taste of a user, and how much they like each film."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,27 +7,28 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from convrec_r1.data.movieland.films import GENRES, THEMES, Film, catalog_films
+from convrec_r1.data.movieland.films import Film, catalog_films
+from convrec_r1.data.movieland.words import GENRES, THEMES
 from convrec_r1.lists import fold
 
 Scores = NDArray[np.float64]
 """One number per film, in the order of the table."""
 
-# Weights of a facet in the affinity; of two liked genres or themes the first counts more.
+# Weights of the facets in the affinity: of the first and the second liked genre or theme, and so on.
 _GENRE = (1.0, 0.7)
 _THEME = (1.5, 1.1)
 _DIRECTOR = 1.5
 _DECADE = 1.0
 _DECADE_FADE = 5.0
-"""Years outside the decade over which its appeal fades."""
+"""Years outside the decade after which its weight has fallen to 1/e."""
 _DISLIKED = -1.5
 _MIN_FILMS_OF_DIRECTOR = 3
-"""Nobody is a fan of a director who has fewer films in the table."""
+"""Fewest films in the table of a director whom a user can like."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facets:
-    """A taste, or the part of it that was said aloud."""
+    """A taste, or the part of it that the user mentions."""
 
     genres: tuple[str, ...] = ()
     themes: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ class Facets:
 
 
 class FilmTable:
-    """The films as arrays, so that one user is scored against all of them at once."""
+    """The films as arrays [F, ...]."""
 
     def __init__(self, films: tuple[Film, ...]) -> None:
         self.films = films
@@ -52,14 +53,14 @@ class FilmTable:
         """Log popularity with mean 0 and standard deviation 1."""
         folded = [fold(film.item.title) for film in films]
         self.titles = np.array([folded.index(title) for title in folded])
-        """Films that share a title share a number: who has seen one Dune cannot say which without a year."""
+        """[F], the same number for films with the same title: without a year, one Dune cannot be told from the other."""
 
     def __len__(self) -> int:
         return len(self.films)
 
     @cached_property
     def directors(self) -> dict[str, Scores]:
-        """Director -> 1 for their films, 0 for others; only those with enough films to have fans."""
+        """Director with enough films -> 1 for their films, 0 for others, [F]."""
         counts = Counter(film.director for film in self.films)
         return {
             name: np.array([film.director == name for film in self.films], dtype=np.float64)
@@ -68,7 +69,7 @@ class FilmTable:
         }
 
     def affinity(self, facets: Facets) -> Scores:
-        """How much a user of this taste likes each film: a weighted sum over the facets, [F]."""
+        """Return how much a user of this taste likes each film: a weighted sum over the facets, [F]."""
         score = np.zeros(len(self))
         for name, weight in zip(facets.genres, _GENRE, strict=False):
             score += weight * self.genres[:, GENRES.index(name)]
@@ -84,7 +85,7 @@ class FilmTable:
         return score
 
     def same_title(self, indices: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Which films carry the title of one of `indices`, [F]."""
+        """Return whether each film has the title of one of `indices`, [F]."""
         return (self.titles[:, None] == self.titles[indices]).any(axis=1)
 
 
@@ -94,5 +95,5 @@ def film_table() -> FilmTable:
 
 
 def draw_without_replacement(scores: Scores, n: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Indices of `n` films, drawn one by one with probability softmax(scores) over those left (Gumbel top-k)."""
+    """Draw `n` films without replacement, with probabilities softmax(scores) (Gumbel top-k). Return their indices."""
     return np.argsort(-(scores + rng.gumbel(size=len(scores))), kind="stable")[:n]

@@ -1,4 +1,4 @@
-"""A simulated black-box teacher with a real one's faults, and what a careful user makes of its lists."""
+"""A simulated black-box teacher with the faults of a real one, and demonstrations made from its lists."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -10,11 +10,11 @@ from convrec_r1.data.movieland.films import catalog_films, load_films
 from convrec_r1.data.movieland.taste import Facets, film_table
 from convrec_r1.lists import Item, fold, parse_line
 
-# The teacher chooses by affinity to what was said, by fame, and by chance: it overrates what everyone knows. What it has
-# chosen it names in the order of fame: what comes to mind first, not what fits best.
+# The teacher chooses by affinity to the mentioned facets, by popularity (more than it should) and by chance. It lists its
+# choices by popularity, not by affinity.
 _AFFINITY, _FAME, _NOISE = 2.0, 1.6, 0.5
 
-# Share of lines that are not the film the teacher had in mind, as a clean entry.
+# Shares of lines with a fault.
 OFF_CATALOG_RATE = 0.06
 WRONG_YEAR_RATE = 0.05
 MISSING_YEAR_RATE = 0.04
@@ -24,19 +24,18 @@ _KNOWN_TITLES = {fold(film.item.title) for film in catalog_films()}
 OFF_CATALOG: tuple[str, ...] = tuple(
     str(film.item) for film in load_films() if fold(film.item.title) not in _KNOWN_TITLES
 )
-"""Real films that the catalog does not have: black-box models name such films because they know nothing of it."""
+"""Films that are not in the catalog, as `Title (Year)`."""
 
 
 def raw_list(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[str]:
-    """The teacher's answer to a conversation: `n` lines, best first, with its faults at the rates above."""
+    """Return the teacher's answer to a conversation: `n` lines, best first, with faults at the rates above."""
     return _write(_ranking(spoken, seen, n, rng), seen, n, rng)
 
 
 def grounded(lines: Iterable[str], catalog: Catalog, n: int, *, next_choices: Iterable[str] = ()) -> tuple[Item, ...]:
-    """The first `n` different catalog items among the lines, then among the teacher's next choices.
+    """Return the first `n` different catalog items of the lines, then of the teacher's next choices.
 
-    This is what a careful user does without Remap-Reflect-Adjust: only exact entries are kept. A seen title that the
-    teacher repeats stays, and so does its bias.
+    The simple alternative to Remap-Reflect-Adjust: exact entries are kept, seen titles stay, and so does the teacher's bias.
     """
     kept: dict[tuple[str, int | None], Item] = {}
     for line in chain(lines, next_choices):
@@ -51,14 +50,14 @@ def grounded(lines: Iterable[str], catalog: Catalog, n: int, *, next_choices: It
 def demonstrate(
     spoken: Facets, seen: Sequence[Item], catalog: Catalog, n: int, rng: np.random.Generator
 ) -> tuple[Item, ...]:
-    """A demonstration: the teacher's list of `n` lines, grounded, and filled up from where its ranking goes on."""
+    """Return a demonstration: the teacher's list, grounded, and filled up to `n` from the rest of its ranking."""
     ranking = _ranking(spoken, seen, n, rng)
     lines = _write(ranking, seen, n, rng)
     return grounded(lines, catalog, n, next_choices=(str(item) for item in ranking[n:]))
 
 
 def _ranking(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[Item]:
-    """All films but those with a seen title: the `n` that the teacher chooses, famous ones first, then the others."""
+    """Return all films without a seen title: the teacher's `n` choices by popularity, then the others by score."""
     table = film_table()
     score = _AFFINITY * table.affinity(spoken) + _FAME * table.fame + _NOISE * rng.normal(size=len(table))
     order = np.argsort(-score, kind="stable")
@@ -70,7 +69,7 @@ def _ranking(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Genera
 
 
 def _write(ranking: Sequence[Item], seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[str]:
-    """The first `n` items as lines, each with at most one fault."""
+    """Return the first `n` items as lines, each with at most one fault."""
     edges = np.cumsum((OFF_CATALOG_RATE, WRONG_YEAR_RATE, MISSING_YEAR_RATE, REPEATS_SEEN_RATE if seen else 0.0))
     lines = []
     for item, draw in zip(ranking[:n], rng.random(n), strict=False):
