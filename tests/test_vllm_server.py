@@ -23,7 +23,6 @@ from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.vllm import options
 from convrec_r1.rollout.vllm.pool import ServerEngine
-from convrec_r1.rollout.vllm.process import server_flags
 from convrec_r1.rollout.vllm.server import Server
 
 pytestmark = [
@@ -249,7 +248,7 @@ def test_flags_say_what_the_arguments_say(policy, tmp_path, on_cpu):
 
     cfg = make_config("rollout=vllm_server", "rollout.kv_cache_gib=0.5", "rollout.tensor_parallel_size=2").rollout
     setup = options.setup(cfg, policy, tmp_path, max_length=LENGTH, on_cpu=on_cpu)
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args([*setup.flags(), *server_flags()])
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(options.flags({**setup.arguments, **options.SERVER}))
     for name, value in setup.arguments.items():
         assert getattr(parsed, name) == value, name
     assert parsed.enable_scale_out

@@ -1,6 +1,5 @@
 """vLLM servers as child processes on this machine, and the GPUs that they use."""
 
-import json
 import os
 import random
 import socket
@@ -22,13 +21,6 @@ TRAINERS_OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RA
 """Environment variables about the trainer's processes, which a server must not see."""
 TAKES_WEIGHTS = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"}
 """Environment of a server that takes weights: it has the routes for them, and downloads nothing."""
-BACKEND = "convrec_file"
-"""vLLM's name for our weight transfer (`worker.FileTransferEngine`)."""
-
-
-def server_flags() -> list[str]:
-    """Flags of a server that takes weights and returns tokens, besides those of its engine."""
-    return ["--enable-scale-out", "--weight-transfer-config", json.dumps({"backend": BACKEND})]
 
 
 class LocalProcess(ChildProcess):
@@ -50,11 +42,10 @@ class LocalProcess(ChildProcess):
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         env = {name: value for name, value in os.environ.items() if name not in TRAINERS_OWN}
-        env |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        env |= {"PYTHONUNBUFFERED": "1", **settings}
-        super().__init__(
-            [*SERVE, *flags, "--host", "127.0.0.1", "--port", str(port)], log=log, scratch=scratch, env=env
-        )
+        if gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        command = [*SERVE, *flags, "--host", "127.0.0.1", "--port", str(port)]
+        super().__init__(command, log=log, scratch=scratch, env={**env, "PYTHONUNBUFFERED": "1", **settings})
 
 
 def free_port() -> int:

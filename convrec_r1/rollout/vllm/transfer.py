@@ -50,18 +50,10 @@ class FileTransfer:
                 f"it did not load the weights in {path}, which it must see under this path (rollout.transfer_folder): {fault}"
             ) from fault
 
-    def remove_older(self) -> None:
-        """Remove all but the newest weights, once every server has those."""
-        self._remove(self.files[:-1])
-        self.files = self.files[-1:]
-
-    def close(self) -> None:
-        self._remove(self.files)
-        self.files = []
-
-    def _remove(self, files: Iterable[Path]) -> None:
-        for path in files:
-            path.unlink(missing_ok=True)
+    def keep(self, newest: int) -> None:
+        """Remove all weights but the `newest` last ones: 1 once every server has those, 0 at the end."""
+        while len(self.files) > newest:
+            self.files.pop(0).unlink(missing_ok=True)
 
 
 def scratch_folder(size: int, within: str | None) -> tempfile.TemporaryDirectory:
