@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ class ServerEngine:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         parts = self.trainers.gather(own)
-        requests = [request for part in parts for request in part]
+        requests = list(chain(*parts))
         start = sum(map(len, parts[:rank]))
         mine = range(start, start + len(own))
 
@@ -84,7 +85,14 @@ class ServerEngine:
                 problem = error
         for _ in weights:  # where training is sharded, every process takes part in gathering
             pass
-        self.trainers.share(lambda: self._deliver(problem))
+
+        def deliver() -> None:
+            if problem:
+                raise problem
+            self._open_fleet.bring_up()
+            self._open_fleet.transfer.keep(1)
+
+        self.trainers.share(deliver)
         self._synced = True
 
     def close(self) -> None:
@@ -117,13 +125,6 @@ class ServerEngine:
                 f"All servers of a run must take the same weights. These do not: {found}. Start them with the same flags."
             )
         return getattr(torch, dtype), tied
-
-    def _deliver(self, problem: Exception | None) -> None:
-        """Deliver the published weights to every server."""
-        if problem:
-            raise problem
-        self._open_fleet.bring_up()
-        self._open_fleet.transfer.keep(1)
 
     def _open(self) -> Fleet:
         options, policy = self.options, self._policy

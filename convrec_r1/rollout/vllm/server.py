@@ -1,6 +1,7 @@
 """Client of one vLLM server's HTTP API."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -112,11 +113,10 @@ class Server:
             time.sleep(0.3)
 
     def is_well(self) -> bool:
-        try:
+        with contextlib.suppress(ServerFault):
             self.wait_until_up(0)
-        except ServerFault:
-            return False
-        return True
+            return True
+        return False
 
     def has(self, path: str) -> bool:
         """Whether it has the route `path`, which may take POST only."""
