@@ -49,7 +49,7 @@ class VLLMEngine:
     ) -> list[list[Completion]]:
         from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 
-        if self._llm is None or not self._awake:
+        if not (self._llm and self._awake):
             self.sync(self._policy)
         # With tensor parallelism several processes are workers of one engine, which samples the prompts of all of them.
         parts, place = _gather(list(zip(prompts, seeds, strict=True)))
@@ -72,7 +72,7 @@ class VLLMEngine:
     def sync(self, policy: Policy) -> None:
         """Load the weights one at a time, in the order of the layers, and drop what was computed with the old ones."""
         self._policy = policy
-        if self._llm is None:
+        if not self._llm:
             self._start()
         if not self._awake:
             self._llm.wake_up(tags=["weights"])

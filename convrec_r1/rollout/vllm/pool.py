@@ -132,16 +132,16 @@ class ServerEngine:
         self._scratch = scratch_folder(size * (self.trainers.size if policy.shard_root else 1), options.transfer_folder)
         self._logs = None if options.servers else Path(tempfile.mkdtemp(prefix="convrec-r1-servers-"))
 
-        def examine(server: Server) -> agreement.Engine:
-            return agreement.examine(server, self._policy, max_length=self.max_length)
-
         server = partial(Server, timeout=options.request_timeout)
         if self._logs is None:
             members = [Member(f"The vLLM server at {address}", server(address)) for address in options.servers]
         else:
             launchers = self._launchers(self._logs)
             members = [Member(f"vLLM server {k}", server(""), launch) for k, launch in enumerate(launchers, start=1)]
-        return Fleet(members, options, examine, FileTransfer(Path(self._scratch.name)), self.counts)
+        return Fleet(members, options, self._examine, FileTransfer(Path(self._scratch.name)), self.counts)
+
+    def _examine(self, server: Server) -> agreement.Engine:
+        return agreement.examine(server, self._policy, max_length=self.max_length)
 
     def _launchers(self, logs: Path) -> list[Callable[[], LocalProcess]]:
         """Return a function for each server of `options.start` that starts it."""
