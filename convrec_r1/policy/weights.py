@@ -12,11 +12,11 @@ from torch.distributed.tensor import DTensor
 
 from convrec_r1.policy.policy import Policy
 
-Named = tuple[str, Tensor]
-
 
 @torch.no_grad()
-def stream_weights(policy: Policy, *, dtype: torch.dtype | None = None, tied: bool = True) -> Iterator[Named]:
+def stream_weights(
+    policy: Policy, *, dtype: torch.dtype | None = None, tied: bool = True
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of each weight, with name and shape as in the model's checkpoint, layer by layer.
 
     LoRA adapters are merged, shards gathered and values cast one weight at a time, so the extra memory is one tensor (under

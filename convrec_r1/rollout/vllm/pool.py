@@ -51,7 +51,7 @@ class ServerEngine:
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        if not self._synced:
+        if not (self._synced and (self._fleet or self.trainers.rank)):
             self.sync(self._policy)
         rank = self.trainers.rank
         own: list[Request] = [
