@@ -137,17 +137,17 @@ def test_lists_end_with_their_last_line(engine, policy):
 
 def test_a_file_that_was_altered_on_its_way_stops_the_run(engine, policy, monkeypatch):
     engine.sync(policy)
-    publish = engine._fleet.transfer.publish
+    publish = engine._fleet.publish
 
-    def spoil(weights, version) -> None:
-        publish(weights, version)
-        (*_, path) = engine._fleet.transfer.files
+    def spoil(weights) -> None:
+        publish(weights)
+        (*_, path) = engine._fleet.files
         tensors = load_file(path)
         tensors["model.norm.weight"][3] += 1e-3
         save_file(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._fleet.transfer, "publish", spoil)
+        patch.setattr(engine._fleet, "publish", spoil)
         with pytest.raises(SyncError, match=r"0x[0-9a-f]{16} there and 0x[0-9a-f]{16} here.*norm"):
             engine.sync(policy)
     assert_samples_from(engine, policy)  # which syncs first

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.rollout.base import Completion
@@ -21,7 +24,6 @@ from convrec_r1.rollout.config import VLLMServerConfig
 from convrec_r1.rollout.vllm.agreement import Engine
 from convrec_r1.rollout.vllm.process import LocalProcess
 from convrec_r1.rollout.vllm.server import PROBE, Server, ServerAway, ServerFault, ServerHung
-from convrec_r1.rollout.vllm.transfer import FileTransfer
 
 _log = logging.getLogger(__name__)
 
@@ -76,19 +78,21 @@ class Fleet:
         members: list[Member],
         options: VLLMServerConfig,
         examine: Callable[[Server], Engine],
-        transfer: FileTransfer,
+        folder: Path,
         counts: Counter[str],
     ) -> None:
         """Start nothing yet.
 
         Args:
             examine: returns a server's engine, or raises UserError for a server that does not fit the run.
-            transfer: brings the weights to the servers.
+            folder: for the weights, under the same path for trainer and servers.
             counts: "restarts" and "faults" of servers, and groups "regenerated", are counted here.
         """
         self.members, self.options, self.examine = members, options, examine
-        self.transfer, self.counts = transfer, counts
+        self.folder, self.counts = folder, counts
         self.check = SyncCheck(options.checksum_every)
+        self.files: list[Path] = []  # weights; the last file has the newest ones, named in the order of loading:
+        self.names: list[str] = []
         self.version: str | None = None  # of the weights that every server must have
         # Names of weights start with a random part: a server with another run's weights never passes for up to date.
         self._run, self._published = secrets.token_hex(4), 0
@@ -113,11 +117,30 @@ class Fleet:
             future.result()
 
     def publish(self, weights: Iterable[Named]) -> None:
-        """Take new weights for all servers; `bring_up` delivers them. Draws the whole stream."""
+        """Write new weights for all servers to a file; `bring_up` delivers them. Draws the whole stream.
+
+        Raises:
+            UserError: the folder has no room.
+        """
         self._published += 1
         version = f"{self._run}-{self._published}"
-        self.transfer.publish(self.check.watch(weights), version)
-        self.version = version
+        # Copies: a streamed tensor may be valid for its turn only, and two names may share memory.
+        copies = {name: weight.to("cpu", copy=True).contiguous() for name, weight in self.check.watch(weights)}
+        path = self.folder / f"weights-{version}.safetensors"
+        self.files.append(path)
+        try:
+            save_file(copies, path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"The weights for the vLLM servers could not be written to {self.folder} ({error}). Make room there, or choose "
+                "another folder with rollout.transfer_folder."
+            ) from error
+        self.names, self.version = list(copies), version
+
+    def keep(self, newest: int) -> None:
+        """Remove all weights but the `newest` last ones: 1 once every server has those, 0 at the end."""
+        while len(self.files) > newest:
+            self.files.pop(0).unlink(missing_ok=True)
 
     def generate(self, requests: Sequence[Request], on_done: Callable[[int], None]) -> list[list[Completion]]:
         """Return a group for each request, in order. on_done: called with the place of each finished group."""
@@ -136,7 +159,7 @@ class Fleet:
         self._stop_members()
         self._threads.shutdown()
         self._stop_members()  # one that a thread was just starting
-        self.transfer.keep(0)
+        self.keep(0)
 
     def _stop_members(self) -> None:
         with ThreadPoolExecutor(len(self.members)) as threads:
@@ -169,9 +192,18 @@ class Fleet:
         member.server.wait_until_up(self._patience(member), lambda: self._hopeless(member))
         member.engine = member.engine or self.examine(member.server)
         if self.version is not None and member.server.weight_version() != self.version:
-            self.transfer.deliver(member.server)
+            self._deliver(member.server, self.version)
             self.check.compare(member.name, lambda: member.server.call_workers("weight_sums"))
         member.ready = member.met = True
+
+    def _deliver(self, server: Server, version: str) -> None:
+        path = self.files[-1]
+        try:
+            server.update({"path": str(path), "names": self.names}, version)
+        except ServerFault as fault:
+            raise type(fault)(
+                f"it did not load the weights in {path}, which it must see under this path (rollout.transfer_folder): {fault}"
+            ) from fault
 
     def _start(self, member: Member, launch: Callable[[], LocalProcess]) -> None:
         if self._closed:

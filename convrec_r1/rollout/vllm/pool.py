@@ -22,7 +22,8 @@ from convrec_r1.rollout.vllm.fleet import Fleet, Member, Request
 from convrec_r1.rollout.vllm.options import SERVER, fitting_length, flags, sampling_arguments, setup
 from convrec_r1.rollout.vllm.process import LocalProcess
 from convrec_r1.rollout.vllm.server import Server
-from convrec_r1.rollout.vllm.transfer import FileTransfer, scratch_folder
+
+MEMORY = Path("/dev/shm")
 
 
 class ServerEngine:
@@ -90,7 +91,7 @@ class ServerEngine:
             if problem:
                 raise problem
             self._open_fleet.bring_up()
-            self._open_fleet.transfer.keep(1)
+            self._open_fleet.keep(1)
 
         self.trainers.share(deliver)
         self._synced = True
@@ -138,7 +139,7 @@ class ServerEngine:
         else:
             launchers = self._launchers(self._logs)
             members = [Member(f"vLLM server {k}", server(""), launch) for k, launch in enumerate(launchers, start=1)]
-        return Fleet(members, options, self._examine, FileTransfer(Path(self._scratch.name)), self.counts)
+        return Fleet(members, options, self._examine, Path(self._scratch.name), self.counts)
 
     def _examine(self, server: Server) -> agreement.Engine:
         return agreement.examine(server, self._policy, max_length=self.max_length)
@@ -156,3 +157,15 @@ class ServerEngine:
             gpus = process.assign_gpus(process.visible_gpus(), self.trainers.size, options.start, each)
         start = partial(LocalProcess, flags(arguments), scratch=scratch)
         return [partial(start, logs / f"server-{k}.log", gpus=seen) for k, seen in enumerate(gpus, start=1)]
+
+
+def scratch_folder(size: int, within: str | None) -> tempfile.TemporaryDirectory:
+    """Create a folder for weights of `size` bytes: in `within`, else in memory if there is room, else on disk."""
+    if within:
+        Path(within).mkdir(parents=True, exist_ok=True)
+    elif MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * size:  # two sets, and as much for others
+        within = str(MEMORY)
+    folder = tempfile.TemporaryDirectory(prefix="convrec-r1-weights-", dir=within, ignore_cleanup_errors=True)
+    if within:
+        Path(folder.name).chmod(0o755)  # for servers of another user
+    return folder
