@@ -23,7 +23,6 @@ from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.vllm import options
 from convrec_r1.rollout.vllm.pool import ServerEngine
-from convrec_r1.rollout.vllm.process import server_flags
 from convrec_r1.rollout.vllm.server import Server
 
 pytestmark = [
@@ -138,17 +137,17 @@ def test_lists_end_with_their_last_line(engine, policy):
 
 def test_a_file_that_was_altered_on_its_way_stops_the_run(engine, policy, monkeypatch):
     engine.sync(policy)
-    publish = engine._fleet.transfer.publish
+    publish = engine._fleet.publish
 
-    def spoil(weights, version) -> None:
-        publish(weights, version)
-        (*_, path) = engine._fleet.transfer.files
+    def spoil(weights) -> None:
+        publish(weights)
+        (*_, path) = engine._fleet.files
         tensors = load_file(path)
         tensors["model.norm.weight"][3] += 1e-3
         save_file(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._fleet.transfer, "publish", spoil)
+        patch.setattr(engine._fleet, "publish", spoil)
         with pytest.raises(SyncError, match=r"0x[0-9a-f]{16} there and 0x[0-9a-f]{16} here.*norm"):
             engine.sync(policy)
     assert_samples_from(engine, policy)  # which syncs first
@@ -249,7 +248,7 @@ def test_flags_say_what_the_arguments_say(policy, tmp_path, on_cpu):
 
     cfg = make_config("rollout=vllm_server", "rollout.kv_cache_gib=0.5", "rollout.tensor_parallel_size=2").rollout
     setup = options.setup(cfg, policy, tmp_path, max_length=LENGTH, on_cpu=on_cpu)
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args([*setup.flags(), *server_flags()])
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(options.flags({**setup.arguments, **options.SERVER}))
     for name, value in setup.arguments.items():
         assert getattr(parsed, name) == value, name
     assert parsed.enable_scale_out

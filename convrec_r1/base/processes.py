@@ -27,9 +27,7 @@ def joined() -> bool:
 
 def rank() -> int:
     """Return the rank of this process in the run. 0 for the first process, and for a run of one process."""
-    if joined():
-        return _dist().get_rank()
-    return launched_rank()
+    return _dist().get_rank() if joined() else launched_rank()
 
 
 def launched_rank() -> int:

@@ -28,8 +28,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
-        self.status = 128 + number
-        """Exit status by the shell's convention."""
+        self.status = 128 + number  # by the shell's convention
 
 
 class Stop:
@@ -75,11 +74,8 @@ class Stop:
         self.number = number
         if not self._deferred:
             raise Interrupted(number, f"{name}: stopped. The same command resumes from the last checkpoint.")
-        _log.warning(
-            "%s: saving after this step, within %.0f s (trainer.exit_within). A second signal exits at once.",
-            name,
-            self._within,
-        )
+        text = "%s: saving after this step, within %.0f s (trainer.exit_within). A second signal exits at once."
+        _log.warning(text, name, self._within)
         signal.alarm(max(1, round(self._within)))
 
     def _too_late(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.policy.config import LoraConfig, ModelConfig, ModelSource
+from convrec_r1.policy.config import ModelConfig, ModelSource
 from convrec_r1.policy.policy import Policy
 from convrec_r1.policy.tiny import tiny_model, train_tokenizer
 from convrec_r1.policy.wheel import model_from_wheel
@@ -96,26 +96,22 @@ def _reason(error: Exception) -> str:
 
 
 def prepare_for_training(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:
-    """Prepare a policy for training: add LoRA adapters and gradient checkpointing as `cfg` says.
+    """Add LoRA adapters and gradient checkpointing as `cfg` says.
 
-    seed: seed of new adapters. They do not depend on torch's global random state.
+    seed: seed of the adapters. torch's global random state plays no part and does not change.
     """
     if cfg.lora.enabled:
-        policy = Policy(with_lora(policy.causal_lm, cfg.lora, seed), policy.tokenizer, temperature=policy.temperature)
+        from peft import LoraConfig, get_peft_model
+
+        lora = cfg.lora
+        targets = lora.targets if lora.targets == "all-linear" else lora.targets.split(",")
+        adapters = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            lm = get_peft_model(policy.causal_lm, adapters)
+        policy = Policy(lm, policy.tokenizer, temperature=policy.temperature)
     if cfg.gradient_checkpointing:
         policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     return policy.train()
-
-
-def with_lora(lm: torch.nn.Module, cfg: LoraConfig, seed: int) -> torch.nn.Module:
-    """Return `lm` with new adapters and frozen weights. torch's global random state does not change."""
-    from peft import LoraConfig as PeftLora
-    from peft import get_peft_model
-
-    targets = cfg.targets if cfg.targets == "all-linear" else cfg.targets.split(",")
-    adapters = PeftLora(
-        r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_peft_model(lm, adapters)

@@ -30,20 +30,14 @@ def token_logprobs(
     Returns:
         Log-probs and entropy, float32 [M] each. Only the log-probs have gradients (to `hidden` and `weight`).
     """
-    logps, entropy = _TokenLogProbs.apply(hidden, weight, targets, 1.0 / temperature, chunk)
-    return logps, entropy
+    return _TokenLogProbs.apply(hidden, weight, targets, 1.0 / temperature, chunk)
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Float[Tensor, "tokens hidden"],
-        weight: Float[Tensor, "vocab hidden"],
-        targets: Int[Tensor, " tokens"],
-        scale: float,
-        chunk: int,
-    ) -> tuple[Float32[Tensor, " tokens"], Float32[Tensor, " tokens"]]:
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         x = hidden.to(dtype)
@@ -70,7 +64,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return target - log_z, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Float32[Tensor, " tokens"]):
+    def backward(ctx: Any, *grad_outputs: Tensor):
         grad, _ = grad_outputs  # the entropy is not differentiable
         x, weight, targets, log_z = ctx.saved_tensors
         grad_hidden = torch.zeros(x.shape, device=x.device) if ctx.needs_input_grad[0] else None
@@ -89,15 +83,11 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden if grad_hidden is None else grad_hidden.to(ctx.hidden_dtype), grad_weight, None, None, None
 
 
-def _logits(
-    x: Float[Tensor, "tokens hidden"], weight: Float[Tensor, "columns hidden"], scale: float
-) -> Float32[Tensor, "tokens columns"]:
+def _logits(x: Tensor, weight: Tensor, scale: float) -> Float32[Tensor, "tokens columns"]:
     return (x @ weight.to(x.dtype).T).float() * scale
 
 
-def _locate(
-    targets: Int[Tensor, " tokens"], start: int, width: int
-) -> tuple[Bool[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+def _locate(targets: Tensor, start: int, width: int) -> tuple[Bool[Tensor, " tokens"], Int[Tensor, " tokens"]]:
     """Return whether each target is in this chunk, and its column (an arbitrary one if it is not)."""
     column = targets - start
     return (column >= 0) & (column < width), column.clamp(0, width - 1)

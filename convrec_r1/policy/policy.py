@@ -29,24 +29,17 @@ class TokenBatch:
     @classmethod
     def collate(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad: int) -> "TokenBatch":
         """Pad token lists to a batch."""
-        prompt_ids, prompt_mask = pad_rows(prompts, pad, left=True)
-        completion_ids, mask = pad_rows(completions, pad)
-        return cls(prompt_ids, prompt_mask, completion_ids, mask)
+        return cls(*pad_rows(prompts, pad, left=True), *pad_rows(completions, pad))
 
     def to(self, device: torch.device) -> "TokenBatch":
-        """Return the batch on `device`."""
         return TokenBatch(*(t.to(device) for t in vars(self).values()))
 
     def rows(self, index: Tensor) -> "TokenBatch":
         """Return the rows of `index`, without the columns that are padding in all of them."""
         s = int(self.prompt_mask[index].sum(-1).max())
         t = max(1, int(self.mask[index].sum(-1).max()))
-        return TokenBatch(
-            self.prompt_ids[index, -s:],
-            self.prompt_mask[index, -s:],
-            self.completion_ids[index, :t],
-            self.mask[index, :t],
-        )
+        prompts = self.prompt_ids[index, -s:], self.prompt_mask[index, -s:]
+        return TokenBatch(*prompts, self.completion_ids[index, :t], self.mask[index, :t])
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -66,7 +59,7 @@ class Policy(nn.Module):
     `temperature` divides the logits, so that log-probs are those of the distribution that rollouts are sampled from.
     """
 
-    newline: Tensor
+    newline: Tensor  # these three: BoolTensor [V], see `token_tables`
     blank: Tensor
     eos: Tensor
 
@@ -82,8 +75,8 @@ class Policy(nn.Module):
         self.pad_id = pad if pad is not None else self.eos_ids[0]
         # A model's own generation defaults (top_k, repetition penalty) would silently change the sampling distribution.
         self.causal_lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
-        newline, blank, eos = token_tables(tokenizer, self.head_weight.shape[0], self.eos_ids)
-        for name, table in (("newline", newline), ("blank", blank), ("eos", eos)):  # BoolTensor [V]
+        tables = token_tables(tokenizer, self.head_weight.shape[0], self.eos_ids)
+        for name, table in zip(("newline", "blank", "eos"), tables, strict=True):
             self.register_buffer(name, table, persistent=False)
         self.fused_head = self._head_is_plain()
 
@@ -94,26 +87,20 @@ class Policy(nn.Module):
 
     @property
     def has_lora(self) -> bool:
-        """Whether the model has LoRA adapters."""
         return hasattr(self.lm, "peft_config")
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> Any:
         """The layer that turns hidden states into logits."""
-        head = self.causal_lm.get_output_embeddings()
-        assert head is not None  # of a causal LM
-        return head
+        return self.causal_lm.get_output_embeddings()
 
     @property
     def head_weight(self) -> Tensor:
         """Weights of the head, [V, H]."""
-        weight = self.head.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return self.head.weight
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
         return next(self.lm.parameters()).device
 
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -121,10 +108,9 @@ class Policy(nn.Module):
 
         Logits are computed for completion tokens only.
         """
-        ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)  # [B, S+T]
-        attention = torch.cat([batch.prompt_mask, batch.mask], 1)
+        attention = torch.cat([batch.prompt_mask, batch.mask], 1)  # [B, S+T]
         inputs = {
-            "input_ids": ids,
+            "input_ids": torch.cat([batch.prompt_ids, batch.completion_ids], 1),
             "attention_mask": attention,
             "position_ids": (attention.cumsum(-1) - 1).clamp(min=0),  # padding is not counted
             "use_cache": False,
@@ -140,7 +126,8 @@ class Policy(nn.Module):
             log_p = torch.log_softmax(logits.float() / self.temperature, -1)
             logps = log_p.gather(1, targets[:, None])[:, 0]
             entropy = -(log_p.exp() * log_p).sum(-1).detach()
-        return _spread(logps, on), _spread(entropy, on)
+        zeros = logps.new_zeros(on.shape)
+        return zeros.masked_scatter(on, logps), zeros.masked_scatter(on, entropy)
 
     def score(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return what `forward` returns. Under FSDP the call goes through the sharded module, which gathers the weights."""
@@ -153,10 +140,8 @@ class Policy(nn.Module):
         """
         ids = list(ids)
         if ids and ids[-1] in self.eos_ids:
-            ids = ids[:-1]
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # a list of texts is returned for lists of lists only
-        return text
+            ids.pop()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
@@ -173,22 +158,16 @@ class Policy(nn.Module):
         """Return the policy as it is now, as reference for the KL: the base model under LoRA, else a frozen copy."""
         return Reference(self)
 
-    def save(
-        self, folder: Path, dtype: torch.dtype | None = None, weights: Mapping[str, Tensor] | None = None
-    ) -> None:  # fmt: skip
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a Hugging Face folder (safetensors, tokenizer). LoRA adapters are merged into the written weights.
 
-        Args:
-            folder: where to write.
-            dtype: dtype of the written weights. None: as they are.
-            weights: weights by their name in the checkpoint. None: this process's own.
+        weights: by their name in the checkpoint. None: this process's own.
         """
         lm = self.causal_lm
         if weights is None:
             lm = copy.deepcopy(self.lm).merge_and_unload() if self.has_lora else self.lm
         whole: Mapping[str, Tensor] = lm.state_dict() if weights is None else weights
-        state = {name: t.detach().to("cpu", dtype) for name, t in whole.items()}
-        lm.save_pretrained(folder, state_dict=state)
+        lm.save_pretrained(folder, state_dict={name: t.detach().cpu() for name, t in whole.items()})
         self.tokenizer.save_pretrained(folder)
 
     def _head_is_plain(self) -> bool:
@@ -213,9 +192,8 @@ class Reference:
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Return log-probs [B, T] without gradients."""
         if self._frozen is not None:
-            self._frozen.to(batch.mask.device)
             with torch.no_grad():
-                return self._frozen(batch)[0]
+                return self._frozen.to(batch.mask.device)(batch)[0]
         with self._policy.inference(), self._policy.lm.disable_adapter():
             return self._policy.score(batch)[0]
 
@@ -236,8 +214,8 @@ def token_tables(
     """
     newline, blank, eos = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
     special = set(tokenizer.all_special_ids)
-    known = min(size, len(tokenizer))
-    texts = tokenizer.batch_decode([[i] for i in range(known)], clean_up_tokenization_spaces=False)
+    known = [[i] for i in range(min(size, len(tokenizer)))]
+    texts = tokenizer.batch_decode(known, clean_up_tokenization_spaces=False)
     for i, text in enumerate(texts):
         if i not in special:
             newline[i] = "\n" in text
@@ -252,8 +230,3 @@ def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
     configured = configured if isinstance(configured, list) else [configured]
     ids = [special_id(tokenizer, "eos"), *configured]
     return list(dict.fromkeys(i for i in ids if i is not None))
-
-
-def _spread(values: Tensor, on: Tensor) -> Tensor:
-    """Return a tensor in the shape of `on` with `values` where it is True, and 0 elsewhere."""
-    return values.new_zeros(on.shape).masked_scatter(on, values)

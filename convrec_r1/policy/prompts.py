@@ -3,9 +3,9 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from convrec_r1 import lists
 from convrec_r1.base.errors import UserError
@@ -70,8 +70,7 @@ class PromptEncoder:
         if shortest < len(cuts):
             return cut(*cuts[shortest])
         # The last word is too long, or there is no white space: cut at any character.
-        front = bisect_left(range(len(text)), True, key=lambda at: fits((last, at)))
-        ids = cut(last, front)
+        ids = cut(last, bisect_left(range(len(text)), True, key=lambda at: fits((last, at))))
         if len(ids) > self.max_length:
             raise UserError(
                 f"model.max_prompt_length={self.max_length} is too short: the instruction alone (data.instruction) takes "
@@ -80,22 +79,19 @@ class PromptEncoder:
         return ids
 
     def _encode(self, conversation: Conversation) -> list[int]:
-        encoded = self.tokenizer.apply_chat_template(
-            chat(conversation, self.instruction), add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        assert isinstance(encoded, BatchEncoding)  # return_dict
+        messages = chat(conversation, self.instruction)
+        # transformers annotates the result of each mode at once.
+        encoded: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
 
     def completion(self, items: Sequence[Item]) -> list[int]:
         """Return the token ids of a list as the policy should write it, with EOS at the end."""
         ids = self.tokenizer(lists.format(items), add_special_tokens=False)["input_ids"]
-        eos = special_id(self.tokenizer, "eos")
-        assert eos is not None  # load_policy refuses tokenizers without EOS
-        return [*ids, eos]
+        return [*ids, special_id(self.tokenizer, "eos")]  # load_policy refuses tokenizers without EOS
 
 
-def special_id(tokenizer: PreTrainedTokenizerBase, name: Literal["eos", "pad"]) -> int | None:
-    """Return the id of a special token. transformers annotates these attributes with too wide a type."""
+def special_id(tokenizer: PreTrainedTokenizerBase, name: Literal["eos", "pad"]) -> Any:
+    """Return the id of a special token, or None. transformers annotates these attributes with too wide a type."""
     return getattr(tokenizer, f"{name}_token_id")
 
 

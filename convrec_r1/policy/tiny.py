@@ -71,15 +71,8 @@ def _ranked(counts: Counter) -> list[tuple]:
 
 def tiny_model(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
     """Return a model with random weights that follow from `seed`. torch's global random state does not change."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Qwen2ForCausalLM(tiny_config(cfg, tokenizer))
-
-
-def tiny_config(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
-    """Return the architecture of the tiny model. The vocabulary is padded to a multiple of 64."""
-    return Qwen2Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64,
+    architecture = Qwen2Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,  # padded
         hidden_size=cfg.hidden_size,
         intermediate_size=cfg.intermediate_size,
         num_hidden_layers=cfg.layers,
@@ -91,3 +84,6 @@ def tiny_config(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen2Co
         eos_token_id=special_id(tokenizer, "eos"),
         pad_token_id=special_id(tokenizer, "pad"),
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(architecture)

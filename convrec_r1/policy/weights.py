@@ -12,11 +12,11 @@ from torch.distributed.tensor import DTensor
 
 from convrec_r1.policy.policy import Policy
 
-Named = tuple[str, Tensor]
-
 
 @torch.no_grad()
-def stream_weights(policy: Policy, *, dtype: torch.dtype | None = None, tied: bool = True) -> Iterator[Named]:
+def stream_weights(
+    policy: Policy, *, dtype: torch.dtype | None = None, tied: bool = True
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of each weight, with name and shape as in the model's checkpoint, layer by layer.
 
     LoRA adapters are merged, shards gathered and values cast one weight at a time, so the extra memory is one tensor (under
@@ -27,7 +27,9 @@ def stream_weights(policy: Policy, *, dtype: torch.dtype | None = None, tied: bo
         dtype: dtype of the tensors. None: as in the policy.
         tied: whether a head that shares its weights with the embeddings is left out. False: yield it under its own name.
     """
-    head = None if tied or not tied_head(policy) else head_name(policy)
+    head = None
+    if not tied and tied_head(policy):
+        head = next(f"{name}.weight" for name, module in policy.causal_lm.named_modules() if module is policy.head)
     embeddings = policy.causal_lm.get_input_embeddings()
     sent: dict[int, Tensor] = {}
     for gathered, modules in _units(policy):
@@ -37,9 +39,10 @@ def stream_weights(policy: Policy, *, dtype: torch.dtype | None = None, tied: bo
                     if id(parameter) in sent:
                         continue  # a weight that two modules share is sent under its first name
                     sent[id(parameter)] = parameter  # keeps the tensor alive: its id stays unique
-                    weight = _whole(parameter)
+                    weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
                     if name.endswith(".base_layer") and key == "weight":
-                        weight = weight + _lora(policy, name)
+                        layer: Any = policy.causal_lm.get_submodule(name.removesuffix(".base_layer"))
+                        weight = weight + sum(map(layer.get_delta_weight, layer.active_adapters), 0.0)
                     weight = weight.detach().to(dtype or weight.dtype)
                     yield f"{name.removesuffix('.base_layer')}.{key}", weight
                     if head and module is embeddings:
@@ -49,11 +52,6 @@ def stream_weights(policy: Policy, *, dtype: torch.dtype | None = None, tied: bo
 def tied_head(policy: Policy) -> bool:
     """Return whether head and embeddings share their weights."""
     return policy.head.weight is policy.causal_lm.get_input_embeddings().weight
-
-
-def head_name(policy: Policy) -> str:
-    """Return the name of the head's weight in the model's checkpoint."""
-    return next(f"{name}.weight" for name, module in policy.causal_lm.named_modules() if module is policy.head)
 
 
 def whole_weights(policy: Policy) -> contextlib.AbstractContextManager:
@@ -89,22 +87,8 @@ def _units(policy: Policy) -> Iterator[tuple[contextlib.AbstractContextManager, 
     assert root is None or isinstance(root, FSDP)
     walk("", policy.causal_lm, root)
     for unit, modules in units.values():
-        yield _gathered(unit), modules
-
-
-def _gathered(unit: FSDP | None) -> contextlib.AbstractContextManager:
-    # During the forward pass of the unit its parameters are gathered already.
-    if unit is None or unit.training_state.name != "IDLE":
-        return contextlib.nullcontext()
-    return FSDP.summon_full_params(unit, recurse=False, writeback=False)
-
-
-def _lora(policy: Policy, base: str) -> Tensor | float:
-    """Return what LoRA adds to the weight of the layer `base`."""
-    layer: Any = policy.causal_lm.get_submodule(base.removesuffix(".base_layer"))
-    return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), 0.0)
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    """Gather the shards of a DTensor (a collective call). Return any other tensor as it is."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        # During the forward pass of a unit its parameters are gathered already.
+        if unit is None or unit.training_state.name != "IDLE":
+            yield contextlib.nullcontext(), modules
+        else:
+            yield FSDP.summon_full_params(unit, recurse=False, writeback=False), modules

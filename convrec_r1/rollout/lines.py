@@ -1,7 +1,5 @@
 """Where a completion ends that is stopped at line N: the same token in every engine."""
 
-from dataclasses import replace
-
 import numpy as np
 from torch import Tensor
 
@@ -37,9 +35,7 @@ class LineCutter:
         length = self.length(completion.ids, max_lines)
         if length is None:
             return completion
-        return replace(
-            completion, ids=completion.ids[:length], logprobs=completion.logprobs[:length], finish_reason="stop"
-        )
+        return Completion(completion.ids[:length], completion.logprobs[:length], "stop")
 
     def length(self, ids: np.ndarray, max_lines: int | None) -> int | None:
         """Return the number of tokens up to the one that closes line `max_lines`. None: it is not closed."""

@@ -11,8 +11,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.policy import Policy
 from convrec_r1.policy.weights import tied_head
 from convrec_r1.rollout.config import vllm_version
-from convrec_r1.rollout.vllm import options
-from convrec_r1.rollout.vllm.process import BACKEND, server_flags
+from convrec_r1.rollout.vllm.options import BACKEND, NEEDED, SERVER, UNTIED, flags
 from convrec_r1.rollout.vllm.server import GENERATE, Server, ServerFault
 
 OLDEST = (0, 32)
@@ -20,7 +19,12 @@ OLDEST = (0, 32)
 CONFIG = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_theta")  # fmt: skip
 """Keys of a model's config that its weights depend on. Compared where both sides have them."""
-UNTIED = '{"tie_word_embeddings": false}'
+ROUTES = {
+    "/collective_rpc": "VLLM_SERVER_DEV_MODE=1",
+    "/start_weight_update": "VLLM_SERVER_DEV_MODE=1",
+    GENERATE: "--enable-scale-out",
+}
+"""What a server must answer to, and what it is started with to do so."""
 PROBES = (
     "Title (1999)\n",
     "Amélie (2001)\n千と千尋の神隠し (2001)",
@@ -62,13 +66,17 @@ def examine(server: Server, policy: Policy, *, max_length: int) -> Engine:
         version = Version(server.get("/version")["version"])
     except (KeyError, TypeError, InvalidVersion):
         raise UserError(f"What answers at {server.address} is no vLLM server. Correct rollout.servers.") from None
-    engine = None
-    wrong = [*_version(version)] or [*_endpoints(server)]
-    if not wrong:
-        engine = _describe(server)
-        wrong = ["it was started without this project's worker (--worker-extension-cls)."]
-    if engine:
+    engine, own = None, vllm_version()
+    if version.release[:2] < OLDEST:
+        wrong = [f"it is vLLM {version}; {OLDEST[0]}.{OLDEST[1]} or newer is needed."]
+    elif own and version.release[:2] != Version(own).release[:2]:
+        wrong = [f"it is vLLM {version}; here {own} is installed. Use the same release on both sides."]
+    elif missing := [path for path in ROUTES if not server.has(path)]:
+        wrong = [f"it has no {path}: start it with {ROUTES[path]}." for path in missing]
+    elif engine := _describe(server):
         wrong = [*_engine(engine, max_length), *_model(engine, policy), *_tokenizer(server, policy)]
+    else:
+        wrong = ["it was started without this project's worker (--worker-extension-cls)."]
     if wrong or engine is None:
         raise UserError(
             f"The vLLM server at {server.address} does not fit this run:\n"
@@ -76,24 +84,6 @@ def examine(server: Server, policy: Policy, *, max_length: int) -> Engine:
             + f"\nWhere this project is installed, this starts one that does:\n  {_command(max_length)}"
         )
     return engine
-
-
-def _version(version: Version) -> Iterator[str]:
-    own = vllm_version()
-    if version.release[:2] < OLDEST:
-        yield f"it is vLLM {version}; {OLDEST[0]}.{OLDEST[1]} or newer is needed."
-    elif own and version.release[:2] != Version(own).release[:2]:
-        yield f"it is vLLM {version}; here {own} is installed. Use the same release on both sides."
-
-
-def _endpoints(server: Server) -> Iterator[str]:
-    for path, how in (
-        ("/collective_rpc", "VLLM_SERVER_DEV_MODE=1"),
-        ("/start_weight_update", "VLLM_SERVER_DEV_MODE=1"),
-        (GENERATE, "--enable-scale-out"),
-    ):
-        if not server.has(path):
-            yield f"it has no {path}: start it with {how}."
 
 
 def _describe(server: Server) -> Engine | None:
@@ -109,8 +99,8 @@ def _describe(server: Server) -> Engine | None:
 def _engine(engine: Engine, max_length: int) -> Iterator[str]:
     for flag, found, wanted in (
         ("--weight-transfer-config", engine.transfer, BACKEND),
-        ("--logprobs-mode", engine.logprobs_mode, "processed_logprobs"),
-        ("--generation-config", engine.generation_config, "vllm"),
+        ("--logprobs-mode", engine.logprobs_mode, NEEDED["logprobs_mode"]),
+        ("--generation-config", engine.generation_config, NEEDED["generation_config"]),
     ):
         if found != wanted:
             yield f"its {flag} is {found}; the run needs {wanted}."
@@ -122,7 +112,8 @@ def _engine(engine: Engine, max_length: int) -> Iterator[str]:
     if engine.device == "cpu" and engine.prompts_in_pieces:
         yield "on CPUs it cannot seed prompts that it prefills in pieces (--no-enable-chunked-prefill)."
     if engine.device == "cpu" and engine.tied:
-        yield f"on CPUs a head that shares the embeddings' weights keeps its first ones (--hf-overrides '{UNTIED}')."
+        how = shlex.join(flags({"hf_overrides": UNTIED}))
+        yield f"on CPUs a head that shares the embeddings' weights keeps its first ones ({how})."
 
 
 def _model(engine: Engine, policy: Policy) -> Iterator[str]:
@@ -149,13 +140,9 @@ def _tokenizer(server: Server, policy: Policy) -> Iterator[str]:
 
 
 def _command(max_length: int) -> str:
-    flags = [
-        "--model", "MODEL", "--max-model-len", str(max_length), *server_flags(),
-        "--worker-extension-cls", options.WORKER, "--logits-processors", options.STOP,
-        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
-    ]  # fmt: skip
-    on_cpu = ["--no-enable-chunked-prefill", "--hf-overrides", UNTIED]
+    everywhere = flags({"model": "MODEL", "max_model_len": max_length, **SERVER, **NEEDED})
+    on_cpu = flags({"enable_chunked_prefill": False, "hf_overrides": UNTIED})
     return (
-        f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server {shlex.join(flags)}\n"
+        f"VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server {shlex.join(everywhere)}\n"
         f"on CPUs also with\n  {shlex.join(on_cpu)}"
     )

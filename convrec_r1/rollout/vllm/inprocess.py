@@ -9,6 +9,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,20 @@ class VLLMEngine:
     ) -> list[list[Completion]]:
         from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 
-        if self._llm is None or not self._awake:
+        if not (self._llm and self._awake):
             self.sync(self._policy)
         # With tensor parallelism several processes are workers of one engine, which samples the prompts of all of them.
         parts, place = _gather(list(zip(prompts, seeds, strict=True)))
         start = sum(map(len, parts[:place]))
-        requests = [request for part in parts for request in part]
+        requests = list(chain(*parts))
         sampled = [sampling_arguments(sampling, seed, self._policy.eos_ids) for _, seed in requests]
-        outputs = self._running.generate(
+        outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt, _ in requests],
             [SamplingParams(**arguments, flat_logprobs=True) for arguments in sampled],
             use_tqdm=_progress(on_progress) if on_progress and len(parts) == 1 else False,
         )
         if self.options.sleep:
-            self._running.sleep(level=2)
+            self._llm.sleep(level=2)
             self._awake = False
         return [
             [self.cut(_completion(choice), sampling.max_lines) for choice in output.outputs]
@@ -71,21 +72,18 @@ class VLLMEngine:
     def sync(self, policy: Policy) -> None:
         """Load the weights one at a time, in the order of the layers, and drop what was computed with the old ones."""
         self._policy = policy
-        if self._llm is None:
+        if not self._llm:
             self._start()
         if not self._awake:
-            self._running.wake_up(tags=["weights"])
+            self._llm.wake_up(tags=["weights"])
         weights = self.check.watch(stream_weights(policy, dtype=self.setup.dtype, tied=self.setup.tied))
         # Always with an iterator: without one vLLM loads its first weights again, without a warning.
-        self._running.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if not self._awake:
-            self._running.wake_up(tags=["kv_cache"])
+            self._llm.wake_up(tags=["kv_cache"])
             self._awake = True
-        self._running.reset_prefix_cache()
-        self.check.compare(
-            "vLLM",
-            lambda: [worker for part in _gather(self._running.collective_rpc("weight_sums"))[0] for worker in part],
-        )
+        self._llm.reset_prefix_cache()
+        self.check.compare("vLLM", lambda: chain(*_gather(self._llm.collective_rpc("weight_sums"))[0]))
 
     def close(self) -> None:
         """Free the memory, and the process group if the engine created it."""
@@ -102,17 +100,11 @@ class VLLMEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    @property
-    def _running(self) -> Any:
-        assert self._llm is not None
-        return self._llm
-
     def _start(self) -> None:
         self._owns_group = not processes.joined()
         with tempfile.TemporaryDirectory(prefix="convrec-r1-") as folder, _undisturbed():
-            self.setup = setup(
-                self.options, self._policy, Path(folder), max_length=self.max_length, on_cpu=runs_on_cpu()
-            )
+            sizes = {"max_length": self.max_length, "on_cpu": runs_on_cpu()}
+            self.setup = setup(self.options, self._policy, Path(folder), **sizes)
             from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
 
             self._llm = LLM(

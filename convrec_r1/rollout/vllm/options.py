@@ -20,8 +20,18 @@ from convrec_r1.rollout.config import VLLMOptions
 
 LINE_TABLES = "line_tokens.pt"
 """File in an engine's model folder: which token ids contain a newline, and which are white space only."""
-WORKER = "convrec_r1.rollout.vllm.worker.WeightSync"
-STOP = "convrec_r1.rollout.vllm.stop:StopAfterLines"
+NEEDED = {
+    "worker_extension_cls": "convrec_r1.rollout.vllm.worker.WeightSync",
+    "logits_processors": ["convrec_r1.rollout.vllm.stop:StopAfterLines"],
+    "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
+    "generation_config": "vllm",  # not the model's own defaults (top_k, penalties), which apply without a warning
+}
+"""Arguments of every engine that samples for a run, by the names of `vllm.EngineArgs`."""
+BACKEND = "convrec_file"
+"""vLLM's name for our weight transfer (`worker.FileTransferEngine`)."""
+SERVER = {"enable_scale_out": True, "weight_transfer_config": {"backend": BACKEND}}
+"""Arguments of a server that takes weights and returns tokens, besides those of its engine."""
+UNTIED = {"tie_word_embeddings": False}
 GIB = 1 << 30
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes that vLLM 0.32 has CPU kernels for. A copy, because a trainer beside a server does not import vLLM."""
@@ -48,22 +58,22 @@ class Setup:
     tied: bool
     """Whether the engine's head and embeddings share their weights."""
 
-    def flags(self) -> list[str]:
-        """The same arguments for a server's command line."""
-        flags = []
-        for name, value in self.arguments.items():
-            flag = f"--{name.replace('_', '-')}"
-            if isinstance(value, bool):
-                flags.append(flag if value else f"--no-{flag[2:]}")
-            elif isinstance(value, list):
-                flags += [flag, *map(str, value)]
-            else:
-                flags += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
-        return flags
+
+def flags(arguments: dict[str, Any]) -> list[str]:
+    """Return `arguments` for a server's command line."""
+    found = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            found += [f"--{flag}", *map(str, values)]
+    return found
 
 
 def setup(options: VLLMOptions, policy: Policy, folder: Path, *, max_length: int, on_cpu: bool) -> Setup:
-    """Write `policy`'s config and tokenizer to `folder` and return the arguments of an engine for it.
+    """Write `policy`'s config, tokenizer and `LINE_TABLES` to `folder` and return the arguments of an engine for it.
 
     The engine starts with random weights; the first `sync` brings the policy's.
 
@@ -74,8 +84,11 @@ def setup(options: VLLMOptions, policy: Policy, folder: Path, *, max_length: int
     Raises:
         UserError: vLLM has no CPU kernel for the model's attention heads.
     """
-    write_model(policy, folder)
     config = policy.causal_lm.config
+    config.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    tables = {"newline": policy.newline.cpu(), "blank": policy.blank.cpu(), "eos": policy.eos_ids[0]}
+    torch.save(tables, folder / LINE_TABLES)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if on_cpu and head_size not in CPU_HEAD_SIZES:
         raise UserError(
@@ -99,13 +112,10 @@ def setup(options: VLLMOptions, policy: Policy, folder: Path, *, max_length: int
         "enforce_eager": options.enforce_eager if options.enforce_eager is not None else on_cpu,
         "tensor_parallel_size": options.tensor_parallel_size,
         "gpu_memory_utilization": options.memory_fraction,
-        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
-        "generation_config": "vllm",  # not the model's own defaults (top_k, penalties), which apply without a warning
-        "worker_extension_cls": WORKER,
-        "logits_processors": [STOP],
+        **NEEDED,
     }
     if untie:
-        arguments["hf_overrides"] = {"tie_word_embeddings": False}
+        arguments["hf_overrides"] = UNTIED
     if options.kv_cache_gib:
         arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gib * GIB)
     elif on_cpu:
@@ -116,15 +126,6 @@ def setup(options: VLLMOptions, policy: Policy, folder: Path, *, max_length: int
 def fitting_length(policy: Policy, max_length: int) -> int:
     """Return `max_length`, or the model's own limit if that is lower."""
     return min(max_length, getattr(policy.causal_lm.config, "max_position_embeddings", None) or max_length)
-
-
-def write_model(policy: Policy, folder: Path) -> None:
-    """Write what an engine needs of the model besides its weights: config, tokenizer, and which tokens end lines."""
-    policy.causal_lm.config.save_pretrained(folder)
-    policy.tokenizer.save_pretrained(folder)
-    torch.save(
-        {"newline": policy.newline.cpu(), "blank": policy.blank.cpu(), "eos": policy.eos_ids[0]}, folder / LINE_TABLES
-    )
 
 
 def sampling_arguments(sampling: Sampling, seed: int, eos_ids: list[int]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,12 +18,12 @@ from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.config import VLLMServerConfig
 from convrec_r1.rollout.lines import LineCutter
 from convrec_r1.rollout.vllm import agreement, process
-from convrec_r1.rollout.vllm.fleet import Fleet, Request
-from convrec_r1.rollout.vllm.member import Member
-from convrec_r1.rollout.vllm.options import fitting_length, sampling_arguments, setup
+from convrec_r1.rollout.vllm.fleet import Fleet, Member, Request
+from convrec_r1.rollout.vllm.options import SERVER, fitting_length, flags, sampling_arguments, setup
 from convrec_r1.rollout.vllm.process import LocalProcess
 from convrec_r1.rollout.vllm.server import Server
-from convrec_r1.rollout.vllm.transfer import FileTransfer, scratch_folder
+
+MEMORY = Path("/dev/shm")
 
 
 class ServerEngine:
@@ -51,14 +52,15 @@ class ServerEngine:
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        rank = self.trainers.rank
-        if not (self._synced and (self._fleet or rank)):
+        if not (self._synced and (self._fleet or self.trainers.rank)):
             self.sync(self._policy)
+        rank = self.trainers.rank
         own: list[Request] = [
             (list(prompt), sampling_arguments(sampling, seed, self._policy.eos_ids))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         parts = self.trainers.gather(own)
+        requests = list(chain(*parts))
         start = sum(map(len, parts[:rank]))
         mine = range(start, start + len(own))
 
@@ -66,7 +68,6 @@ class ServerEngine:
             if on_progress and place in mine:
                 on_progress(sampling.n)
 
-        requests = [request for part in parts for request in part]
         groups = self.trainers.share(lambda: self._open_fleet.generate(requests, done))
         if rank and on_progress:
             on_progress(len(own) * sampling.n)
@@ -85,7 +86,14 @@ class ServerEngine:
                 problem = error
         for _ in weights:  # where training is sharded, every process takes part in gathering
             pass
-        self.trainers.share(lambda: self._deliver(problem))
+
+        def deliver() -> None:
+            if problem:
+                raise problem
+            self._open_fleet.bring_up()
+            self._open_fleet.keep(1)
+
+        self.trainers.share(deliver)
         self._synced = True
 
     def close(self) -> None:
@@ -119,43 +127,45 @@ class ServerEngine:
             )
         return getattr(torch, dtype), tied
 
-    def _deliver(self, problem: Exception | None) -> None:
-        """Deliver the published weights to every server."""
-        if problem:
-            raise problem
-        self._open_fleet.bring_up()
-        self._open_fleet.transfer.remove_older()
-
     def _open(self) -> Fleet:
         options, policy = self.options, self._policy
         size = sum(weight.numel() * weight.element_size() for weight in policy.parameters())
         self._scratch = scratch_folder(size * (self.trainers.size if policy.shard_root else 1), options.transfer_folder)
         self._logs = None if options.servers else Path(tempfile.mkdtemp(prefix="convrec-r1-servers-"))
 
-        def examine(server: Server) -> agreement.Engine:
-            return agreement.examine(server, self._policy, max_length=self.max_length)
-
-        member = partial(Member, options=options, examine=examine, counts=self.counts)
+        server = partial(Server, timeout=options.request_timeout)
         if self._logs is None:
-            members = [member(f"The vLLM server at {address}", address=address) for address in options.servers]
+            members = [Member(f"The vLLM server at {address}", server(address)) for address in options.servers]
         else:
             launchers = self._launchers(self._logs)
-            members = [member(f"vLLM server {k}", launch=launch) for k, launch in enumerate(launchers, start=1)]
-        return Fleet(members, options, FileTransfer(Path(self._scratch.name)), self.counts)
+            members = [Member(f"vLLM server {k}", server(""), launch) for k, launch in enumerate(launchers, start=1)]
+        return Fleet(members, options, self._examine, Path(self._scratch.name), self.counts)
+
+    def _examine(self, server: Server) -> agreement.Engine:
+        return agreement.examine(server, self._policy, max_length=self.max_length)
 
     def _launchers(self, logs: Path) -> list[Callable[[], LocalProcess]]:
         """Return a function for each server of `options.start` that starts it."""
         options, on_cpu, scratch = self.options, process.computes_on_cpu(), Path(self._scratch.name)
         made = setup(options, self._policy, scratch / "model", max_length=self.max_length, on_cpu=on_cpu)
-        flags = [*made.flags(), *process.server_flags()]
-        if on_cpu and options.tensor_parallel_size == 1:
+        arguments, each = {**made.arguments, **SERVER}, options.tensor_parallel_size
+        if on_cpu and each == 1:
             # One process less than vLLM's default for a single worker on CPUs, which saves a third of the start.
-            flags += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
+            arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
         gpus: Sequence[list[str] | None] = [None] * options.start
         if not on_cpu:
-            visible = process.visible_gpus()
-            gpus = process.assign_gpus(visible, self.trainers.size, options.start, options.tensor_parallel_size)
-        return [
-            partial(LocalProcess, flags, logs / f"server-{k}.log", scratch, seen)
-            for k, seen in enumerate(gpus, start=1)
-        ]
+            gpus = process.assign_gpus(process.visible_gpus(), self.trainers.size, options.start, each)
+        start = partial(LocalProcess, flags(arguments), scratch=scratch)
+        return [partial(start, logs / f"server-{k}.log", gpus=seen) for k, seen in enumerate(gpus, start=1)]
+
+
+def scratch_folder(size: int, within: str | None) -> tempfile.TemporaryDirectory:
+    """Create a folder for weights of `size` bytes: in `within`, else in memory if there is room, else on disk."""
+    if within:
+        Path(within).mkdir(parents=True, exist_ok=True)
+    elif MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * size:  # two sets, and as much for others
+        within = str(MEMORY)
+    folder = tempfile.TemporaryDirectory(prefix="convrec-r1-weights-", dir=within, ignore_cleanup_errors=True)
+    if within:
+        Path(folder.name).chmod(0o755)  # for servers of another user
+    return folder

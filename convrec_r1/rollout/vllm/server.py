@@ -1,6 +1,7 @@
 """Client of one vLLM server's HTTP API."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -85,17 +86,15 @@ class Server:
     def weight_version(self) -> str:
         return self.get("/weight_info")["weight_version"]
 
-    def weight_sums(self) -> list[dict[str, int]]:
-        """Sums of the bits of its weights, one entry per worker."""
-        return self.call_workers("weight_sums")
-
     def call_workers(self, method: str) -> list[Any]:
+        """Call a method of `worker.WeightSync`. Return each worker's answer."""
         return self.post("/collective_rpc", {"method": method})["results"]
 
     def wait_until_up(self, seconds: float, hopeless: Callable[[], str | None] = lambda: None) -> None:
         """Wait until it reports that it is well. Asks at least once.
 
         Args:
+            seconds: to wait at most.
             hopeless: returns why waiting is pointless, or None.
         Raises:
             ServerAway: it is not up after `seconds`.
@@ -104,7 +103,7 @@ class Server:
         end = time.monotonic() + seconds
         while True:
             try:
-                self._ask("GET", "/health", timeout=PROBE)
+                self.get("/health", PROBE)
                 return
             except ServerFault as fault:
                 if reason := hopeless():
@@ -114,11 +113,10 @@ class Server:
             time.sleep(0.3)
 
     def is_well(self) -> bool:
-        try:
+        with contextlib.suppress(ServerFault):
             self.wait_until_up(0)
-        except ServerFault:
-            return False
-        return True
+            return True
+        return False
 
     def has(self, path: str) -> bool:
         """Whether it has the route `path`, which may take POST only."""
@@ -127,16 +125,15 @@ class Server:
         except httpx.HTTPError as error:
             raise ServerFault(f"{path} gave no answer ({_name(error)})") from error
 
-    def get(self, path: str) -> Any:
-        return self._ask("GET", path)
+    def get(self, path: str, timeout: float | None = None) -> Any:
+        return self._ask("GET", path, timeout)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._ask("POST", path, json=body or {})
 
-    def _ask(self, method: str, path: str, **options: Any) -> Any:
+    def _ask(self, method: str, path: str, timeout: float | None = None, **content: Any) -> Any:
         try:
-            options.setdefault("timeout", self.timeout)
-            response = self._http.request(method, path, **options)
+            response = self._http.request(method, path, timeout=timeout or self.timeout, **content)
         except httpx.TimeoutException as error:
             raise ServerHung(f"{path} gave no answer in time") from error
         except httpx.HTTPError as error:
@@ -156,7 +153,7 @@ class Server:
 
 
 def read_group(answer: Any, n: int, version: str) -> list[Completion]:
-    """Read the n completions of an answer from /inference/v1/generate. Raises ServerFault unless all are complete."""
+    """Read the n completions of an answer from `GENERATE`. Raises ServerFault unless all are complete."""
     try:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if [choice["index"] for choice in choices] != list(range(n)):
