@@ -14,15 +14,17 @@ from support import SHARED, make_config
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.plugins import build
 from convrec_r1.data import movieland
+from convrec_r1.data.load import make_adapter
 from convrec_r1.distill.embedders.base import Embedder
 from convrec_r1.distill.export import write_dataset
 from convrec_r1.distill.metadata import known_metadata
+from convrec_r1.matching import Folded
 
 ITEMS = ["Alien (1979)\nhorror\nspace, monsters", "Heat (1995)\ncrime\nheist", "Moana (2016)\nfamily\nthe sea"]
 
 
 def known(cfg):
-    return known_metadata(cfg.distill.metadata, cfg.data)
+    return known_metadata(cfg.distill.metadata, make_adapter(cfg.data, cfg.n, Folded()), cfg.data.name)
 
 
 def embedder_of(*overrides: str) -> Embedder:
