@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.distill.config import VLLMTeacherConfig
-from convrec_r1.distill.teachers.base import Answer, BrokenAnswer, NoAnswer, Question
+from convrec_r1.distill.teachers.base import Answer, NoAnswer, Question
 from convrec_r1.distill.teachers.openai import ChatClient, identity_of
 from convrec_r1.rollout.vllm.options import runs_on_cpu
 from convrec_r1.rollout.vllm.process import LocalProcess
@@ -46,7 +46,7 @@ class VLLMTeacher:
             return await client.answer(question)
         except NoAnswer as failure:
             if not process.alive():  # asked again, of a new server
-                raise BrokenAnswer("server died", f"the server of {self.cfg.model} ended ({process.log})") from failure
+                raise NoAnswer("server died", f"the server of {self.cfg.model} ended ({process.log})") from failure
             raise
 
     async def close(self) -> None:
