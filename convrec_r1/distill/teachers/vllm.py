@@ -50,21 +50,21 @@ class VLLMTeacher:
             raise
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-        if self._process is not None:
-            await asyncio.to_thread(self._process.stop)
+        await self._stop()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._process = self._client = self._folder = None
         self._starts = 0
 
-    async def _start(self) -> None:
-        """Return when the server is up. Raises UserError with the end of its log if it does not start."""
+    async def _stop(self) -> None:
         if self._client is not None:
             await self._client.close()
         if self._process is not None:
             await asyncio.to_thread(self._process.stop)
+
+    async def _start(self) -> None:
+        """Return when the server is up. Raises UserError with the end of its log if it does not start."""
+        await self._stop()
         if self._starts == _STARTS:
             assert self._process is not None
             said = self._process.last_words()
