@@ -27,6 +27,11 @@ class Matches:
     how: np.ndarray
     """[M] str, one of HOWS."""
 
+    def shares(self, named: np.ndarray) -> dict[str, float]:
+        """Return the share of each of HOWS among entries, given as places among the M items. Empty without entries."""
+        how = self.how[named]
+        return {name: float((how == name).mean()) for name in HOWS} if how.size else {}
+
 
 class _Match(NamedTuple):
     at: int

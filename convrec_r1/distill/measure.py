@@ -11,7 +11,6 @@ from convrec_r1 import __version__, lists
 from convrec_r1.data import Conversation, Dataset
 from convrec_r1.distill.adjust import Adjustment
 from convrec_r1.distill.config import TeacherConfig, label
-from convrec_r1.distill.match import HOWS
 from convrec_r1.distill.pipeline import Setup, Stage1
 from convrec_r1.evaluate.popularity import SEGMENTS, Popularity
 from convrec_r1.evaluate.scoring import Evaluation
@@ -54,7 +53,6 @@ def card_values(
     """Return the values of card.json, except for what was asked and how long it took."""
     raw, adjustment = found.raw, found.adjustment
     entries = np.concatenate([np.empty(0, dtype=np.int64), *raw.lists])
-    how = found.matches.how[entries]
     in_training = entries[: sum(map(len, raw.lists[: found.train]))]
     popular = {stage: skew(places[: found.train], popularity) for stage, places in found.stages.items()}
     popular["matched"] = skew(found.matches.index[in_training], popularity)  # seen items included
@@ -78,7 +76,7 @@ def card_values(
             "entries": len(entries),
             "items": len(raw.items),
         },
-        "matches": {name: float((how == name).mean()) for name in HOWS} if how.size else {},
+        "matches": found.matches.shares(entries),
         "metadata": found.metadata,
         "reflect": asdict(found.judged) if found.judged else None,
         "adjust": adjustment
