@@ -10,7 +10,7 @@ and matters less the more pairs there are. An item that is never wanted is lower
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,8 +66,8 @@ class Wanted(NamedTuple):
 
     rows: np.ndarray
     """[M] rows of the scores."""
-    counts: sparse.csr_array
-    """[M, C] how often each item is a ground truth."""
+    counts: Any
+    """[M, C] sparse.csr_array: how often each item is a ground truth."""
 
     @classmethod
     def of(cls, rows: np.ndarray, truths: Sequence[np.ndarray], columns: int) -> "Wanted":
@@ -192,7 +192,7 @@ def _nll(
     """
     dtype = torch.float64 if len(wanted.rows) * len(w) <= _PRECISE else torch.float32
     scale, shift = torch.from_numpy(w).to(dtype), torch.from_numpy(b).to(dtype)
-    found = [np.empty(0)]
+    found: list[np.ndarray] = [np.empty(0)]
     for block in wanted.blocks():
         scores = torch.from_numpy(read(block.rows)).to(dtype)  # [B, C]
         row, place = block.counts.nonzero()

@@ -69,7 +69,7 @@ def remap_block(inputs: RemapInputs, rows: range, cfg: RemapConfig) -> np.ndarra
     p = sparse.csr_array((weights, named, starts), shape=(len(rows), len(inputs.matches)))
     known = np.flatnonzero(inputs.matches >= 0)
     same = (np.ones(len(known), dtype=np.float32), (known, inputs.matches[known]))
-    exact = p @ sparse.csr_array(same, shape=(len(inputs.matches), inputs.size))
+    exact: Any = p @ sparse.csr_array(same, shape=(len(inputs.matches), inputs.size))
     if not cfg.enabled:
         return exact.toarray()
     if inputs.catalog is None or inputs.teacher is None or inputs.conversations is None:
