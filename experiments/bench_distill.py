@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from convrec_r1.base.files import write_json
-from convrec_r1.distill.adjust import _nll, _Pairs, fit_adjust
+from convrec_r1.distill.adjust import Wanted, _nll, fit_adjust
 from convrec_r1.distill.config import RemapConfig, TfidfConfig
 from convrec_r1.distill.embedders.tfidf import TfidfEmbedder
 from convrec_r1.distill.metadata import read_metadata
@@ -102,7 +102,7 @@ def main() -> None:
         row, column = np.nonzero(candidates >= 0)
         judged = rng.integers(-2, 3, len(row)).astype(np.float32)
         clock("add ratings", lambda: store.add(row, candidates[row, column], 0.5 * judged))
-        pairs = _Pairs.of(np.arange(given.conversations), truths)
+        pairs = Wanted.of(np.arange(given.conversations), truths, given.items)
         ones, zeros = np.ones(given.items), np.zeros(given.items)
         slopes = tuple(torch.zeros(given.items, dtype=torch.float64) for _ in range(2))
         clock("Adjust, one evaluation", lambda: _nll(store.read, pairs, ones, zeros, slopes))

@@ -48,7 +48,7 @@ def nll_and_gradient(read, pairs, w, b):
 def test_nll_and_gradient_on_one_conversation_by_hand(stored):
     """Scores ln 2 and 0, the second item is wanted: p = (2/3, 1/3), so -log p = ln 3; dz = (2/3, -2/3); dw = s dz."""
     store = stored([[np.log(2), 0]])
-    pairs = adjust._Pairs.of(np.arange(1), wanting([1]))
+    pairs = adjust.Wanted.of(np.arange(1), wanting([1]), 2)
     nll, gradient = nll_and_gradient(store.read, pairs, np.ones(2), np.zeros(2))
     assert nll == pytest.approx(np.log(3), rel=1e-6)
     np.testing.assert_allclose(gradient, [np.log(2) * 2 / 3, 0, 2 / 3, -2 / 3], rtol=1e-6)
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_the_formula():
     scores = rng.normal(size=(7, 5)).astype(np.float32)
     truths = wanting([0], [1, 2], [], [4], [3, 3], [0, 1, 2, 3, 4], [])
     w, b = rng.normal(1, 0.3, 5), rng.normal(0, 0.3, 5)
-    pairs = adjust._Pairs.of(np.arange(7), truths)
+    pairs = adjust.Wanted.of(np.arange(7), truths, 5)
     nll, gradient = nll_and_gradient(scores.__getitem__, pairs, w, b)
     assert nll == pytest.approx(objective(scores, truths, w, b, 0), rel=1e-6)
     x, step = np.concatenate([w, b]), 1e-5
@@ -115,7 +115,7 @@ def test_planted_biases_are_recovered(stored):
     assert errors[1][1] < 0.04
     assert np.all(np.array(errors[1]) < np.array(errors[0]) / 3), "forty times the data: about a sixth of the error"
     scores, truths = sample(5000)
-    pairs = adjust._Pairs.of(np.arange(5000), truths)
+    pairs = adjust.Wanted.of(np.arange(5000), truths, items)
     left_out = adjust._nll(scores.__getitem__, pairs, found.w, found.b).mean()
     assert left_out < adjust._nll(scores.__getitem__, pairs, np.ones(items), np.zeros(items)).mean() - 0.3
 

@@ -19,9 +19,9 @@ from convrec_r1.data.schema import Conversation, Dataset, Message
 from convrec_r1.distill import export
 from convrec_r1.distill.config import ReflectConfig, SimulatedTeacherConfig
 from convrec_r1.distill.demonstrations import with_distilled
+from convrec_r1.distill.measure import skew
 from convrec_r1.distill.questions import describe, judge, recommend, repair
 from convrec_r1.distill.reflect import reflect
-from convrec_r1.distill.skew import skew, truths_skew
 from convrec_r1.distill.teachers.base import Answer
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
@@ -166,9 +166,9 @@ def test_skew_by_hand():
 
 
 def test_skew_of_what_users_wanted_has_no_distance_from_itself():
-    popularity = Popularity(FILMS, [6, 2, 1, 1])
-    assert truths_skew(popularity)["distance"] == 0
-    assert truths_skew(popularity)["head"] == 0.6
+    found = skew(np.repeat(range(4), [6, 2, 1, 1]), Popularity(FILMS, [6, 2, 1, 1]))
+    assert found["distance"] == 0
+    assert found["head"] == 0.6
 
 
 def test_skew_without_entries_or_interactions():

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 
 import fake_openai
-import openai
 import pytest
 from fake_openai import FakeOpenAI, completion
 from support import make_config
@@ -16,6 +15,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.data.schema import Conversation, Message
 from convrec_r1.distill.answers import descriptions, ratings
 from convrec_r1.distill.questions import describe, judge
+from convrec_r1.distill.teachers import interview as interviews
 from convrec_r1.distill.teachers.base import Answer, Chat, Question
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.cost import Estimate, estimate, in_words, price
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """The client's waits between attempts, a tenth as long."""
-    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.05)
+    """Waits between attempts, a tenth as long."""
+    monkeypatch.setattr(interviews, "FIRST_WAIT", 0.05)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 

@@ -8,16 +8,18 @@ A sum over all pairs, not their mean: the regulariser is a normal prior with var
 and matters less the more pairs there are. An item that is never wanted is lowered by all conversations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from scipy.optimize import minimize
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.progress import bar
-from convrec_r1.distill.scores import ScoreStore
+from convrec_r1.distill.scores import ScoreStore, blocks
 
 _AT_A_TIME = 2**22
 """Scores in a block. Fixed, so that sums have the same order on every machine."""
@@ -42,8 +44,7 @@ class Adjustment:
     converged: bool
 
 
-@dataclass(frozen=True)
-class Validated:
+class Validated(NamedTuple):
     """How well a strength predicts the ground truths of left-out conversations."""
 
     strength: float
@@ -53,12 +54,39 @@ class Validated:
     """Its standard error over users (clusters)."""
 
 
-@dataclass(frozen=True)
-class CrossValidation:
+class CrossValidation(NamedTuple):
     best: float
     """The strength with the lowest nll; of equals the largest."""
     table: list[Validated]
     """In the order of the strengths as given."""
+
+
+class Wanted(NamedTuple):
+    """The ground truths of M conversations that have some."""
+
+    rows: np.ndarray
+    """[M] rows of the scores."""
+    counts: Any
+    """[M, C] sparse.csr_array: how often each item is a ground truth."""
+
+    @classmethod
+    def of(cls, rows: np.ndarray, truths: Sequence[np.ndarray], columns: int) -> "Wanted":
+        """rows: of all conversations. truths: places of the ground truths of each; may be empty."""
+        places = np.concatenate([np.empty(0, dtype=np.int64), *truths])
+        starts = np.cumsum([0, *map(len, truths)])
+        counts = sparse.csr_array((np.ones(len(places)), places, starts), shape=(len(truths), columns))
+        counts.sum_duplicates()
+        return cls(rows, counts).only(np.diff(counts.indptr) > 0)
+
+    def only(self, which: np.ndarray) -> "Wanted":
+        """which: [M] bool."""
+        return Wanted(self.rows[which], self.counts[np.flatnonzero(which)])
+
+    def blocks(self) -> Iterator["Wanted"]:
+        size = max(1, _AT_A_TIME // max(1, self.counts.shape[1]))
+        return (
+            Wanted(self.rows[b.start : b.stop], self.counts[b.start : b.stop]) for b in blocks(len(self.rows), size)
+        )
 
 
 def fit_adjust(store: ScoreStore, rows: range, truths: Sequence[np.ndarray], strength: float) -> Adjustment:
@@ -67,8 +95,7 @@ def fit_adjust(store: ScoreStore, rows: range, truths: Sequence[np.ndarray], str
     truths: places in the catalog of the ground truths of each of `rows`; may be empty. Without any, w = 1 and b = 0.
     Each evaluation is one pass over the scores; sums over conversations are float64.
     """
-    pairs = _Pairs.of(np.arange(rows.start, rows.stop), truths)
-    return _fit(store.read, pairs, store.columns, strength)
+    return _fit(store.read, Wanted.of(np.asarray(rows), truths, store.columns), strength)
 
 
 def cross_validate(
@@ -100,67 +127,37 @@ def cross_validate(
     kept = place[cluster] < drawn
     chosen, cluster = useful[kept], cluster[kept]
     fold = place[cluster] % folds
-    scores = store.read(rows.start + chosen)  # [M, C]
-    pairs = _Pairs.of(np.arange(len(chosen)), [truths[at] for at in chosen])
+    read = store.read(rows.start + chosen).__getitem__  # [M, C]
+    wanted = Wanted.of(np.arange(len(chosen)), [truths[at] for at in chosen], store.columns)
     nll = {strength: np.zeros(len(chosen)) for strength in strengths}
     with bar("Adjust, strengths", folds * len(nll)) as progress:
         for number in range(folds):
-            start = None
+            fitted = None
             for strength in sorted(nll, reverse=True):  # a weaker one starts from the solution of the stronger one
-                fitted = _fit(scores.__getitem__, pairs.only(fold != number), store.columns, strength, start)
-                start = fitted
-                left_out = pairs.only(fold == number)
-                nll[strength][fold == number] = _nll(scores.__getitem__, left_out, fitted.w, fitted.b)
+                fitted = _fit(read, wanted.only(fold != number), strength, fitted)
+                nll[strength][fold == number] = _nll(read, wanted.only(fold == number), fitted.w, fitted.b)
                 progress.advance()
-    table = [Validated(strength, *_mean(nll[strength], pairs.counts, cluster)) for strength in strengths]
-    best = min(table, key=lambda row: (row.nll, -row.strength))
-    return CrossValidation(best.strength, table)
+    number = wanted.counts.sum(axis=1)
+    table = [Validated(strength, *_mean(nll[strength], number, cluster)) for strength in strengths]
+    return CrossValidation(min(table, key=lambda row: (row.nll, -row.strength)).strength, table)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pairs:
-    """Conversations with ground truths: rows [M], and the places of the ground truths of each."""
-
-    rows: np.ndarray
-    wanted: list[np.ndarray]
-
-    @classmethod
-    def of(cls, rows: np.ndarray, truths: Sequence[np.ndarray]) -> "_Pairs":
-        kept = [at for at, wanted in enumerate(truths) if len(wanted)]
-        return cls(rows[kept], [truths[at] for at in kept])
-
-    def only(self, which: np.ndarray) -> "_Pairs":
-        return _Pairs(self.rows[which], [self.wanted[at] for at in np.flatnonzero(which)])
-
-    @property
-    def counts(self) -> np.ndarray:
-        return np.array([len(wanted) for wanted in self.wanted], dtype=np.int64)
-
-    def blocks(self, columns: int):
-        """Yield blocks of (rows, row within the block of each pair, place of each pair)."""
-        size = max(1, _AT_A_TIME // max(1, columns))
-        for start in range(0, len(self.rows), size):
-            wanted = self.wanted[start : start + size]
-            row = np.repeat(np.arange(len(wanted)), [len(places) for places in wanted])
-            yield self.rows[start : start + size], row, np.concatenate(wanted)
-
-
-def _fit(read: Read, pairs: _Pairs, columns: int, strength: float, start: Adjustment | None = None) -> Adjustment:
-    total = int(pairs.counts.sum())
+def _fit(read: Read, wanted: Wanted, strength: float, start: Adjustment | None = None) -> Adjustment:
+    columns, total = wanted.counts.shape[1], wanted.counts.sum()
     unchanged = np.concatenate([np.ones(columns), np.zeros(columns)])
     if not total:
         return Adjustment(unchanged[:columns], unchanged[columns:], strength, float("nan"), 0, True)
 
     # The curvature along a variable differs by thousands between frequent and rare items: with variables scaled by it, L-BFGS
     # needs a third of the steps.
-    scale = np.sqrt(_curvature(read, pairs, columns) + 2 * strength)
+    scale = np.sqrt(_curvature(read, wanted) + 2 * strength)
     first = unchanged if start is None else np.concatenate([start.w, start.b])
 
     def objective(y: np.ndarray) -> tuple[float, np.ndarray]:
         """Return value and gradient at first + y / scale, divided by the number of pairs: tolerances then fit any dataset."""
         x = first + y / scale
         slopes = (torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64))
-        nll = _nll(read, pairs, x[:columns], x[columns:], slopes).sum()
+        nll = _nll(read, wanted, x[:columns], x[columns:], slopes).sum()
         away = x - unchanged
         gradient = torch.cat(slopes).numpy() + 2 * strength * away
         return float((nll + strength * away @ away) / total), gradient / (scale * total)
@@ -168,25 +165,21 @@ def _fit(read: Read, pairs: _Pairs, columns: int, strength: float, start: Adjust
     limits = {"maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": 1e-11, "gtol": 1e-6, "maxcor": 20}
     found = minimize(objective, np.zeros(2 * columns), jac=True, method="L-BFGS-B", options=limits)
     best = first + found.x / scale
-    w, b = best[:columns], best[columns:]
-    nll = float(_nll(read, pairs, w, b).sum()) / total
-    return Adjustment(w, b, strength, nll, int(found.nit), bool(found.success))
+    nll = float(found.fun - strength * ((best - unchanged) ** 2).sum() / total)
+    return Adjustment(best[:columns], best[columns:], strength, nll, int(found.nit), bool(found.success))
 
 
-def _curvature(read: Read, pairs: _Pairs, columns: int) -> np.ndarray:
+def _curvature(read: Read, wanted: Wanted) -> np.ndarray:
     """Approximate the second derivatives of the sum by [w, b] at its minimum: there sum_x m_x p_xj is about the number of
     pairs with item j, and sum_x m_x p_xj s_xj^2 that number times the mean square of the item's scores."""
-    wanted = np.bincount(np.concatenate(pairs.wanted), minlength=columns) + 1.0
-    squares = np.zeros(columns)
-    for rows, _, _ in pairs.blocks(columns):
-        scores = torch.from_numpy(read(rows))
-        squares += (scores * scores).sum(dim=0, dtype=torch.float64).numpy()
-    return np.concatenate([wanted * squares / len(pairs.rows), wanted])
+    number = wanted.counts.sum(axis=0) + 1.0
+    squares = sum(np.square(read(block.rows)).sum(axis=0, dtype=np.float64) for block in wanted.blocks())
+    return np.concatenate([number * squares / len(wanted.rows), number])
 
 
 def _nll(
     read: Read,
-    pairs: _Pairs,
+    wanted: Wanted,
     w: np.ndarray,
     b: np.ndarray,
     gradient: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -197,19 +190,20 @@ def _nll(
 
         d/dz = m_x softmax(z) - (1 at each of them),  d/dw = sum_x s_x d/dz,  d/db = sum_x d/dz
     """
-    dtype = torch.float64 if len(pairs.rows) * len(w) <= _PRECISE else torch.float32
+    dtype = torch.float64 if len(wanted.rows) * len(w) <= _PRECISE else torch.float32
     scale, shift = torch.from_numpy(w).to(dtype), torch.from_numpy(b).to(dtype)
-    found = [np.empty(0)]
-    for rows, row, place in pairs.blocks(len(w)):
-        scores = torch.from_numpy(read(rows)).to(dtype)  # [B, C]
-        row, place = torch.from_numpy(row), torch.from_numpy(place)
+    found: list[np.ndarray] = [np.empty(0)]
+    for block in wanted.blocks():
+        scores = torch.from_numpy(read(block.rows)).to(dtype)  # [B, C]
+        row, place = block.counts.nonzero()
+        times = torch.from_numpy(block.counts.data)
         z = torch.addcmul(shift, scores, scale)
         log_sum = z.logsumexp(dim=1, keepdim=True)  # [B, 1]
-        lost = log_sum[row, 0].double() - z[row, place].double()
-        found.append(torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, lost).numpy())
+        lost = (log_sum[row, 0].double() - z[row, place].double()) * times
+        found.append(np.bincount(row, weights=lost.numpy(), minlength=len(scores)))
         if gradient is not None:
-            slope = z.sub_(log_sum).exp_().mul_(torch.bincount(row, minlength=len(rows))[:, None])
-            slope.index_put_((row, place), torch.tensor(-1.0, dtype=dtype), accumulate=True)  # d/dz
+            slope = z.sub_(log_sum).exp_().mul_(torch.from_numpy(block.counts.sum(axis=1))[:, None])
+            slope[row, place] -= times.to(dtype)  # d/dz
             gradient[1].add_(slope.sum(dim=0, dtype=torch.float64))
             gradient[0].add_(slope.mul_(scores).sum(dim=0, dtype=torch.float64))
     return np.concatenate(found)

@@ -1,22 +1,15 @@
 """The card of demonstrations: a table for each question about them, on the terminal and in card.md, and a figure."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from rich import box
-from rich.table import Table
 
-from convrec_r1.base.files import replacing
+from convrec_r1.base import draw
 from convrec_r1.base.progress import console
-from convrec_r1.base.visible import visible
+from convrec_r1.base.tables import Column, Table, plain
 from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.forecast import Forecast
 from convrec_r1.distill.teachers.cost import Estimate, price
@@ -32,38 +25,44 @@ STAGES = {
 """Labels of the lists that are measured, in order; the last are the ground truths."""
 _TEACHER, _OURS, _DASHED = "#999999", "#0072B2", "#D55E00"
 _SEGMENTS = {"head": "#0072B2", "mid": "#56B4E9", "tail": "#F0E442"}
-_SPECIAL = re.compile(r"[\\`*<>|&]|\](?=[(\[:])")
-
-Rows = list[dict[str, str]]
-"""A table: heading -> cell in each row. The first column is text, the others are numbers."""
+_FAVOUR = {
+    "head": ("head", "{:.1%}"),
+    "mid": ("mid", "{:.1%}"),
+    "tail": ("tail", "{:.1%}"),
+    "mean_rank": ("mean rank", "{:.0f}"),
+    "coverage": ("coverage", "{:.1%}"),
+    "gini": ("Gini", "{:.2f}"),
+    "distance": ("distance", "{:.2f}"),
+}
+"""Statistic of popularity -> heading and format."""
 
 
 def render(card: Mapping[str, Any]) -> str:
     """Return card.md."""
     teacher, counts = card["teacher"], card["conversations"]
     lines = [
-        f"# Demonstrations: {_plain(card['distill'])}, {_plain(card['data'])}",
+        f"# Demonstrations: {plain(card['distill'])}, {plain(card['data'])}",
         "",
-        f"Teacher {_plain(teacher['name'])} ({_plain(str(teacher['model']))}), embedder {_plain(card['embedder'])}; lists of "
+        f"Teacher {plain(teacher['name'])} ({plain(str(teacher['model']))}), embedder {plain(card['embedder'])}; lists of "
         f"{card['n']} for {counts['train']:,} training conversations, measured on {counts['held_out']:,} held-out ones. "
         f"Made in {card['seconds']:.0f} s by ConvRec-R1 {card['version']}.",
         "",
         "## What each stage's lists are worth",
         "",
-        *_markdown(_worth(card)),
+        *_worth(card).markdown(),
         "",
         "  \n".join(_comparisons(card)),
         "",
         "## Which items the lists favour",
         "",
-        *_markdown(_favour(card)),
+        *_favour(card).markdown(),
         "",
         "Lists of the training conversations before and after each stage; the last row is what users wanted. Distance: total "
         "variation between how often items are listed and how often they are wanted.",
         "",
         "## What was asked",
         "",
-        *_markdown(_asked(card)),
+        *_asked(card).markdown(),
         "",
         *(f"- {line}" for line in _facts(card)),
     ]
@@ -73,31 +72,28 @@ def render(card: Mapping[str, Any]) -> str:
 def show(card: Mapping[str, Any]) -> None:
     """Print the stages on the terminal, in 80 characters."""
     k = card["ks"][-1]
-    _print(_worth(card), "Held-out conversations", ["stage", f"NDCG@{k}", "interval", f"Recall@{k}", "in catalog"])
-    _print(
-        _favour(card),
-        "Which items the lists favour",
-        ["stage", "head", "mid", "tail", "coverage", "Gini", "distance"],
-    )
+    _print(_worth(card).pick(f"NDCG@{k}", "interval", f"Recall@{k}", "in catalog"), "Held-out conversations")
+    shown = ("head", "mid", "tail", "coverage", "Gini", "distance")
+    _print(_favour(card).pick(*shown), "Which items the lists favour")
     console.print(*_comparisons(card), *_facts(card), sep="\n", highlight=False)
 
 
 def show_forecast(forecasts: Sequence[Forecast], cfg: TeacherConfig) -> None:
     """Print what would be asked."""
     total = Estimate(*(sum(values) for values in zip(*(found.ahead for found in forecasts), strict=True)))
-    shown = [*forecasts, Forecast("all", None, total)]  # pyright: ignore[reportArgumentType]  # a kind for the sum
     rows = [
-        {
-            "question": found.kind,
-            "to ask": f"{found.ahead.questions:,}",
-            "answered": "not known" if found.answered is None else f"{found.answered:,}",
-            "tokens in": f"{found.ahead.prompt_tokens:,}",
-            "tokens out": f"{found.ahead.completion_tokens:,}",
-            "cost": _dollars(price(found.ahead.prompt_tokens, found.ahead.completion_tokens, cfg)),
-        }
-        for found in shown
+        [
+            found.kind,
+            f"{found.ahead.questions:,}",
+            "not known" if found.answered is None else f"{found.answered:,}",
+            f"{found.ahead.prompt_tokens:,}",
+            f"{found.ahead.completion_tokens:,}",
+            _dollars(price(found.ahead.prompt_tokens, found.ahead.completion_tokens, cfg)),
+        ]
+        for found in (*forecasts, Forecast("all", None, total))
     ]
-    _print(rows, f"What the teacher ({cfg.name}: {cfg.model}) would be asked", list(rows[0]))
+    table = _table(("question", "to ask", "answered", "tokens in", "tokens out", "cost"), rows)
+    _print(table, f"What the teacher ({cfg.name}: {cfg.model}) would be asked")
     console.print(
         *(f"{found.kind}: {found.note}." for found in forecasts if found.note),
         "Tokens at this teacher's own rates if the cache holds 20 answers of a kind; else 4 characters a token.",
@@ -109,33 +105,27 @@ def show_forecast(forecasts: Sequence[Forecast], cfg: TeacherConfig) -> None:
 
 def figure(card: Mapping[str, Any], path: Path) -> None:
     """Draw two panels: what each stage's lists are worth, and which part of the catalog they list."""
-    look: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold"}
-    with plt.rc_context(look):
-        plot, (worth, favour) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-        if card["held_out"]:
-            _draw_worth(worth, card["held_out"], card["metric"])
-        else:
-            worth.set_axis_off()
-            worth.text(0.5, 0.5, "no held-out conversations", ha="center", transform=worth.transAxes)
-        _draw_favour(favour, card["popularity"])
-        with replacing(path) as scratch:
-            plot.savefig(scratch, format="png", dpi=150)
-        plt.close(plot)
+    with draw.style():
+        plot, axes = draw.panels(1, 2, (10, 3.4))
+        _draw_worth(axes[0, 0], card["held_out"], card["metric"])
+        _draw_favour(axes[0, 1], card["popularity"])
+        draw.save(plot, path)
 
 
 def _draw_worth(axes, held_out: Mapping[str, Any], metric: str) -> None:
-    means = np.array([found["metrics"][metric] for found in held_out.values()])
-    bounds = np.array([found["intervals"][metric] for found in held_out.values()], dtype=float)  # None: nan
-    bounds = np.where(np.isnan(bounds), means[:, None], bounds)
-    errors = np.maximum([means - bounds[:, 0], bounds[:, 1] - means], 0)
-    places = np.arange(len(means))[::-1]
-    colors = [_TEACHER if name in ("as_said", "matched") else _OURS for name in held_out]
-    axes.barh(places, means, xerr=errors, color=colors, capsize=3, height=0.65)
-    for place, mean, end in zip(places, means, bounds[:, 1], strict=True):
-        axes.annotate(f"{mean:.3f}", (end, place), xytext=(4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(places, [STAGES[name] for name in held_out])
+    if not held_out:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no held-out conversations", ha="center", transform=axes.transAxes)
+        return
+    draw.bars(
+        axes,
+        [STAGES[name] for name in held_out],
+        [found["metrics"][metric] for found in held_out.values()],
+        [found["intervals"][metric] for found in held_out.values()],
+        [_TEACHER if name in ("as_said", "matched") else _OURS for name in held_out],
+        horizontal=True,
+    )
     axes.set(title="Lists against what users went on to like", xlabel=f"{_name(metric)}, held-out conversations")
-    axes.margins(x=0.12)
 
 
 def _draw_favour(axes, popularity: Mapping[str, Any]) -> None:
@@ -153,25 +143,26 @@ def _draw_favour(axes, popularity: Mapping[str, Any]) -> None:
     axes.set(
         title="Share of head, mid and tail items", xlabel="share of entries; dashed: what users wanted", xlim=(0, 1)
     )
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.42))
+    axes.grid(visible=False, axis="y")
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.42))
 
 
-def _worth(card: Mapping[str, Any]) -> Rows:
+def _worth(card: Mapping[str, Any]) -> Table:
+    names = [f"{stem}@{k}" for stem in ("ndcg", "recall") for k in card["ks"]]
     rows = []
     for stage, found in card["held_out"].items():
         values, (low, high) = found["metrics"], found["intervals"][card["metric"]]
-        names = [f"{stem}@{k}" for stem in ("ndcg", "recall") for k in card["ks"]]
         rows.append(
-            {"stage": STAGES[stage]}
-            | {_name(name): f"{values[name]:.4f}" for name in names}
-            | {
-                "interval": "" if low is None else f"{low:.3f}-{high:.3f}",
-                "in catalog": f"{values['catalog/valid']:.1%}",
-                "seen": f"{values['list/seen']:.2f}",
-                "lines": f"{values['list/length']:.1f}",
-            }
+            [
+                STAGES[stage],
+                *(f"{values[name]:.4f}" for name in names),
+                "" if low is None else f"{low:.3f}-{high:.3f}",
+                f"{values['catalog/valid']:.1%}",
+                f"{values['list/seen']:.2f}",
+                f"{values['list/length']:.1f}",
+            ]
         )
-    return rows
+    return _table(("stage", *map(_name, names), "interval", "in catalog", "seen", "lines"), rows)
 
 
 def _comparisons(card: Mapping[str, Any]) -> list[str]:
@@ -187,32 +178,21 @@ def _comparisons(card: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _favour(card: Mapping[str, Any]) -> Rows:
-    formats = {
-        "head": "{:.1%}", "mid": "{:.1%}", "tail": "{:.1%}", "mean_rank": "{:.0f}", "coverage": "{:.1%}", "gini": "{:.2f}",
-        "distance": "{:.2f}",
-    }  # fmt: skip
-    headings = {"mean_rank": "mean rank", "gini": "Gini"}
-    return [
-        {"stage": STAGES[stage]}
-        | {headings.get(key, key): f.format(found[key]) if key in found else "" for key, f in formats.items()}
+def _favour(card: Mapping[str, Any]) -> Table:
+    rows = [
+        [STAGES[stage], *(form.format(found[key]) if key in found else "" for key, (_, form) in _FAVOUR.items())]
         for stage, found in card["popularity"].items()
     ]
+    return _table(("stage", *(heading for heading, _ in _FAVOUR.values())), rows)
 
 
-def _asked(card: Mapping[str, Any]) -> Rows:
-    return [
-        {
-            "question": kind,
-            "asked": f"{found['asked']:,}",
-            "from cache": f"{found['from_cache']:,}",
-            "tokens in": f"{found['prompt_tokens']:,}",
-            "tokens out": f"{found['completion_tokens']:,}",
-            "cost, now": _dollars(found["cost_now"]),
-            "cost, in all": _dollars(found["cost"]),
-        }
+def _asked(card: Mapping[str, Any]) -> Table:
+    counted = ("asked", "from_cache", "prompt_tokens", "completion_tokens")
+    rows = [
+        [kind, *(f"{found[key]:,}" for key in counted), _dollars(found["cost_now"]), _dollars(found["cost"])]
         for kind, found in card["asked"]["kinds"].items()
     ]
+    return _table(("question", "asked", "from cache", "tokens in", "tokens out", "cost, now", "cost, in all"), rows)
 
 
 def _facts(card: Mapping[str, Any]) -> list[str]:
@@ -258,24 +238,10 @@ def _dollars(value: float | None) -> str:
     return "not known" if value is None else f"${value:.2f}"
 
 
-def _markdown(rows: Rows) -> list[str]:
-    if not rows:
-        return []
-    table = [list(rows[0]), ["---", *["--:"] * (len(rows[0]) - 1)], *(row.values() for row in rows)]
-    return ["| " + " | ".join(map(_plain, cells)) + " |" for cells in table]
+def _table(headings: Iterable[str], rows: Sequence[Sequence[str]]) -> Table:
+    return Table(tuple(map(Column, headings)), rows)
 
 
-def _plain(text: str) -> str:
-    """Escape what Markdown would interpret."""
-    return _SPECIAL.sub(r"\\\g<0>", visible(" ".join(text.split())))
-
-
-def _print(rows: Rows, title: str, columns: Sequence[str]) -> None:
-    if not rows:
-        return
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for number, name in enumerate(columns):
-        shown.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        shown.add_row(*(row[name] for name in columns))
-    console.print(shown)
+def _print(table: Table, title: str) -> None:
+    if table.rows:
+        console.print(table.rich(title, box=box.SIMPLE, pad_edge=False))

@@ -70,17 +70,18 @@ def with_distilled(data: Dataset, folder: Path) -> Dataset:
     found = export.read_demonstrations(folder)
     splits, used = {}, 0
     for split in SPLITS:
-        conversations = []
-        for conversation in data[split]:
-            made = found.get(conversation.id)
-            if made is not None and made.messages != conversation.messages:
+        made = [found.get(conversation.id) for conversation in data[split]]
+        for conversation, other in zip(data[split], made, strict=True):
+            if other is not None and other.messages != conversation.messages:
                 raise UserError(
                     f"{folder}: the demonstration of {conversation.id} was made for another conversation of that id. Distil "
                     "this dataset again (task=distill), or choose the data it was made from."
                 )
-            used += made is not None
-            conversations.append(replace(conversation, demonstration=made.demonstration if made else None))
-        splits[split] = conversations
+        splits[split] = [
+            replace(conversation, demonstration=other and other.demonstration)
+            for conversation, other in zip(data[split], made, strict=True)
+        ]
+        used += sum(other is not None for other in made)
     if not used:
         raise UserError(
             f"{folder} has demonstrations for {len(found)} conversations, none of which is in this dataset."

@@ -1,15 +1,15 @@
 """Write demonstrations: as a dataset for data=jsonl, and as arrow folders in the published form of Reddit-v2."""
 
-import csv
 import pickle
 import shutil
 from pathlib import Path
+
+import pandas as pd
 
 from convrec_r1 import lists
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import replacing
 from convrec_r1.data.adapters import jsonl
-from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset
 from convrec_r1.policy.prompts import chat
 
@@ -19,10 +19,10 @@ def write_dataset(data: Dataset, folder: Path) -> None:
     for split in SPLITS:
         if data[split]:
             jsonl.dump(data[split], folder / f"{split}.jsonl")
-    with replacing(folder / "catalog.csv") as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["title", "year"])
-        rows.writerows((item.title, "" if item.year is None else item.year) for item in data.catalog)
+    with replacing(folder / "catalog.csv") as scratch:
+        pd.DataFrame(data.catalog, columns=["title", "year"], dtype=object).to_csv(
+            scratch, index=False, lineterminator="\r\n"
+        )
 
 
 def write_arrow(data: Dataset, folder: Path, instruction: str) -> None:
@@ -51,7 +51,7 @@ def write_arrow(data: Dataset, folder: Path, instruction: str) -> None:
     finally:
         enable_progress_bars()
     with replacing(folder / "gt_catalog.pkl") as scratch, scratch.open("wb") as file:
-        pickle.dump(_catalog(data.catalog), file, protocol=4)
+        pickle.dump([tuple(item) for item in data.catalog], file, protocol=4)
 
 
 def read_demonstrations(folder: Path) -> dict[str, Conversation]:
@@ -63,18 +63,9 @@ def read_demonstrations(folder: Path) -> dict[str, Conversation]:
 
 
 def _row(conversation: Conversation, instruction: str) -> dict:
-    assert conversation.demonstration is not None
     return {
         "prompt": chat(conversation, instruction),
-        "completion": [{"content": lists.format(conversation.demonstration), "role": "assistant"}],
+        "completion": [{"content": lists.format(conversation.demonstration or ()), "role": "assistant"}],
         "seen_titles": list(conversation.seen),
-        "groundtruth_with_release_year": [[title, _year(year)] for title, year in conversation.ground_truth],
+        "groundtruth_with_release_year": [[title, str(year or "")] for title, year in conversation.ground_truth],
     }
-
-
-def _catalog(catalog: Catalog) -> list[tuple[str, int | None]]:
-    return [(item.title, item.year) for item in catalog]
-
-
-def _year(year: int | None) -> str:
-    return "" if year is None else str(year)

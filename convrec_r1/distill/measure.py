@@ -12,8 +12,7 @@ from convrec_r1.data import Conversation, Dataset
 from convrec_r1.distill.adjust import Adjustment
 from convrec_r1.distill.config import TeacherConfig, label
 from convrec_r1.distill.pipeline import Setup, Stage1
-from convrec_r1.distill.skew import skew, truths_skew
-from convrec_r1.evaluate.popularity import Popularity
+from convrec_r1.evaluate.popularity import SEGMENTS, Popularity
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.evaluate.statistics import cluster_bootstrap, holm, paired_cluster_bootstrap
 
@@ -52,13 +51,12 @@ def card_values(
     measure: Measure,
 ) -> dict[str, Any]:
     """Return the values of card.json, except for what was asked and how long it took."""
-    nothing = np.empty(0, dtype=np.int64)
-    named = [found.matches.index[ids] for ids in found.raw.lists[: found.train]]
-    popular = {"matched": skew(np.concatenate([nothing, *named]), popularity)}
-    popular |= {
-        stage: skew(places[: found.train], popularity) for stage, places in found.stages.items() if stage != "matched"
-    }
-    adjustment = found.adjustment
+    raw, adjustment = found.raw, found.adjustment
+    entries = np.concatenate([np.empty(0, dtype=np.int64), *raw.lists])
+    in_training = entries[: sum(map(len, raw.lists[: found.train]))]
+    popular = {stage: skew(places[: found.train], popularity) for stage, places in found.stages.items()}
+    popular["matched"] = skew(found.matches.index[in_training], popularity)  # seen items included
+    popular["wanted"] = skew(np.repeat(np.arange(len(popularity.items)), popularity.counts), popularity)
     return {
         "version": __version__,
         "distill": setup.distill.name,
@@ -71,25 +69,62 @@ def card_values(
         "embedder": label(setup.embedder) if setup.distill.remap.enabled else "none",
         "conversations": {"train": found.train, "held_out": len(found.conversations) - found.train},
         "stages": found.seconds,
-        "raw": found.raw.counts(),
-        "matches": found.matches.shares(np.concatenate([nothing, *found.raw.lists])),
+        "raw": {
+            "answers": len(raw.texts),
+            "empty": sum(not len(ids) for ids in raw.lists),
+            "lines": sum(len(lists.lines(text)) for text in raw.texts),
+            "entries": len(entries),
+            "items": len(raw.items),
+        },
+        "matches": found.matches.shares(entries),
         "metadata": found.metadata,
         "reflect": asdict(found.judged) if found.judged else None,
         "adjust": adjustment
         and {
             "strength": adjustment.strength,
-            "table": found.adjust_table,
+            "table": [row._asdict() for row in found.adjust_table],
             "iterations": adjustment.iterations,
             "w": np.percentile(adjustment.w, [5, 50, 95]).tolist(),
             "b": np.percentile(adjustment.b, [5, 50, 95]).tolist(),
         },
-        "popularity": {**popular, "wanted": truths_skew(popularity)},
+        "popularity": popular,
         "held_out": {
             stage: {"metrics": evaluation.summary(), "intervals": _intervals(evaluation, measure)}
             for stage, evaluation in evaluations.items()
         },
         "paired": _steps(evaluations, measure),
     }
+
+
+def skew(places: np.ndarray, popularity: Popularity) -> dict[str, float]:
+    """Return the popularity statistics of recommended items, given as places in the catalog (any shape; -1: none):
+
+    head, mid, tail   share of the entries in each segment (evaluate.Popularity)
+    mean_rank         mean popularity rank of the entries, 1 the most popular
+    coverage          share of the catalog that occurs
+    gini              of the counts of the catalog's items: 0 if all occur equally often, near 1 if only one occurs.
+                      With counts x_(1) <= ... <= x_(C):  sum_i (2i - C - 1) x_(i) / (C sum_i x_(i))
+    distance          total variation between the entries' distribution over items and that of the training ground truths,
+                      1/2 sum_j |p_j - q_j|: 0 if items occur as often as users want them, 1 if nothing is shared
+
+    Empty without entries. Without known interactions: no segments, mean_rank or distance.
+    """
+    entries = places[places >= 0]
+    if not entries.size:
+        return {}
+    size = len(popularity.items)
+    counts = np.bincount(entries, minlength=size).astype(np.float64)
+    order = np.arange(1, size + 1)
+    found = {
+        "coverage": float((counts > 0).mean()),
+        "gini": float(((2 * order - size - 1) * np.sort(counts)).sum() / (size * counts.sum())),
+    }
+    if popularity.total:
+        segments = np.bincount(popularity.segments[entries], minlength=len(SEGMENTS)) / entries.size
+        found |= dict(zip(SEGMENTS, map(float, segments), strict=True))
+        found["mean_rank"] = float(popularity.ranks[entries].mean())
+        found["distance"] = float(np.abs(counts / counts.sum() - popularity.counts / popularity.total).sum() / 2)
+    return found
 
 
 def adjusted_items(adjustment: Adjustment, popularity: Popularity) -> list[dict[str, Any]]:
@@ -103,8 +138,7 @@ def adjusted_items(adjustment: Adjustment, popularity: Popularity) -> list[dict[
 
 def score_parts(found: Stage1, data: Dataset) -> Iterator[dict[str, Any]]:
     """Yield a row for each conversation: the items of its last list, and the parts of each one's score."""
-    items = list(data.catalog)
-    stage, chosen = list(found.stages.items())[-1]
+    items, stage = list(data.catalog), list(found.stages)[-1]
     for row, conversation in enumerate(found.conversations):
         named = found.matches.index[found.raw.lists[row]].tolist()
         listed = [
@@ -113,7 +147,7 @@ def score_parts(found: Stage1, data: Dataset) -> Iterator[dict[str, Any]]:
                 "teacher_rank": named.index(place) + 1 if place in named else None,
                 **{name: round(float(values[row, column]), 5) for name, values in found.parts.items()},
             }
-            for column, place in enumerate(chosen[row].tolist())
+            for column, place in enumerate(found.chosen[row].tolist())
             if place >= 0
         ]
         wanted = [str(item) for item in conversation.ground_truth]
@@ -138,7 +172,7 @@ def _steps(evaluations: Mapping[str, Evaluation], measure: Measure) -> list[dict
         found = paired_cluster_bootstrap(a, b, clusters, n_resamples=measure.resamples, level=measure.level)
         steps.append({"stage": stage, "against": before} | {k: _finite(v) for k, v in found._asdict().items()})
     tested = [step for step in steps if step["p_value"] is not None]
-    for step, p in zip(tested, holm([step["p_value"] for step in tested]) if tested else [], strict=True):
+    for step, p in zip(tested, holm([step["p_value"] for step in tested]), strict=True):
         step["p_holm"] = float(p)
     return steps
 

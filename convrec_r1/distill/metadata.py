@@ -2,18 +2,28 @@
 
 import ast
 import csv
-import io
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.base import Adapter
-from convrec_r1.data.adapters.rows import Row, describe, one_line, parse_json, read_jsonl, to_item, unreadable
+from convrec_r1.data.adapters.rows import (
+    Row,
+    describe,
+    one_line,
+    open_text,
+    parse_json,
+    read_jsonl,
+    to_item,
+    unreadable,
+)
 from convrec_r1.distill.answers import descriptions
-from convrec_r1.distill.questions import describe as ask_about
+from convrec_r1.distill.questions import describe as describe_items
+from convrec_r1.distill.scores import blocks
+from convrec_r1.distill.teachers.base import Question
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.lists import Item, fold
 
@@ -31,8 +41,7 @@ _PLOT = ("plot", "overview", "description", "summary", "synopsis")
 _ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(NamedTuple):
     """An item with its metadata. Unknown fields are empty."""
 
     title: str
@@ -42,22 +51,18 @@ class Metadata:
     people: tuple[str, ...] = ()
     plot: str = ""
 
-    @property
-    def item(self) -> Item:
-        return Item(self.title, self.year)
-
     def text(self) -> str:
         """Return the text to embed: a line each for `Title (Year)`, genres, keywords, people and plot, where known.
 
         Without labels: a word in all texts would make all items more similar.
         """
         listed = (", ".join(values) for values in (self.genres, self.keywords, self.people))
-        return "\n".join(part for part in (str(self.item), *listed, self.plot) if part)
+        return "\n".join(filter(None, (str(Item(self.title, self.year)), *listed, self.plot)))
 
 
-def key(item: Item | tuple[str, int | None]) -> Key:
+def key(item: Item | Metadata) -> Key:
     """Return the key of an item in `read_metadata`."""
-    return fold(item[0]), item[1]
+    return fold(item.title), item.year
 
 
 def known_metadata(file: str | None, adapter: Adapter, dataset: str) -> dict[Key, Metadata]:
@@ -73,17 +78,18 @@ def known_metadata(file: str | None, adapter: Adapter, dataset: str) -> dict[Key
     source = Path(file).expanduser() if file else adapter.metadata()
     if source is None:
         return {}
-    if isinstance(source, Path):
-        try:
-            found = _with_content(read_metadata(source))
-        except UserError as error:
-            if file:
-                raise
-            _log.info("No metadata in the catalog's file (%s)", error)  # a catalog may be titles alone
-            return {}
-    else:
-        rows = (metadata_of(Row(dict(fields), f"{dataset}, item {k}")) for k, fields in enumerate(source, 1))
-        found = _with_content({key(item.item): item for item in rows})
+    try:
+        if isinstance(source, Path):
+            described = read_metadata(source)
+        else:
+            rows = (metadata_of(Row(dict(fields), f"{dataset}, item {k}")) for k, fields in enumerate(source, 1))
+            described = {key(item): item for item in rows}
+    except UserError as error:
+        if file or not isinstance(source, Path):
+            raise
+        _log.info("No metadata in the catalog's file (%s)", error)  # a catalog may be titles alone
+        return {}
+    found = {name: item for name, item in described.items() if any(item[2:])}
     if file and not found:
         raise UserError(f"distill.metadata={source}: no item has genres, keywords, people or a plot.")
     if found:
@@ -91,22 +97,23 @@ def known_metadata(file: str | None, adapter: Adapter, dataset: str) -> dict[Key
     return found
 
 
-def _with_content(found: dict[Key, Metadata]) -> dict[Key, Metadata]:
-    return {name: item for name, item in found.items() if item.genres or item.keywords or item.people or item.plot}
-
-
 def described_metadata(interview: Interview, items: Sequence[Item], *, domain: str, batch: int) -> dict[Item, Metadata]:
     """Ask the teacher to describe items, `batch` in a question. Those it leaves out are asked about once more."""
     found: dict[Item, Metadata] = {}
     for title in ("Describing items", "Describing items, again"):
-        missing = [item for item in items if item not in found]
-        groups = [missing[start : start + batch] for start in range(0, len(missing), batch)]
-        answers = interview.ask([ask_about(group, domain) for group in groups], title) if groups else []
-        for group, answer in zip(groups, answers, strict=True):
+        asked = ask_about([item for item in items if item not in found], domain, batch)
+        answers = interview.ask([question for _, question in asked], title) if asked else []
+        for (group, _), answer in zip(asked, answers, strict=True):
             for number, fields in descriptions(answer.text, len(group)).items():
                 item = group[number - 1]
-                found[item] = Metadata(title=item.title, year=item.year, **fields)
+                found[item] = Metadata(item.title, item.year, **fields)
     return found
+
+
+def ask_about(items: Sequence[Item], domain: str, batch: int) -> list[tuple[Sequence[Item], Question]]:
+    """Return the items in groups of `batch`, with the question about each group."""
+    groups = [items[part.start : part.stop] for part in blocks(len(items), batch)]
+    return [(group, describe_items(group, domain)) for group in groups]
 
 
 def read_metadata(path: str | Path) -> dict[Key, Metadata]:
@@ -132,8 +139,8 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
         if _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial has such a row
             untitled += 1
             continue
-        repeated += key(metadata.item) in found
-        found.setdefault(key(metadata.item), metadata)
+        repeated += key(metadata) in found
+        found.setdefault(key(metadata), metadata)
     if untitled or repeated:
         _log.warning("%s: left out %d rows without a title and %d repeated items", path.name, untitled, repeated)
     if not found:
@@ -142,18 +149,21 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
 
 
 def metadata_of(row: Row) -> Metadata:
-    fields = {name.strip().lower(): value for name, value in row.fields.items()}
-    row = Row(fields, row.where)
+    """Return the metadata in the fields of a row, see `read_metadata`. Raises UserError that names the row."""
+    row = Row({name.strip().lower(): value for name, value in row.fields.items()}, row.where)
     try:
-        title, year = to_item(fields)
+        title, year = to_item(row.fields)
     except ValueError as error:
         raise row.error(str(error)) from None
-    plot = next((text for name in _PLOT if (text := _plot(row, name))), "")
-    return Metadata(one_line(title), year, _all(row, _GENRES), _all(row, _KEYWORDS), _all(row, _PEOPLE), plot)
-
-
-def _plot(row: Row, name: str) -> str:
-    return one_line(row.get(name, str, "a string", ""))
+    plots = (one_line(row.get(name, str, "a string", "")) for name in _PLOT)
+    return Metadata(
+        one_line(title),
+        year,
+        _all(row, _GENRES),
+        _all(row, _KEYWORDS),
+        _all(row, _PEOPLE),
+        next(filter(None, plots), ""),
+    )
 
 
 def _all(row: Row, names: Iterable[str]) -> tuple[str, ...]:
@@ -182,7 +192,10 @@ def _values(row: Row, name: str) -> list[str]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    content = parse_json(_bytes(path), path.name)
+    try:
+        content = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), path.name)
+    except OSError as error:
+        raise unreadable(path, error) from error
     if not isinstance(content, list):
         raise UserError(f"{path.name}: it must be a list of objects, found {describe(content)}.")
     for number, value in enumerate(content, start=1):
@@ -192,8 +205,8 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
+    rows = csv.DictReader(open_text(path), strict=True)
     try:
-        rows = csv.DictReader(io.StringIO(_bytes(path).decode("utf-8"), newline=""), strict=True)
         for fields in rows:
             where = f"{path.name}, line {rows.line_num}"
             if None in fields or None in fields.values():
@@ -203,14 +216,5 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     "A cell with a comma in it must be in double quotes."
                 )
             yield Row(fields, where)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
     except csv.Error as error:
         raise UserError(f"{path.name}: not valid CSV ({error}).") from None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise unreadable(path, error) from error

@@ -4,12 +4,14 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from convrec_r1.base.plugins import build
 from convrec_r1.base.progress import bar
@@ -18,16 +20,16 @@ from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.config import DataConfig
 from convrec_r1.data.load import make_adapter
 from convrec_r1.data.schema import Conversation, Dataset
-from convrec_r1.distill.adjust import Adjustment, cross_validate, fit_adjust
+from convrec_r1.distill.adjust import Adjustment, Validated, cross_validate, fit_adjust
 from convrec_r1.distill.answers import recommended
 from convrec_r1.distill.config import DistillConfig, RemapConfig
 from convrec_r1.distill.embedders.base import Embedder
 from convrec_r1.distill.match import Matcher, Matches
 from convrec_r1.distill.metadata import described_metadata, key, known_metadata
-from convrec_r1.distill.raw import RawLists, ask_lists
+from convrec_r1.distill.questions import recommend
 from convrec_r1.distill.reflect import JudgeCounts, reflect
 from convrec_r1.distill.remap import RemapInputs, remap_block
-from convrec_r1.distill.scores import ScoreStore
+from convrec_r1.distill.scores import ScoreStore, blocks
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.evaluate.popularity import ItemIndex, Popularity
 from convrec_r1.lists import Item
@@ -38,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 _BLOCK = 1024
 """Conversations whose scores are computed together."""
-_REFLECT_BLOCK = 8 * _BLOCK
-"""Conversations whose questions are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,18 @@ class Setup:
         return make_adapter(self.data, self.n, self.matching)
 
 
+@dataclass(frozen=True)
+class RawLists:
+    """The teacher's lists for M conversations."""
+
+    texts: list[str]
+    """[M] the answers, unchanged."""
+    items: list[Item]
+    """C_T: every item named, once (same folded title and year)."""
+    lists: list[np.ndarray]
+    """[M] places in `items`, best first, each once in a list."""
+
+
 @dataclass
 class Stage1:
     """Lists of each stage, and the numbers for the card."""
@@ -78,7 +90,7 @@ class Stage1:
     metadata: dict[str, int] = field(default_factory=dict)
     judged: JudgeCounts | None = None
     adjustment: Adjustment | None = None
-    adjust_table: list[dict[str, float]] = field(default_factory=list)
+    adjust_table: list[Validated] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     candidates: np.ndarray | None = None
     """[M, N_r] places that were judged, -1 after the last."""
@@ -86,6 +98,11 @@ class Stage1:
     """[M, N_r] r of each."""
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     """Parts of the scores of the last stage's lists, [M, n] each (distill.scores): see `_parts`."""
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """The lists of the last stage."""
+        return list(self.stages.values())[-1]
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -102,14 +119,17 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
     cfg, n, items = setup.distill, setup.n, list(data.catalog)
     conversations = asked_about(cfg, data)
     start = time.monotonic()
-    raw = ask_lists(interview, conversations, n, setup.data.instruction)
+    raw = _ask_lists(interview, conversations, n, setup.data.instruction)
     popularity = Popularity.from_conversations(data["train"], data.catalog, setup.matching)
     matches = Matcher(items, popularity.counts, setup.matching, cfg.match.fuzzy).match(raw.items)
     found = Stage1(conversations, len(data["train"]), raw, matches)
     found.seconds["teacher"] = time.monotonic() - start
     seen = _seen(conversations, items, setup.matching)
-    named = [_distinct(matches.index[ids]) for ids in raw.lists]
-    found.stages["matched"] = _first_unseen(named, seen, n)
+    named = [pd.unique(places[places >= 0]) for places in (matches.index[ids] for ids in raw.lists)]
+    found.stages["matched"] = lists = np.full((len(named), n), -1, dtype=np.int64)
+    for row, (places, excluded) in enumerate(zip(named, seen, strict=True)):
+        kept = places[~np.isin(places, excluded)][:n]
+        lists[row, : len(kept)] = kept
     if cfg.as_said:
         return found
     with found.timed("metadata and embeddings"):
@@ -125,7 +145,11 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
             found.stages["remap"] = store.top(n, exclude=seen)
         if cfg.reflect.enabled:
             with found.timed("reflect"):
-                _reflect(setup, interview, found, items, store, seen, only)
+                shown = found.candidates = store.top(cfg.reflect.candidates, exclude=seen, only=only)
+                about = {"domain": setup.data.domain, "seed": setup.data.seed}
+                found.ratings, found.judged = reflect(interview, conversations, shown, items, cfg.reflect, **about)
+                row, column = np.nonzero(shown >= 0)
+                store.add(row, shown[row, column], cfg.reflect.gamma * found.ratings[row, column])
                 found.stages["reflect"] = store.top(n, exclude=seen, only=only)
         if cfg.adjust.enabled:
             with found.timed("adjust"):
@@ -147,11 +171,9 @@ def demonstrations(found: Stage1, data: Dataset, n: int, *, as_said: bool) -> Da
     Conversations without a list, and those that were not asked about, have no demonstration.
     """
     items = list(data.catalog)
-    chosen = list(found.stages.values())[-1]
     made: dict[str, tuple[Item, ...]] = {}
-    for row, conversation in enumerate(found.conversations):
-        listed = recommended(found.raw.texts[row])[:n] if as_said else [items[at] for at in chosen[row] if at >= 0]
-        made[conversation.id] = tuple(listed)
+    for conversation, text, chosen in zip(found.conversations, found.raw.texts, found.chosen, strict=True):
+        made[conversation.id] = tuple(recommended(text)[:n] if as_said else [items[at] for at in chosen if at >= 0])
     splits = {
         split: [replace(c, demonstration=made.get(c.id) or None) for c in conversations]
         for split, conversations in data.splits.items()
@@ -159,8 +181,16 @@ def demonstrations(found: Stage1, data: Dataset, n: int, *, as_said: bool) -> Da
     return Dataset(data.catalog, splits)
 
 
-def blocks(total: int, size: int) -> list[range]:
-    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+def _ask_lists(interview: Interview, conversations: Sequence[Conversation], n: int, instruction: str) -> RawLists:
+    """Ask for a list of `n` for each conversation, and number the items. Of a longer list the first `n` items count."""
+    answers = interview.ask([recommend(c, n, instruction) for c in conversations], "Teacher's lists")
+    named = [recommended(answer.text)[:n] for answer in answers]
+    items: dict[tuple[str, int | None], Item] = {}
+    for item in chain.from_iterable(named):
+        items.setdefault(key(item), item)
+    place = {name: at for at, name in enumerate(items)}
+    lists = [np.array([place[key(item)] for item in listed], dtype=np.int64) for listed in named]
+    return RawLists([answer.text for answer in answers], list(items.values()), lists)
 
 
 def _inputs(setup: Setup, items: list[Item], interview: Interview, found: Stage1) -> RemapInputs:
@@ -185,51 +215,18 @@ def _inputs(setup: Setup, items: list[Item], interview: Interview, found: Stage1
         [texts.get(item) or str(item) for item in (*items, *foreign)], [dialogue(c) for c in found.conversations]
     )
     rows = np.where(index >= 0, index, len(items) + np.cumsum(index < 0) - 1)
-    return RemapInputs(
-        found.raw.lists,
-        index,
-        len(items),
-        catalog=vectors[: len(items)],
-        teacher=vectors[rows],
-        conversations=conversations,
-    )
-
-
-def _reflect(setup: Setup, interview: Interview, found: Stage1, items, store: ScoreStore, seen, only) -> None:
-    """Add gamma r to the scores of each conversation's candidates."""
-    conversations, cfg = found.conversations, setup.distill.reflect
-    parts = blocks(len(conversations), _REFLECT_BLOCK)
-    found.judged = JudgeCounts()
-    found.candidates = candidates = store.top(cfg.candidates, exclude=seen, only=only)
-    found.ratings = np.zeros(candidates.shape, dtype=np.float32)
-    for number, rows in enumerate(parts, start=1):
-        part = slice(rows.start, rows.stop)
-        judged, counted = reflect(
-            interview,
-            conversations[part],
-            candidates[part],
-            items,
-            cfg,
-            domain=setup.data.domain,
-            seed=setup.data.seed,
-            title=f"Reflect {number}/{len(parts)}" if len(parts) > 1 else "Reflect",
-        )
-        found.judged.add(counted)
-        found.ratings[part] = judged
-        row, column = np.nonzero(candidates[part] >= 0)
-        store.add(row + rows.start, candidates[part][row, column], cfg.gamma * judged[row, column])
+    return RemapInputs(found.raw.lists, index, len(items), vectors[: len(items)], vectors[rows], conversations)
 
 
 def _adjust(setup: Setup, catalog: Catalog, store: ScoreStore, found: Stage1) -> Adjustment:
-    cfg, train = setup.distill.adjust, found.conversations[: found.train]
-    places = ItemIndex(catalog)
+    cfg, train, places = setup.distill.adjust, found.conversations[: found.train], ItemIndex(catalog)
     truths = [
         np.array([at for item in c.ground_truth if (at := places.find(item)) is not None], dtype=np.int64)
         for c in train
     ]
     strength = cfg.strength
     if strength is None:
-        validated = cross_validate(
+        strength, found.adjust_table = cross_validate(
             store,
             range(found.train),
             truths,
@@ -239,7 +236,6 @@ def _adjust(setup: Setup, catalog: Catalog, store: ScoreStore, found: Stage1) ->
             cv_size=cfg.cv_size,
             seed=setup.data.seed,
         )
-        strength, found.adjust_table = validated.best, [asdict(row) for row in validated.table]
     return fit_adjust(store, range(found.train), truths, strength)
 
 
@@ -254,30 +250,16 @@ def _seen(conversations: Sequence[Conversation], items: Sequence[Item], match: M
     ]
 
 
-def _distinct(places: np.ndarray) -> np.ndarray:
-    """Return the places in the catalog, in order, each once."""
-    return np.array(list(dict.fromkeys(places[places >= 0].tolist())), dtype=np.int64)
-
-
-def _first_unseen(named: Sequence[np.ndarray], seen: Sequence[np.ndarray], n: int) -> np.ndarray:
-    lists = np.full((len(named), n), -1, dtype=np.int64)
-    for row, (places, excluded) in enumerate(zip(named, seen, strict=True)):
-        kept = places[~np.isin(places, excluded)][:n]
-        lists[row, : len(kept)] = kept
-    return lists
-
-
 def _parts(cfg: RemapConfig, found: Stage1, inputs: RemapInputs, store: ScoreStore) -> dict[str, np.ndarray]:
     """Return the parts of the scores of the last stage's lists, [M, n] each, 0 after the last item:
 
     similarity  p^T S_item          exact  p^T I_exact        context  lambda s_context
     rating      r (0: not judged)   score  s after Reflect    final    w * s + b
     """
-    chosen = list(found.stages.values())[-1]
+    chosen, adjusted = found.chosen, found.adjustment
     names = ("similarity", "exact", "context", "rating", "score", "final")
     parts = {name: np.zeros(chosen.shape, dtype=np.float32) for name in names}
     without_lists = replace(inputs, lists=[np.empty(0, dtype=np.int64)] * len(inputs.lists))
-    adjusted = found.adjustment
     for rows in blocks(len(chosen), _BLOCK):
         part = slice(rows.start, rows.stop)
         row, column = np.nonzero(chosen[part] >= 0)
@@ -290,10 +272,8 @@ def _parts(cfg: RemapConfig, found: Stage1, inputs: RemapInputs, store: ScoreSto
             values["context"] = remap_block(without_lists, rows, cfg)[row, place]
             values["similarity"] = remap_block(inputs, rows, cfg)[row, place] - exact - values["context"]
         if found.candidates is not None and found.ratings is not None:
-            rated = np.zeros((len(rows), store.columns), dtype=np.float32)
-            judged, at = np.nonzero(found.candidates[part] >= 0)
-            rated[judged, found.candidates[part][judged, at]] = found.ratings[part][judged, at]
-            values["rating"] = rated[row, place]
+            judged = found.candidates[part][row] == place[:, None]  # [items listed, N_r]
+            values["rating"] = (judged * found.ratings[part][row]).sum(axis=1)
         for name, value in values.items():
             parts[name][part][row, column] = value
     return parts

@@ -1,8 +1,7 @@
 """Stage 1's questions to a teacher: recommend, describe items, judge candidates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from convrec_r1.data.schema import Conversation
 from convrec_r1.distill.answers import SCORES
@@ -34,23 +33,20 @@ _REPAIR = (
 _JUDGE_AS_JSON = 'In place of lines, answer with one JSON object, {"NUMBER": SCORE, ...}.'
 
 
-@dataclass(frozen=True)
-class Recommend:
+class Recommend(NamedTuple):
     """Subject of a question for a list of `n`."""
 
     conversation: Conversation
     n: int
 
 
-@dataclass(frozen=True)
-class Describe:
+class Describe(NamedTuple):
     """Subject of a question about items, numbered from 1."""
 
     items: tuple[Item, ...]
 
 
-@dataclass(frozen=True)
-class Judge:
+class Judge(NamedTuple):
     """Subject of a question for ratings. Candidates are numbered from 1 in this order."""
 
     conversation: Conversation
@@ -65,14 +61,12 @@ def recommend(conversation: Conversation, n: int, instruction: str) -> Question:
 
 def describe(items: Sequence[Item], domain: str) -> Question:
     """Ask for genres, keywords and plot of each item."""
-    text = _DESCRIBE.format(domain=domain, listed=_numbered(items))
+    messages = (Chat("user", _DESCRIBE.format(domain=domain, listed=_numbered(items))),)
     strings = {"type": "array", "items": {"type": "string"}}
     fields = {"item": {"type": "integer"}, "genres": strings, "keywords": strings, "plot": {"type": "string"}}
-    schema = _object({"items": {"type": "array", "items": _object(fields)}})
-    tokens = (_DESCRIPTION, _LONG_DESCRIPTION)
-    subject = Describe(tuple(items))
+    structure = Structure(_object({"items": {"type": "array", "items": _object(fields)}}), _DESCRIBE_AS_JSON)
     return _question(
-        "describe", (Chat("user", text),), len(items), tokens, subject, Structure(schema, _DESCRIBE_AS_JSON)
+        "describe", messages, len(items), (_DESCRIPTION, _LONG_DESCRIPTION), Describe(tuple(items)), structure
     )
 
 
@@ -108,12 +102,7 @@ def _question(kind: Kind, messages, lines: int, tokens: tuple[int, int], subject
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     """JSON Schema of an object with exactly these properties."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def _numbered(items: Sequence[Item]) -> str:

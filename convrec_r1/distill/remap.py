@@ -62,20 +62,18 @@ def remap_block(inputs: RemapInputs, rows: range, cfg: RemapConfig) -> np.ndarra
     Several teacher's items that match one catalog item each add to it. Negative cosines stay negative. A conversation with
     an empty list is scored by its context alone. `cfg.enabled` false: s = p^T I_exact.
     """
-    lists = [np.asarray(inputs.lists[row], dtype=np.int64) for row in rows]
-    lengths = np.array([len(ids) for ids in lists], dtype=np.int64)
-    named = np.concatenate([np.empty(0, dtype=np.int64), *lists])  # [sum of lengths]
-    weights = np.concatenate([np.empty(0, dtype=np.float32), *map(position_weights, lengths.tolist())])
-    scores = np.zeros((len(rows), inputs.size), dtype=np.float32)
-    if cfg.enabled:
-        if inputs.catalog is None or inputs.teacher is None or inputs.conversations is None:
-            raise ValueError("Remap needs the vectors of the catalog, the teacher's items and the conversations")
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        p = sparse.csr_array((weights, named, starts), shape=(len(rows), len(inputs.matches)))
-        part: Any = inputs.conversations[rows.start : rows.stop]
-        product: Any = (p @ inputs.teacher + part * np.float32(cfg.context_weight)) @ inputs.catalog.T
-        scores += product.toarray() if sparse.issparse(product) else product
-    places, row = inputs.matches[named], np.repeat(np.arange(len(rows)), lengths)
-    known = places >= 0
-    np.add.at(scores, (row[known], places[known]), weights[known])
-    return scores
+    lists = inputs.lists[rows.start : rows.stop]
+    named = np.concatenate([np.empty(0, dtype=np.int64), *lists])
+    weights = np.concatenate([position_weights(0), *(position_weights(len(ids)) for ids in lists)])
+    starts = np.cumsum([0, *map(len, lists)])
+    p = sparse.csr_array((weights, named, starts), shape=(len(rows), len(inputs.matches)))
+    known = np.flatnonzero(inputs.matches >= 0)
+    same = (np.ones(len(known), dtype=np.float32), (known, inputs.matches[known]))
+    exact: Any = p @ sparse.csr_array(same, shape=(len(inputs.matches), inputs.size))
+    if not cfg.enabled:
+        return exact.toarray()
+    if inputs.catalog is None or inputs.teacher is None or inputs.conversations is None:
+        raise ValueError("Remap needs the vectors of the catalog, the teacher's items and the conversations")
+    context: Any = inputs.conversations[rows.start : rows.stop]
+    product: Any = (p @ inputs.teacher + context * np.float32(cfg.context_weight)) @ inputs.catalog.T
+    return exact.toarray() + (product.toarray() if sparse.issparse(product) else product)

@@ -4,7 +4,8 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ _AT_A_TIME = 2**23
 """Scores in memory at a time."""
 
 
-class ScoreStore:
+class ScoreStore(AbstractContextManager):
     """[rows, columns] float32 in a temporary file in `folder`. A context manager; removes the file at its end.
 
     The file takes 4 bytes a score: 3.0 GB for 100,000 conversations and 7,404 items. The space is allocated at once:
@@ -26,26 +27,25 @@ class ScoreStore:
     def __init__(self, folder: Path, rows: int, columns: int) -> None:
         self.rows, self.columns = rows, columns
         folder.mkdir(parents=True, exist_ok=True)
-        needed, free = 4 * rows * columns, shutil.disk_usage(folder).free
-        if needed > free:
-            raise _no_room(folder, rows, columns, needed, free)
         handle, name = tempfile.mkstemp(prefix="scores.", suffix=".f32", dir=folder)
         self._path = Path(name)
+        needed = 4 * rows * columns
         try:
-            os.ftruncate(handle, needed)
             _allocate(handle, needed)
         except OSError as error:
             self.close()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise _no_room(folder, rows, columns, needed, shutil.disk_usage(folder).free) from error
+            free = shutil.disk_usage(folder).free
+            raise UserError(
+                f"The scores of {rows:,} conversations for {columns:,} items take {needed / 2**30:.1f} GiB on disk while "
+                f"Stage 1 runs, but {folder} has {free / 2**30:.1f} GiB left. Give outputs=FOLDER on a larger disk, or fewer "
+                "conversations (data.train_size, distill.held_out)."
+            ) from error
         finally:
             os.close(handle)
         shape = (rows, columns)
         self._scores = np.memmap(self._path, np.float32, "r+", shape=shape) if needed else np.zeros(shape, np.float32)
-
-    def __enter__(self) -> "ScoreStore":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -55,22 +55,15 @@ class ScoreStore:
 
     def write(self, rows: Rows, scores: np.ndarray) -> None:
         """Replace the scores of `rows` by [B, columns]. ValueError if one is not finite."""
-        _check(scores)
-        self._scores[_index(rows)] = scores
+        self._scores[np.asarray(rows, dtype=np.int64)] = _finite(scores)
 
     def read(self, rows: Rows) -> np.ndarray:
         """Return a copy of the scores of `rows`, [B, columns] float32."""
-        return np.array(self._scores[_index(rows)])
+        return np.array(self._scores[np.asarray(rows, dtype=np.int64)])
 
     def add(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
         """Add values[i] to the score at (rows[i], columns[i]). Repeated places get all their values."""
-        _check(values)
-        np.add.at(self._scores, (rows, columns), np.asarray(values, dtype=np.float32))
-
-    def blocks(self) -> Iterator[range]:
-        """Yield all rows in blocks of a few dozen MiB."""
-        size = max(1, _AT_A_TIME // max(1, self.columns))
-        return (range(start, min(start + size, self.rows)) for start in range(0, self.rows, size))
+        np.add.at(self._scores, (rows, columns), _finite(values).astype(np.float32))
 
     def top(
         self,
@@ -89,17 +82,15 @@ class ScoreStore:
             scale, shift: [columns]; order by scale * score + shift, computed in float64 (Adjust).
         """
         chosen = np.full((self.rows, k), -1, dtype=np.int64)
-        for block in self.blocks():
+        for block in blocks(self.rows, max(1, _AT_A_TIME // max(1, self.columns))):
             scores = self.read(block)
             if scale is not None and shift is not None:
                 scores = scale * scores + shift
-            if only is not None:
-                kept = np.full_like(scores, -np.inf)
-                allowed = _places(only, block)
-                kept[allowed] = scores[allowed]
-                scores = kept
-            if exclude is not None:
-                scores[_places(exclude, block)] = -np.inf
+            for row, at in enumerate(block):
+                if only is not None:
+                    scores[row, np.delete(np.arange(self.columns), only[at])] = -np.inf
+                if exclude is not None:
+                    scores[row, exclude[at]] = -np.inf
             chosen[block.start : block.stop] = top_columns(scores, k)
         return chosen
 
@@ -116,37 +107,25 @@ def top_columns(scores: np.ndarray, k: int) -> np.ndarray:
     return chosen
 
 
-def _index(rows: Rows) -> slice | np.ndarray:
-    if isinstance(rows, range) and rows.step == 1:
-        return slice(rows.start, rows.stop)
-    return np.asarray(rows, dtype=np.int64)
+def blocks(total: int, size: int) -> list[range]:
+    """Return the numbers from 0 to total - 1 in ranges of at most `size`."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _places(columns: Sequence[np.ndarray], block: range) -> tuple[np.ndarray, np.ndarray]:
-    """Return row within the block and column of each column listed for the block's rows."""
-    listed = [np.asarray(columns[row], dtype=np.int64) for row in block]
-    row = np.repeat(np.arange(len(block)), [len(part) for part in listed])
-    return row, np.concatenate([np.empty(0, dtype=np.int64), *listed])
-
-
-def _check(scores: np.ndarray) -> None:
+def _finite(scores: np.ndarray) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite numbers")
+    return scores
 
 
 def _allocate(handle: int, size: int) -> None:
     """Allocate the space of a file: without it, a disk that fills up later kills the process."""
+    if size > shutil.disk_usage(handle).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(handle, size)
     if hasattr(os, "posix_fallocate") and size:
         try:
             os.posix_fallocate(handle, 0, size)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # not supported by the file system
                 raise
-
-
-def _no_room(folder: Path, rows: int, columns: int, needed: int, free: int) -> UserError:
-    return UserError(
-        f"The scores of {rows:,} conversations for {columns:,} items take {needed / 2**30:.1f} GiB on disk while Stage 1 "
-        f"runs, but {folder} has {free / 2**30:.1f} GiB left. Give outputs=FOLDER on a larger disk, or fewer conversations "
-        "(data.train_size, distill.held_out)."
-    )

@@ -31,9 +31,8 @@ class TfidfEmbedder:
         try:
             self._vectorizer.fit(items)
         except ValueError:  # no item has a word
-            return sparse.csr_array((len(items), 1), dtype=np.float32), sparse.csr_array(
-                (len(conversations), 1), dtype=np.float32
-            )
+            nothing = [sparse.csr_array((len(texts), 1), dtype=np.float32) for texts in (items, conversations)]
+            return nothing[0], nothing[1]
         return self._vectors(items), self._vectors(conversations)
 
     def _vectors(self, texts: Sequence[str]) -> sparse.csr_array:

@@ -48,23 +48,20 @@ class Answer:
     text: str
     prompt_tokens: int
     completion_tokens: int
-    retried: tuple[str, ...] = field(default=(), compare=False)
-    """Cause of each failed attempt before this answer, such as "rate limit": for the card."""
 
 
 class NoAnswer(Exception):
-    """A question without an answer after all retries of the teacher. Other questions may succeed."""
+    """An attempt without an answer, or with a broken one. The question is asked again, `teacher.retries` times at most."""
 
-    def __init__(self, cause: str, message: str) -> None:
-        """cause: one to three words, by which failures are counted."""
+    def __init__(self, cause: str, message: str, wait: float | None = None) -> None:
+        """
+        Args:
+            cause: one to three words, by which failures are counted.
+            message: what happened.
+            wait: seconds until the next attempt. None: a time that doubles from attempt to attempt.
+        """
         super().__init__(message)
-        self.cause = cause
-        self.retried: tuple[str, ...] = ()
-        """As in `Answer`."""
-
-
-class BrokenAnswer(NoAnswer):
-    """An answer that is empty, cut off or not an answer at all. The question is asked again."""
+        self.cause, self.wait = cause, wait
 
 
 class Refused(Exception):
@@ -77,8 +74,8 @@ class Teacher(Protocol):
 
     A class of your own gets `teacher.options` as keyword arguments and, if it has parameters of these names, `common` (the
     TeacherConfig), `seed` (data.seed) and `sizes` (split -> conversations, None: all). It is built before it is asked
-    anything: load models and open connections in the first `answer`. Retries within `answer` are the teacher's own;
-    concurrency, limits per minute and the answer cache are the interview's.
+    anything: load models and open connections in the first `answer`. Retries, concurrency, limits per minute and the answer
+    cache are the interview's.
     """
 
     identity: str
@@ -92,8 +89,7 @@ class Teacher(Protocol):
         [...], "plot": "..."} for each item. Unreadable parts are asked for again, then left out.
 
         Raises:
-            BrokenAnswer: asking again may help.
-            NoAnswer: no answer after the teacher's own retries.
+            NoAnswer: asking again may help.
             Refused: another question may be answered.
             UserError: no question can be answered (no such model, invalid key).
         """

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -15,16 +14,10 @@ from convrec_r1.distill.teachers.base import Answer, Kind, Question
 
 _AT_A_TIME = 500
 """Keys in one query; SQLite allows at least 999."""
-
-
-class Usage(NamedTuple):
-    """Sums over a teacher's answers of one kind: for estimates."""
-
-    answers: int
-    prompt_characters: int
-    prompt_tokens: int
-    expected_tokens: int
-    completion_tokens: int
+_ENOUGH = 20
+"""Answers from which a teacher's own rates are used."""
+_CHARACTERS_PER_TOKEN = 4.0
+"""Of English text with common tokenizers: used until then."""
 
 
 class AnswerCache:
@@ -66,33 +59,33 @@ class AnswerCache:
             for start in range(0, len(keys), _AT_A_TIME):
                 part = keys[start : start + _AT_A_TIME]
                 marks = ",".join("?" * len(part))
-                rows = self._db.execute(
-                    f"SELECT key, text, prompt_tokens, completion_tokens FROM answers WHERE key IN ({marks})",
-                    part,
-                )
-                found |= {key: Answer(*row) for key, *row in rows}
+                query = f"SELECT key, text, prompt_tokens, completion_tokens FROM answers WHERE key IN ({marks})"
+                found |= {key: Answer(*row) for key, *row in self._db.execute(query, part)}
         return [found.get(key) for key in keys]
 
     def add(self, identity: str, question: Question, answer: Answer) -> None:
         """Store an answer. The first one to a question stays."""
+        row = (
+            _key(identity, question), _digest(identity), question.kind, answer.text, characters(question),
+            answer.prompt_tokens, question.expected_tokens, answer.completion_tokens,
+        )  # fmt: skip
         with self._explained():
-            self._db.execute(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-                (
-                    _key(identity, question), _digest(identity), question.kind, answer.text,
-                    characters(question), answer.prompt_tokens,
-                    question.expected_tokens, answer.completion_tokens,
-                ),
-            )  # fmt: skip
+            self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)", row)
 
-    def usage(self, identity: str, kind: Kind) -> Usage:
+    def rates(self, identity: str, kind: Kind) -> tuple[float, float]:
+        """Return tokens a character of this teacher's questions, and tokens of its answers by those expected.
+
+        Of the answers of this kind, if there are enough of them.
+        """
         with self._explained():
-            (row,) = self._db.execute(
+            ((answers, characters, prompt, expected, completion),) = self._db.execute(
                 "SELECT count(*), total(prompt_characters), total(prompt_tokens), total(expected_tokens), "
                 "total(completion_tokens) FROM answers WHERE teacher = ? AND kind = ?",
                 (_digest(identity), kind),
             )
-        return Usage(*map(int, row))
+        if answers < _ENOUGH:
+            return 1 / _CHARACTERS_PER_TOKEN, 1.0
+        return prompt / max(1, characters), completion / max(1, expected)
 
     def asking(self, identity: str) -> FileLock:
         """Return the lock to hold while asking this teacher: two processes never pay for the same answer."""

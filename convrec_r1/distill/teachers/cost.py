@@ -1,16 +1,12 @@
 """Tokens and US dollars of questions: estimated before they are asked, and counted as they are answered."""
 
 from collections.abc import Iterable
+from functools import cache as remembered
 from typing import NamedTuple
 
 from convrec_r1.distill.config import TeacherConfig
-from convrec_r1.distill.teachers.base import Kind, Question
-from convrec_r1.distill.teachers.cache import AnswerCache, Usage, characters
-
-_ENOUGH = 20
-"""Answers from which a teacher's own rates are used."""
-_CHARACTERS_PER_TOKEN = 4.0
-"""Of English text with common tokenizers: used until then."""
+from convrec_r1.distill.teachers.base import Question
+from convrec_r1.distill.teachers.cache import AnswerCache, characters
 
 
 class Estimate(NamedTuple):
@@ -23,19 +19,13 @@ class Estimate(NamedTuple):
 
 def estimate(questions: Iterable[Question], cache: AnswerCache, identity: str) -> Estimate:
     """Estimate tokens from this teacher's cached answers of the same kind, or else from characters and expected lengths."""
-    number = 0
-    read = written = 0.0
-    usages: dict[Kind, Usage] = {}
+    number, read, written = 0, 0.0, 0.0
+    rates = remembered(lambda kind: cache.rates(identity, kind))
     for question in questions:
-        if question.kind not in usages:
-            usages[question.kind] = cache.usage(identity, question.kind)
-        usage = usages[question.kind]
-        known = usage.answers >= _ENOUGH
         number += 1
-        per_character = usage.prompt_tokens / max(1, usage.prompt_characters) if known else 1 / _CHARACTERS_PER_TOKEN
+        per_character, per_expected = rates(question.kind)
         read += characters(question) * per_character
-        length = usage.completion_tokens / max(1, usage.expected_tokens) if known else 1.0
-        written += question.expected_tokens * length
+        written += question.expected_tokens * per_expected
     return Estimate(number, round(read), round(written))
 
 

@@ -3,79 +3,63 @@
 import asyncio
 import contextlib
 import logging
-from collections import Counter, deque
+import random
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from aiolimiter import AsyncLimiter
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.progress import Bar, bar
 from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.teachers import cost
-from convrec_r1.distill.teachers.base import Answer, BrokenAnswer, NoAnswer, Question, Refused, Teacher
+from convrec_r1.distill.teachers.base import Answer, NoAnswer, Question, Refused, Teacher
 from convrec_r1.distill.teachers.cache import AnswerCache, characters
 
 _log = logging.getLogger(__name__)
 
+FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
+"""Seconds before a question is asked again, doubled from try to try, unless the teacher names a time."""
 _REFUSED = 3
 """Refusals, before any answer, from which the teacher is taken to refuse everything."""
 
 
-@dataclass
-class KindCounts:
-    """Questions of one kind. Tokens are those of all answers; `paid` tokens those of this run's."""
-
-    asked: int = 0
-    from_cache: int = 0
-    refused: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    paid_prompt_tokens: int = 0
-    paid_completion_tokens: int = 0
-
-
-@dataclass
 class Counts:
     """Questions, tokens and retries: for progress and the card."""
 
-    cfg: TeacherConfig
-    kinds: dict[str, KindCounts] = field(default_factory=dict)
-    retries: Counter[str] = field(default_factory=Counter)
-    """Cause -> failed attempts that were followed by another one."""
-
-    def of(self, question: Question) -> KindCounts:
-        return self.kinds.setdefault(question.kind, KindCounts())
+    def __init__(self, cfg: TeacherConfig) -> None:
+        self.cfg = cfg
+        self.kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """Kind of question -> asked, from_cache, refused, tokens of all answers, and of this run's (paid)."""
+        self.retries: Counter[str] = Counter()
+        """Cause -> failed attempts that were followed by an answer."""
 
     def add(self, question: Question, answer: Answer, *, paid: bool) -> None:
-        kind = self.of(question)
-        kind.asked += paid
-        kind.from_cache += not paid
-        kind.prompt_tokens += answer.prompt_tokens
-        kind.completion_tokens += answer.completion_tokens
-        kind.paid_prompt_tokens += paid * answer.prompt_tokens
-        kind.paid_completion_tokens += paid * answer.completion_tokens
-        self.retries.update(answer.retried if paid else ())
+        read, written = answer.prompt_tokens, answer.completion_tokens
+        counts = {"asked" if paid else "from_cache": 1, "prompt_tokens": read, "completion_tokens": written}
+        self.kinds[question.kind].update(counts | ({"paid_in": read, "paid_out": written} if paid else {}))
 
     def as_dict(self) -> dict[str, Any]:
         """kinds: {kind: asked, from_cache, refused, prompt_tokens, completion_tokens, cost_now, cost}, retries: {cause: n}.
 
         Costs are US dollars of this run's questions and of all answers. None: prices are not known.
         """
-        kinds = {}
-        for name, kind in self.kinds.items():
-            kinds[name] = {key: value for key, value in asdict(kind).items() if not key.startswith("paid")} | {
-                "cost_now": cost.price(kind.paid_prompt_tokens, kind.paid_completion_tokens, self.cfg),
-                "cost": cost.price(kind.prompt_tokens, kind.completion_tokens, self.cfg),
+        shown = ("asked", "from_cache", "refused", "prompt_tokens", "completion_tokens")
+        kinds = {
+            name: {key: kind[key] for key in shown}
+            | {
+                "cost_now": cost.price(kind["paid_in"], kind["paid_out"], self.cfg),
+                "cost": cost.price(kind["prompt_tokens"], kind["completion_tokens"], self.cfg),
             }
+            for name, kind in self.kinds.items()
+        }
         return {"kinds": kinds, "retries": dict(self.retries)}
 
     def paid(self) -> str:
         """Tokens and cost of this run so far, in words."""
-        read = sum(kind.paid_prompt_tokens for kind in self.kinds.values())
-        written = sum(kind.paid_completion_tokens for kind in self.kinds.values())
+        read, written = (sum(kind[name] for kind in self.kinds.values()) for name in ("paid_in", "paid_out"))
         return cost.in_words(read, written, self.cfg)
 
 
@@ -108,51 +92,57 @@ class Interview:
         Raises UserError if no question can be asked, if all are refused, and, after all others were asked, for questions
         without an answer: the same command then asks only those.
         """
-        known = dict(zip(questions, self.cache.find(self.teacher.identity, questions), strict=True))
-        if any(answer is None for answer in known.values()):
-            with _held(self.cache.asking(self.teacher.identity), title):
-                self._ask_missing(known, title)
-        else:
-            self._count_known(known)
-        return [answer for question in questions if (answer := known[question]) is not None]
-
-    def _ask_missing(self, known: dict[Question, Answer | None], title: str) -> None:
-        missing = [question for question, answer in known.items() if answer is None]
-        # Another process may have asked them while this one waited for the lock.
-        known |= zip(missing, self.cache.find(self.teacher.identity, missing), strict=True)
-        self._count_known(known)
-        missing = [question for question in missing if known[question] is None]
-        if not missing:
-            return
-        before = len(known) - len(missing)
-        expected = cost.estimate(missing, self.cache, self.teacher.identity)
-        words = cost.in_words(expected.prompt_tokens, expected.completion_tokens, self.cfg)
-        _log.info("%s: %d questions, %d answered before; the others take about %s", title, len(known), before, words)
-        with bar(title, len(known), before) as progress:
-            session = _Session(self, missing, before, progress)
-            self._runner.run(session.run())
-        if session.failures:
-            raise UserError(session.unanswered())
-        known |= session.answers
+        known = self._known(questions)
+        with contextlib.ExitStack() as stack:
+            if None in known.values():
+                stack.enter_context(self._asking(title))
+                known |= self._known([question for question, answer in known.items() if answer is None])
+            for question, answer in known.items():
+                if answer is not None:
+                    self.counts.add(question, answer, paid=False)
+            missing = [question for question, answer in known.items() if answer is None]
+            answers = {**known, **self._ask(missing, len(known) - len(missing), title)} if missing else known
+        return [answer for question in questions if (answer := answers[question]) is not None]
 
     async def take(self, requests: int, tokens: float) -> None:
         """Wait until so many requests and tokens are within the limits per minute."""
-        for _ in range(requests if self._requests else 0):
-            assert self._requests is not None
-            await self._requests.acquire()
+        if requests and self._requests:
+            await self._requests.acquire(requests)
         while self._tokens is not None and tokens > 0:
             part = min(tokens, self._tokens.max_rate)
             await self._tokens.acquire(part)
             tokens -= part
 
-    def _count_known(self, known: dict[Question, Answer | None]) -> None:
-        for question, answer in known.items():
-            if answer is not None:
-                self.counts.add(question, answer, paid=False)
+    def _known(self, questions: Sequence[Question]) -> dict[Question, Answer | None]:
+        return dict(zip(questions, self.cache.find(self.teacher.identity, questions), strict=True))
+
+    @contextlib.contextmanager
+    def _asking(self, title: str) -> Iterator[None]:
+        """Wait until no other process asks this teacher."""
+        lock = self.cache.asking(self.teacher.identity)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _log.info("%s: another run is asking this teacher; waiting for its answers", title)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _ask(self, missing: list[Question], before: int, title: str) -> dict[Question, Answer]:
+        expected = cost.estimate(missing, self.cache, self.teacher.identity)
+        words = cost.in_words(expected.prompt_tokens, expected.completion_tokens, self.cfg)
+        total = before + len(missing)
+        _log.info("%s: %d questions, %d answered before; the others take about %s", title, total, before, words)
+        with bar(title, total, before) as progress:
+            session = _Session(self, missing, before, progress)
+            self._runner.run(session.run())
+        return session.answers
 
 
 class _Session:
-    """The questions of one call of `ask`."""
+    """The questions of one call of `ask` that the cache does not know."""
 
     def __init__(self, interview: Interview, questions: list[Question], known: int, progress: Bar) -> None:
         """known: questions of the same call that were answered before."""
@@ -171,96 +161,79 @@ class _Session:
         return self.fatal is not None or self.failed_in_a_row >= max(3, self.interview.cfg.concurrency)
 
     async def run(self) -> None:
-        workers = min(self.interview.cfg.concurrency, len(self.waiting))
+        """Ask all questions. Raises UserError, see `Interview.ask`."""
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
+                for _ in range(min(self.interview.cfg.concurrency, len(self.waiting))):
                     group.create_task(self._work())
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
-        if self.refusals and self._refuses_all() and not self.failures:
-            self.fatal = self.fatal or _all_refused(self.refusals)
-        if self.fatal:
-            raise self.fatal
+        if not self.failures:
+            self._check_refusals(least=1)
+        if self.fatal or self.failures:
+            raise self.fatal or self._unanswered()
 
     async def _work(self) -> None:
         while self.waiting and not self.given_up:
+            question = self.waiting.popleft()
             try:
-                await self._settle(self.waiting.popleft())
+                self.answers[question] = await self._settle(question)
+                self.progress.advance(1, self.interview.counts.paid())
+            except Refused as refusal:
+                if not self.refusals:
+                    _log.warning("A question is refused and has an empty answer, as all refused ones: %s", refusal)
+                self.refusals.append(refusal)
+                self.answers[question] = Answer("", 0, 0)
+                self.interview.counts.kinds[question.kind]["refused"] += 1
+                self.progress.advance(1)
+                self._check_refusals(least=_REFUSED)
+            except NoAnswer as failure:
+                self.failures.append(failure)
+                self.failed_in_a_row += 1
             except UserError as error:
                 self.fatal = self.fatal or error
 
-    async def _settle(self, question: Question) -> None:
-        """Ask until there is an answer, a refusal, or no retry left."""
+    async def _settle(self, question: Question) -> Answer:
+        """Ask until there is an answer or no retry left."""
         interview = self.interview
         reserved = characters(question) / 4 + question.expected_tokens
-        broken: list[str] = []
-        tries = 0
+        causes: list[str] = []
         while True:
             await interview.take(1, reserved)
             try:
                 answer = await interview.teacher.answer(question)
                 break
-            except Refused as refusal:
-                return self._refuse(question, refusal)
             except NoAnswer as failure:
-                if not isinstance(failure, BrokenAnswer) or tries >= interview.cfg.retries or self.given_up:
-                    self.failures.append(failure)
-                    self.failed_in_a_row += 1
-                    return None
-                broken += [*failure.retried, failure.cause]
-                tries += 1
+                if len(causes) >= interview.cfg.retries or self.given_up:
+                    raise
+                backoff = min(FIRST_WAIT * 2 ** len(causes), LONGEST_WAIT) * random.uniform(0.75, 1)
+                causes.append(failure.cause)
+                await asyncio.sleep(backoff if failure.wait is None else failure.wait)
         interview.cache.add(interview.teacher.identity, question, answer)  # before anything else can fail
-        interview.counts.retries.update(broken)
+        interview.counts.retries.update(causes)
         interview.counts.add(question, answer, paid=True)
-        self.answers[question] = answer
         self.failed_in_a_row = 0
-        self.progress.advance(1, interview.counts.paid())
         await interview.take(0, answer.prompt_tokens + answer.completion_tokens - reserved)
+        return answer
 
-    def _refuse(self, question: Question, refusal: Refused) -> None:
-        if not self.refusals:
-            _log.warning("A question is refused and has an empty answer, as all refused ones: %s", refusal)
-        self.refusals.append(refusal)
-        self.answers[question] = Answer("", 0, 0)
-        if len(self.refusals) >= _REFUSED and self._refuses_all():
-            raise _all_refused(self.refusals)
-        self.interview.counts.of(question).refused += 1
-        self.progress.advance(1)
+    def _check_refusals(self, least: int) -> None:
+        """Stop if there are at least so many refusals, and no answers."""
+        refused = len(self.refusals)
+        if refused >= least and not self.known and len(self.answers) == refused:
+            self.fatal = self.fatal or UserError(
+                f"The teacher refuses every question ({refused} so far): {self.refusals[-1]}. Check teacher.*; if questions "
+                "are too long for the model, lower distill.reflect.per_question and distill.describe_batch."
+            )
 
-    def _refuses_all(self) -> bool:
-        return not self.known and len(self.answers) == len(self.refusals)
-
-    def unanswered(self) -> str:
+    def _unanswered(self) -> UserError:
         causes = Counter(failure.cause for failure in self.failures)
         missing = len(self.failures) + len(self.waiting)
-        cfg, cache = self.interview.cfg, self.interview.cache
-        tried = f"{len(self.failures)} were asked up to {cfg.retries + 1} times each"
+        tried = f"{len(self.failures)} were asked up to {self.interview.cfg.retries + 1} times each"
         if self.given_up:
             tried += ", all in a row, and the rest was not asked"
-        return (
+        return UserError(
             f"{missing} of {missing + len(self.answers)} questions have no answer: {tried} "
             f"({', '.join(f'{count} x {cause}' for cause, count in causes.most_common())}; the last: {self.failures[-1]}). "
-            f"Answers are kept in {cache.path}: the same command asks only the rest. If it happens again, lower "
+            f"Answers are kept in {self.interview.cache.path}: the same command asks only the rest. If it happens again, lower "
             "teacher.concurrency or teacher.requests_per_minute, or raise teacher.timeout or teacher.retries."
         )
-
-
-@contextlib.contextmanager
-def _held(lock: FileLock, title: str) -> Iterator[None]:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.info("%s: another run is asking this teacher; waiting for its answers", title)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _all_refused(refusals: list[Refused]) -> UserError:
-    return UserError(
-        f"The teacher refuses every question ({len(refusals)} so far): {refusals[-1]}. Check teacher.*; if questions are too "
-        "long for the model, lower distill.reflect.per_question and distill.describe_batch."
-    )

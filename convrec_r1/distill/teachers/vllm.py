@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.distill.config import VLLMTeacherConfig
-from convrec_r1.distill.teachers.base import Answer, BrokenAnswer, NoAnswer, Question
+from convrec_r1.distill.teachers.base import Answer, NoAnswer, Question
 from convrec_r1.distill.teachers.openai import ChatClient, identity_of
 from convrec_r1.rollout.vllm.options import runs_on_cpu
 from convrec_r1.rollout.vllm.process import LocalProcess
@@ -46,25 +46,25 @@ class VLLMTeacher:
             return await client.answer(question)
         except NoAnswer as failure:
             if not process.alive():  # asked again, of a new server
-                raise BrokenAnswer("server died", f"the server of {self.cfg.model} ended ({process.log})") from failure
+                raise NoAnswer("server died", f"the server of {self.cfg.model} ended ({process.log})") from failure
             raise
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-        if self._process is not None:
-            await asyncio.to_thread(self._process.stop)
+        await self._stop()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._process = self._client = self._folder = None
         self._starts = 0
 
-    async def _start(self) -> None:
-        """Return when the server is up. Raises UserError with the end of its log if it does not start."""
+    async def _stop(self) -> None:
         if self._client is not None:
             await self._client.close()
         if self._process is not None:
             await asyncio.to_thread(self._process.stop)
+
+    async def _start(self) -> None:
+        """Return when the server is up. Raises UserError with the end of its log if it does not start."""
+        await self._stop()
         if self._starts == _STARTS:
             assert self._process is not None
             said = self._process.last_words()
