@@ -1,7 +1,6 @@
 """Metadata of items: from files, or from the teacher. Items are embedded by it."""
 
 import ast
-import csv
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,11 +13,10 @@ from convrec_r1.data.adapters.rows import (
     Row,
     describe,
     one_line,
-    open_text,
-    parse_json,
+    read_json,
     read_jsonl,
+    read_table,
     to_item,
-    unreadable,
 )
 from convrec_r1.distill.answers import descriptions
 from convrec_r1.distill.questions import describe as describe_items
@@ -128,7 +126,7 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     Raises UserError for a file that is missing, of another kind, malformed (it names the row) or without items.
     """
     path = Path(path)
-    readers = {".jsonl": read_jsonl, ".json": _read_json, ".csv": _read_csv}
+    readers = {".jsonl": read_jsonl, ".json": _read_json, ".csv": read_table}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: metadata must be {', '.join(readers)}, found {path.suffix or 'no extension'}.")
@@ -192,29 +190,10 @@ def _values(row: Row, name: str) -> list[str]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    try:
-        content = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), path.name)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    content = read_json(path)
     if not isinstance(content, list):
         raise UserError(f"{path.name}: it must be a list of objects, found {describe(content)}.")
     for number, value in enumerate(content, start=1):
         if not isinstance(value, dict):
             raise UserError(f"{path.name}, item {number}: it must be an object {{...}}, found {describe(value)}.")
         yield Row(value, f"{path.name}, item {number}")
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    rows = csv.DictReader(open_text(path), strict=True)
-    try:
-        for fields in rows:
-            where = f"{path.name}, line {rows.line_num}"
-            if None in fields or None in fields.values():
-                count = sum(value is not None for name, value in fields.items() if name) + len(fields.get(None) or [])
-                raise UserError(
-                    f"{where}: {count} cells where the header has {len(rows.fieldnames or [])}. "
-                    "A cell with a comma in it must be in double quotes."
-                )
-            yield Row(fields, where)
-    except csv.Error as error:
-        raise UserError(f"{path.name}: not valid CSV ({error}).") from None
