@@ -218,7 +218,7 @@ def test_folders_that_cannot_be_compared_are_listed(tmp_path):
     assert len(study.runs) == len(paths)
     with pytest.raises(UserError, match=r"no finished run .*\n.*empty: not the folder"):
         read_study([tmp_path / "empty"])
-    with pytest.raises(UserError, match="One system is no comparison"):
+    with pytest.raises(UserError, match="A comparison needs two systems"):
         read_study(paths[:2])
 
 
@@ -262,12 +262,16 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     paths = write_pair(tmp_path)
     assert read_study(paths, baseline="Rank-GRPO").baseline.kind == "rank_grpo"
     assert read_study(paths, baseline="rank_grpo").baseline.kind == "rank_grpo"
-    with pytest.raises(UserError, match=r"baseline=dapo: no such system\. There are: GRPO \(grpo\); Rank-GRPO"):
+    with pytest.raises(
+        UserError, match=r"baseline=dapo: no system has this name\. Choose one of: GRPO \(grpo\); Rank-GRPO"
+    ):
         read_study(paths, baseline="dapo")
     with pytest.raises(UserError, match=r"metric=ndcg@7: not measured in every run\. Choose one of .*ndcg@5"):
         read_study(paths, metric="ndcg@7")
     paths.append(write_run(tmp_path / "mu", ASKED, FAIR, "algo=grpo", "algo.mu=2"))
-    with pytest.raises(UserError, match=r"2 such systems\. Name one of them: GRPO, mu=1; GRPO, mu=2"):
+    with pytest.raises(
+        UserError, match=r"2 systems have this name\. Choose one of them by its label: GRPO, mu=1; GRPO, mu=2"
+    ):
         read_study(paths, baseline="grpo")
 
 
