@@ -250,7 +250,7 @@ def verdict(d: Difference, level: float) -> str:
             "holds for these policies on other conversations; with one seed there is no conclusion for another training"
         )
     if d.crossed_p_holm > limit:
-        return "holds for these policies on other conversations, but not for another training"
+        return "holds for these policies on other conversations, but is not shown for another training"
     return "holds on other conversations and for another training"
 
 

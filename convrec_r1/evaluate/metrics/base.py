@@ -100,8 +100,8 @@ class Lists:
 class Metric(Protocol):
     """A metric. Your own class inherits from this class, or has these three members.
 
-    Config: an entry of `metrics`, a mapping with `_target_` and the keyword arguments of the class. The project passes `n`, `ks`
-    and `ideal` (eval.ideal) to a class with parameters of these names.
+    Config: an entry of `metrics`, a mapping with `_target_` and the keyword arguments of the class. The project passes `n`,
+    `ks` and `ideal` (eval.ideal) to a class with parameters of these names.
 
         class Surprise(Metric):
             labels = {"surprise@{k}": Label("Surprise@{k}", better="high")}
