@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# Before torch starts its threads: on a busy machine, threads that spin while they wait take the cores from each other.
+# Set before torch starts its threads: on a busy machine, waiting threads that spin slow each other down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -42,12 +42,12 @@ register()
 
 
 def main() -> None:
-    """Run the command line: one run or a sweep. The exit status of a sweep is the worst of its runs."""
+    """Run the command line: one run or a sweep. The exit status of a sweep is the highest of its runs."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(sys.argv[1:]))
         return
     sys.argv[1:] = expand(sys.argv[1:])
-    sys.path.append(os.getcwd())  # a user's plug-ins; `python -m` has it already, the console script has not
+    sys.path.append(os.getcwd())  # for users' plug-ins: the console script does not add it
     launch = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
     broke_off = False
     try:
@@ -66,10 +66,12 @@ def main() -> None:
     except Exception:
         if not ledger.opened:
             raise
-        traceback.print_exc()  # a launcher failed; the ledger holds the cells so far
+        traceback.print_exc()  # the launcher failed; the ledger holds the started cells
         broke_off = True
     if ledger.opened:
-        from convrec_r1.studies.sweep import conclude  # draws figures: seconds to import, and one run does not need it
+        from convrec_r1.studies.sweep import (
+            conclude,
+        )  # imported late: it takes seconds, and a single run does not need it
 
         sys.exit(max(conclude(ledger.opened), FAULT if broke_off else OK))
 
@@ -78,9 +80,9 @@ _started = False
 
 
 def job(composed: DictConfig) -> float | None:
-    """Do one run in its own folder, or one cell of a sweep. Return its objective, for a sweeper that searches.
+    """Execute one run, or one cell of a sweep. Return its objective for a search.
 
-    Defined at the top level of a module, so that launchers can pickle it.
+    It is defined at module level, so that launchers can pickle it.
     """
     global _started
     _started = True
@@ -111,17 +113,16 @@ def job(composed: DictConfig) -> float | None:
 
 
 def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> float | None:
-    """Do one cell of a sweep in a process of its own: if it is killed, the others continue.
+    """Execute one cell of a sweep in a separate process. If it is killed, the others continue.
 
-    Nothing of a cell (GPU memory, engines, process groups of DDP) reaches the next one. A cell that fails makes the whole
-    sweep fail.
+    A separate process also frees GPU memory, engines and process groups before the next cell.
     """
     cell = ledger.Ledger.current().begin(hydra_cfg.job.num, folder.path)
     launcher = hydra_cfg.launcher._target_
     on_cpu = is_cpu_only(composed.trainer.accelerator)
     if "Joblib" in launcher and not on_cpu:
-        cell.end(USER_ERROR, "hydra/launcher=joblib starts runs side by side, and on a GPU they would share its memory. "
-                 "Leave the launcher out (one after another), or use submitit_slurm (a GPU each).")  # fmt: skip
+        cell.end(USER_ERROR, "hydra/launcher=joblib starts parallel runs, which would share the memory of one GPU. "
+                 "Leave out the launcher (one run after another), or use submitit_slurm (one GPU per run).")  # fmt: skip
         return None
     side_by_side = "BasicLauncher" not in launcher
     environment = {ledger.CELL: str(cell.file), progress.LABEL: f"[{cell.number}] " if side_by_side else ""}
@@ -137,15 +138,15 @@ def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> f
 def start_cell(
     arguments: list[str], env: dict[str, str], *, on_cpu: bool
 ) -> forkserver.Forked | subprocess.Popen[bytes]:
-    """Start a run in a process and a session of its own. On a CPU it is forked, which saves the seconds of its imports."""
+    """Start a run in a new process and session. On a CPU it is forked, which saves the time of the imports."""
     if on_cpu and (address := os.environ.get(forkserver.ADDRESS)):
-        with contextlib.suppress(OSError):  # of another machine, or of a server that was killed
+        with contextlib.suppress(OSError):  # the server is on another machine, or was killed
             return forkserver.fork(address, arguments, env=env)
     return subprocess.Popen([sys.executable, "-m", "convrec_r1", *arguments], env=env, start_new_session=True)
 
 
 def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
-    """Check the config, fill in what it leaves open, do what it says. Return what summary.json says."""
+    """Check the config, fill in open options, execute the task. Return the content of summary.json."""
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError(f"These keys need a value: {', '.join(missing)}. Give them on the command line, as KEY=VALUE.")
@@ -157,19 +158,19 @@ def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
     check(cfg)
     choices = resolve(cfg)
-    # Seconds to import, and not needed to say what is wrong with a config.
+    # Imported late: it takes seconds, and a config error does not need it.
     from convrec_r1.tasks.run import execute
 
     return execute(cfg, folder, git_sha(), choices)
 
 
 def objective(summary: dict[str, Any]) -> float | None:
-    """Return what a search maximises: the best `eval.metric` on the validation split. None without evaluations."""
+    """Return the objective of a search: the best `eval.metric` on the validation split. None without evaluations."""
     return summary.get("best", {}).get("value")
 
 
 def git_sha() -> str | None:
-    """Return the commit of the checkout that this code runs from, with + if it has changes. None outside of a checkout."""
+    """Return the commit of this checkout, with + for uncommitted changes. None outside of a checkout."""
     here = Path(__file__).parent
     try:
         describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]

@@ -15,8 +15,8 @@ class Item(NamedTuple):
         return self.title if self.year is None else f"{self.title} ({self.year})"
 
 
-# Only ASCII white space counts as blank, here and in the policy's token tables. Each of these characters is one byte, so
-# text and tokens agree on what is blank, whatever a byte-level tokenizer does with the line.
+# Only ASCII white space counts as blank, here and in the policy's token tables. Each character is one byte, so text and
+# tokens agree for every byte-level tokenizer.
 WHITESPACE = " \t\r\n\f\v"
 
 _MARKER = re.compile(r"^(?:[-*\u2022\u00b7\u2013\u2014]|\d{1,3}[.)]|\(\d{1,2}\))\s+")
@@ -51,13 +51,13 @@ def parse_line(line: str, *, year_required: bool = True) -> Item | None:
 
 
 def parse(text: str, *, year_required: bool = True) -> list[Item]:
-    """Return the items of a list in order. Lines that are no items (headings, remarks) are skipped."""
+    """Return the items of a list in order. Lines that are not items (headings, remarks) are skipped."""
     items = (parse_line(line, year_required=year_required) for line in lines(text))
     return [item for item in items if item is not None]
 
 
 def format(items: Iterable[Item]) -> str:
-    """Return items as the text that a policy is trained to write: one item per line, no newline after the last."""
+    """Return items as text: one item per line, without a newline at the end."""
     return "\n".join(str(Item(*item)) for item in items)
 
 
@@ -69,8 +69,8 @@ def fold(title: str) -> str:
 def _unwrap(title: str, behind: str) -> str:
     """Remove quotes and emphasis that enclose the title, or that open before it and close in `behind`, after the year.
 
-    A mark that closes inside the title is part of it ("Crocodile" Dundee), and so is one that never closes ('Tis Autumn,
-    *batteries not included). The number of layers is bounded, so that a line of a million stars costs little.
+    A mark that closes inside the title ("Crocodile" Dundee) or never closes ('Tis Autumn, *batteries not included) is part of
+    the title. The number of layers is bounded, so that a line of a million stars costs little time.
     """
     title = title.strip()
     for _ in range(_LAYERS):

@@ -1,7 +1,4 @@
-"""When two titles name the same item: one rule for reward, evaluation, popularity, demonstrations and Stage 1.
-
-Config key `match`, group conf/match. The paper's rule is `Folded`; `Normalised` forgives more spellings.
-"""
+"""Rules for "the same item", shared by reward, evaluation, popularity, demonstrations and Stage 1 (config key `match`)."""
 
 import re
 import unicodedata
@@ -13,14 +10,14 @@ from convrec_r1.base.options import option
 from convrec_r1.lists import Item, fold
 
 YEAR_TOLERANCE = 2
-"""Years that the same item may differ by, unless the config says otherwise: the paper's value."""
+"""Default difference of years that still match: the paper's value."""
 
 
 class Matching(ABC):
-    """A rule for "the same item". A rule of your own inherits from this class and defines `key`.
+    """A rule for "the same item". Your own rule inherits from this class and defines `key`.
 
-    Two items are the same if their titles have the same key and their years match. A rule must be hashable (catalogs keep
-    an index for each rule), so a dataclass must be frozen. Its config is `_target_` and the class's own keyword arguments.
+    Two items are the same if their titles have the same key and their years match. A rule must be hashable (a catalog has an
+    index for each rule), so a dataclass must be frozen. Its config is `_target_` and the keyword arguments of the class.
     """
 
     year_tolerance: int = YEAR_TOLERANCE
@@ -28,14 +25,14 @@ class Matching(ABC):
 
     @abstractmethod
     def key(self, title: str) -> str:
-        """Return what is compared in place of `title`: equal keys, same title. A title's key never depends on others."""
+        """Return the key of a title. Two titles are the same if their keys are equal."""
 
     def years_match(self, a: int | None, b: int | None) -> bool:
         """Return whether the years differ by at most `year_tolerance`. A missing year matches any."""
         return self.year_distance(a, b) <= self.year_tolerance
 
     def year_distance(self, a: int | None, b: int | None) -> float:
-        """Return the difference in years, 0 where one is missing. Of several matches the nearest is taken."""
+        """Return the difference in years, 0 if one is missing. Of several matches the nearest is used."""
         return 0.0 if a is None or b is None else float(abs(a - b))
 
     def item_key(self, item: Item | tuple[str, int | None]) -> tuple[str, int | None]:
@@ -104,9 +101,9 @@ _TRAILING = re.compile(r"(.*\S)\s*,\s*(?:the|an?)")
 
 
 def words(title: str) -> list[str]:
-    """Return the words of a title for comparison: no case, accents, punctuation or article at either end.
+    """Return the words of a title without case, accents, punctuation, and without an article at either end.
 
-    Apostrophes vanish, other punctuation separates words, `&` and `+` are "and", "10,000" is one word. Empty for a title
+    Apostrophes are removed, other punctuation separates words, `&` and `+` are "and", "10,000" is one word. Empty for a title
     without letters and digits.
     """
     text = _LEADING.sub("", _without_accents(fold(title)), count=1)

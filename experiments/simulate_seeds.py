@@ -1,6 +1,25 @@
-"""How often tests of two ways of training reject a true null: the table in convrec_r1/evaluate/statistics.py.
+"""Share of tests at 5 % that reject a true null, for the tests of convrec_r1/evaluate/statistics.py.
 
-python experiments/simulate_seeds.py [--sets 1000]
+    python experiments/simulate_seeds.py [--sets 1000]
+
+Result in %: 200 clusters of 1 to 7 samples, 1,000 data sets, standard error 0.7 points at 5 %. Columns: standard deviation
+that seeds leave in the mean difference, in units of what conversations leave in it. Below it, the standard deviation of the
+interaction e in units of that of the conversations b.
+
+                                            0           0.5            1             2
+                                         0     1      0     1      0     1      0     1
+    S = 2  paired seeds                5.3   3.2    4.3   3.4    8.4   5.7   11.8   7.9
+           unpaired                    4.8   1.9    4.3   3.1    4.7   3.2    7.3   5.3
+    S = 3  paired seeds                5.6   2.8    5.1   2.2    6.6   4.9    7.6   7.2
+           unpaired                    6.2   3.1    4.7   3.4    4.2   4.5    4.5   4.8
+           cluster bootstrap of
+           the values of one seed      5.5   5.9   15.4  11.0   35.1  20.6   58.4  43.6
+           the means over seeds        5.5   5.6    7.9   7.6   18.4  14.3   36.4  32.4
+    S = 5  paired seeds                4.9   3.6    4.6   4.5    4.3   3.9    7.2   5.8
+           unpaired                    6.1   2.9    4.3   3.4    4.2   4.1    6.9   4.2
+           cluster bootstrap of
+           the values of one seed      4.7   4.5   18.7  12.3   40.7  29.9   65.9  54.8
+           the means over seeds        4.7   5.9    8.9   9.7   15.9  14.7   37.9  35.5
 """
 
 import argparse
@@ -33,7 +52,7 @@ def data(generator: np.random.Generator, seeds: int, between_seeds: float, inter
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--sets", type=int, default=1000)
     sets = parser.parse_args().sets
     print("S  seeds  interaction  paired  unpaired  cluster bootstrap of seed 1  of the mean over seeds")

@@ -143,7 +143,7 @@ def test_what_one_seed_and_other_seeds_allow(tmp_path):
     (d,) = compare_systems(unequal, resamples=50).differences["ndcg@5"]
     assert (d.paired_seeds, d.seeds, d.per_seed) == (False, (1, 2), (0.75, 0.25))
     assert not np.isnan(d.crossed_p)
-    assert any("independent groups" in note for note in unequal.notes)
+    assert any("independent samples" in note for note in unequal.notes)
 
 
 def test_baselines_that_runs_brought_are_systems(tmp_path):
@@ -210,15 +210,15 @@ def test_folders_that_cannot_be_compared_are_listed(tmp_path):
     study = read_study(find_runs(str(tmp_path / "*")))
     assert {path.name: reason for path, reason in study.left_out} == {
         "a": "not finished: it has no summary.json",
-        "b": "its evaluation, eval/test.jsonl, is gone",
-        "comparison": "a run of task=compare, which leaves no policy or evaluation to compare",
+        "b": "its evaluation, eval/test.jsonl, is missing",
+        "comparison": "a run of task=compare, which has no evaluation to compare",
         "empty": "not the folder of a run: it has no config.yaml",
         "r2": "the same config and seed as copy",
     }
     assert len(study.runs) == len(paths)
     with pytest.raises(UserError, match=r"no finished run .*\n.*empty: not the folder"):
         read_study([tmp_path / "empty"])
-    with pytest.raises(UserError, match="One system is no comparison"):
+    with pytest.raises(UserError, match="A comparison needs two systems"):
         read_study(paths[:2])
 
 
@@ -242,7 +242,7 @@ def test_patterns_name_runs_or_the_folder_that_holds_them(tmp_path):
         ({"n": 4, "ks": (4,)}, "n: 5 in g1; 4 in odd"),
         ({"overrides": ["eval.ideal=paper"]}, "eval.ideal: standard in g1; paper in odd"),
         ({"asked": 5}, "6 conversations in g1, 5 in odd, 5 the same in both"),
-        ({"other": True}, "same ids and other contents"),
+        ({"other": True}, "equal ids and different contents"),
         ({"overrides": ["data.seed=7"], "keep_conversations": False}, "data.seed: 0 in g1; 7 in odd"),
     ],
 )
@@ -262,12 +262,16 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     paths = write_pair(tmp_path)
     assert read_study(paths, baseline="Rank-GRPO").baseline.kind == "rank_grpo"
     assert read_study(paths, baseline="rank_grpo").baseline.kind == "rank_grpo"
-    with pytest.raises(UserError, match=r"baseline=dapo: no such system\. There are: GRPO \(grpo\); Rank-GRPO"):
+    with pytest.raises(
+        UserError, match=r"baseline=dapo: no system has this name\. Choose one of: GRPO \(grpo\); Rank-GRPO"
+    ):
         read_study(paths, baseline="dapo")
     with pytest.raises(UserError, match=r"metric=ndcg@7: not measured in every run\. Choose one of .*ndcg@5"):
         read_study(paths, metric="ndcg@7")
     paths.append(write_run(tmp_path / "mu", ASKED, FAIR, "algo=grpo", "algo.mu=2"))
-    with pytest.raises(UserError, match=r"2 such systems\. Name one of them: GRPO, mu=1; GRPO, mu=2"):
+    with pytest.raises(
+        UserError, match=r"2 systems have this name\. Choose one of them by its label: GRPO, mu=1; GRPO, mu=2"
+    ):
         read_study(paths, baseline="grpo")
 
 
@@ -503,10 +507,10 @@ def test_numbers_for_people():
 def test_the_verdict_answers_both_questions(tmp_path):
     (d,) = compare_systems(read_study(write_pair(tmp_path)), resamples=200).differences["ndcg@5"]
     for p, crossed, words in (
-        (0.2, 0.01, "no difference is shown"),
-        (0.01, 0.2, "within what another training could change"),
-        (0.01, float("nan"), "with one seed nothing can be said"),
-        (0.05, 0.05, "for another training"),
+        (0.2, 0.01, "no difference between these policies is shown"),
+        (0.01, 0.2, "is not shown for another training"),
+        (0.01, float("nan"), "with one seed there is no conclusion"),
+        (0.05, 0.05, "and for another training"),
     ):
         d.p_holm, d.crossed_p_holm = p, crossed
         assert words in verdict(d, 0.95)

@@ -206,7 +206,7 @@ def test_publishing_without_a_connection_says_what_to_do(tmp_path):
     unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "WANDB_HTTP_TIMEOUT": "3"}
     done = publish(tmp_path, "logger.entity=team", **unreachable)
     assert done.returncode == 1
-    assert "UserError W&B did not take the workspace for team/convrec-r1" in done.stderr
+    assert "UserError W&B refused the workspace for team/convrec-r1" in done.stderr
     assert "connection" in done.stderr
     assert "Traceback" not in done.stderr
 

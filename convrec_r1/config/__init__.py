@@ -1,1 +1,1 @@
-"""What a run may be told: `schema` types every key of conf/, `checks` looks across fields, `files` finds conf/."""
+"""The config of a run: `schema` types every key of conf/, `checks` finds problems, `files` finds conf/."""

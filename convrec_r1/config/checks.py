@@ -1,6 +1,6 @@
-"""Checks of a whole config, made before anything is loaded. Each sentence names the keys and says what to do.
+"""Checks of a whole config, before anything is loaded. Each sentence names the keys and says what to do.
 
-Bounds stand at the fields (base/options.py); what concerns one room alone stands in that room. Here is what lies across rooms.
+Here are the checks across rooms. Bounds are at the fields (base/options.py), and the checks of one room are in the room.
 """
 
 import os
@@ -22,15 +22,15 @@ _SECRET = re.compile(r"KEY$|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNOREC
 
 
 def check(cfg: Config) -> None:
-    """Raise a UserError that lists everything about `cfg` that cannot work."""
+    """Raise a UserError that lists all problems of `cfg`."""
     if wrong := problems(cfg):
         raise UserError("The configuration cannot work:\n" + "\n".join(f"  - {line}" for line in wrong))
 
 
 def problems(cfg: Config) -> list[str]:
-    """Return a sentence for everything about `cfg` that cannot work."""
+    """Return a sentence for each problem of `cfg`."""
     task = cfg.task.name
-    if task == "doctor":  # reports itself what is wrong with a run of this config
+    if task == "doctor":  # the doctor reports the problems itself
         return []
     wrong = out_of_bounds(cfg)
     within = not wrong
@@ -40,7 +40,9 @@ def problems(cfg: Config) -> list[str]:
         wrong += data_checks.problems(cfg.data, cfg.n)
         if task != "distill":
             wrong += _paths(cfg)
-            wrong += [*_combinations(cfg), *_hardware(cfg)] if within else []  # they compute with these numbers
+            wrong += (
+                [*_combinations(cfg), *_hardware(cfg)] if within else []
+            )  # these checks compute with values within bounds
         if task == "distill" or cfg.data.demonstrations == "distilled":
             wrong += distill_checks.problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data)
         if cfg.distill.dry_run and task != "distill":
@@ -118,7 +120,7 @@ def _hardware(cfg: Config) -> list[str]:
 
 
 def _secrets(cfg: Config) -> list[str]:
-    """Find values of environment variables that are named as secrets: config.yaml, logs and W&B would show them."""
+    """Find values of secret environment variables, which config.yaml, logs and W&B would show."""
     secrets = {value: name for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
     return [
         f"{key} holds the value of the environment variable {secrets[secret]}, which config.yaml and W&B would show. Leave "
@@ -134,6 +136,6 @@ def _leaves(cfg: Config) -> list[tuple[str, Any]]:
 
 
 def _sees_gpu() -> bool:
-    import torch  # seconds to import, and most configs ask for no GPU
+    import torch  # imported late: it takes seconds, and most configs do not need it
 
     return torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Where conf/ is, in a checkout and in an installed wheel; short forms of the command line."""
+"""Find conf/ in a checkout or an installed wheel, and expand short forms of the command line."""
 
 import re
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ def conf_folder() -> Path:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Expand short forms: `model=` takes any Hub id or folder, where conf/model has no such name.
+    """Expand `model=VALUE` for a Hub id or a folder, if conf/model has no choice of this name.
 
-    One value becomes `model=hub model.path=VALUE model.name=LAST_PART`. In a sweep, each Hub id becomes a choice of the
-    group, so that ids and names of conf/model mix: `-m model=tiny,Qwen/Qwen3-0.6B`.
+    One value becomes `model=hub model.path=VALUE model.name=LAST_PART`. In a sweep each Hub id becomes a choice of the group,
+    so ids and names of conf/model can be mixed: `-m model=tiny,Qwen/Qwen3-0.6B`.
     """
     known = {path.stem for path in (conf_folder() / "model").glob("*.yaml")}
     result = []

@@ -1,4 +1,4 @@
-"""The text of `--help`: what the project is, examples, and every group of choices, read from conf/ itself."""
+"""The text of `--help`: examples, and all groups with their choices, read from conf/."""
 
 import itertools
 from collections.abc import Sequence
@@ -37,14 +37,14 @@ GROUPS = {
     "experiment": "named studies",
     "debug": "any run in a few steps",
 }
-"""Group -> what it chooses."""
+"""Groups and what they choose."""
 
 
 def help_text(arguments: Sequence[str] = ()) -> str:
     """Return the text of --help.
 
     Args:
-        arguments: the command line; choices in its --config-dir are listed too.
+        arguments: The command line. Choices in its --config-dir are listed too.
     """
     folders = [conf_folder(), *_config_dirs(arguments)]
     lines = [

@@ -1,4 +1,4 @@
-"""Where a run's folder stands: outputs/<study>/<run>, derived from the config. The same command finds the same run again."""
+"""The folder of a run, outputs/<study>/<run>, derived from its config. The same command finds the same run again."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ OUTPUTS = "outputs"
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """Resolve `${run_name:}`: readable parts, then a digest of everything that makes the run what it is."""
+    """Resolve `${run_name:}`: readable parts, then a digest of the identity of the run."""
     without = left_out(_root_)
     plain = OmegaConf.masked_copy(_root_, [str(k) for k in _root_ if k not in without - {OUTPUTS} and k != "hydra"])
     values = as_dict(plain, resolve=True)
@@ -53,7 +53,7 @@ def _cleaned(part: str) -> str:
 
 
 def run_dir(*, _root_: DictConfig) -> str:
-    """Resolve `${run_dir:}`: outputs/<study>/<run name>; of a comparison, comparison/ beside the runs that it compares."""
+    """Resolve `${run_dir:}`: outputs/<study>/<run name>. For task=compare: comparison/ beside the compared runs."""
     if _root_.task.name == "compare" and _root_.runs:
         patterns = [_root_.runs] if isinstance(_root_.runs, str) else list(_root_.runs)
         beside = os.path.commonpath([os.path.dirname(os.path.abspath(str(pattern))) for pattern in patterns])

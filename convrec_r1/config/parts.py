@@ -1,4 +1,4 @@
-"""From a run's config to the objects that a task needs. What a room takes of the config, is said here."""
+"""Build the objects of a task from the config. Rooms below config/ get only their own options."""
 
 import json
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ from convrec_r1.run.tracker import About, Tracker, make_tracker
 
 
 def base_policy(cfg: Config, data: Dataset) -> Policy:
-    """Build the policy before any training."""
+    """Build the policy before training."""
     temperature = cfg.rollout.temperature
     return build_policy(cfg.model, seed=cfg.seed, corpus=lambda: corpus(cfg, data), temperature=temperature)
 
 
 def corpus(cfg: Config, data: Dataset) -> list[str]:
-    """Return the texts that a tiny model's tokenizer is trained on."""
+    """Return the training texts of a tiny model's tokenizer."""
     instruction = cfg.data.instruction.format(n=cfg.n)
     texts = [f"User: {instruction}\n{dialogue(c)}\nAssistant:\n" for c in data["train"]]
     texts += [format(c.demonstration) + "\n" for c in data["train"] if c.demonstration]
@@ -58,7 +58,7 @@ def matching(cfg: Config) -> Matching:
 
 
 def evaluator(cfg: Config, data: Dataset, popularity: Popularity | None = None) -> Evaluator:
-    """Build the evaluator of `data`. popularity: of the training conversations; None: counted here."""
+    """Build the evaluator of `data`. popularity: popularity in training. None: count it."""
     match = matching(cfg)
     if popularity is None:
         popularity = Popularity.from_conversations(data["train"], data.catalog, match)
@@ -76,12 +76,12 @@ def evaluator(cfg: Config, data: Dataset, popularity: Popularity | None = None) 
 
 
 def position(cfg: Config) -> Position:
-    """Return which rank a line has that is not an item: the reward says it, and the evaluation follows."""
+    """Return the rank rule of the reward for lines that are not items. The evaluation uses the same rule."""
     return getattr(build(cfg.reward, "reward", Reward, function=True), "position", "line")
 
 
 def objective(cfg: Config) -> Objective:
-    """Build `algo.objective`, or the clipped surrogate of the keys of `algo`."""
+    """Build `algo.objective`, or the clipped surrogate if it is null."""
     algo = cfg.algo
     if algo.objective is not None:
         return build(algo.objective, "algo.objective", Objective, function=True)
@@ -89,7 +89,7 @@ def objective(cfg: Config) -> Objective:
 
 
 def rl_settings(cfg: Config) -> RLSettings:
-    """Collect what stage 2 reads of the config."""
+    """Return the options of stage 2."""
     return RLSettings(
         cfg.algo,
         cfg.rl,
@@ -113,7 +113,7 @@ def tracker(cfg: Config, plain: Mapping[str, Any], folder: RunFolder, git_sha: s
 
 
 def evaluation_key(cfg: Config, data: Dataset) -> str:
-    """Return a digest of everything that decides how a given policy is evaluated."""
+    """Return a digest of everything that the evaluation of a policy depends on."""
     parts = {
         "conversations": [
             [c.id, [m.content for m in c.messages], c.ground_truth, c.seen] for c in data[cfg.eval.split]

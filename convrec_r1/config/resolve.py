@@ -1,4 +1,4 @@
-"""Fill in what a config leaves open: hardware, and options that follow from others. After this every option has its value."""
+"""Fill in open options of a config: hardware, and options that depend on others."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ LOADS_NOTHING = ("compare", "workspace")
 
 
 def resolve(cfg: Config) -> list[str]:
-    """Fill in `cfg` in place. Return a sentence for each choice that was made, for the log."""
+    """Fill in `cfg` in place. Return a sentence for each choice, for the log."""
     if cfg.rl.completions_per_step is not None:
         prompts = max(1, cfg.rl.completions_per_step // cfg.algo.group_size)
         cfg.rl = replace(cfg.rl, prompts_per_step=prompts)

@@ -1,4 +1,4 @@
-"""The whole config of a run. Each room keeps its options beside the code that reads them: ROOM/config.py."""
+"""The whole config of a run. The options of each room are in ROOM/config.py."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,21 +19,21 @@ from convrec_r1.studies.config import CompareConfig
 
 @dataclass
 class TaskConfig:
-    """What a command does: conf/task."""
+    """The task of a command: conf/task."""
 
     name: str = option(MISSING, choices=("train", "eval", "distill", "compare", "workspace", "doctor"))
 
 
 @dataclass
 class RecipeConfig:
-    """What training takes: conf/recipe. The values are those of `sft`, `rl` and `eval`."""
+    """Training recipe: conf/recipe. It sets values of `sft`, `rl` and `eval`."""
 
     name: str = "paper"
 
 
 @dataclass
 class Config:
-    """The whole of a run. Slots of type Any name a class by `_target_`: docs/extend.md."""
+    """The config of a run. Slots of type Any name a class by `_target_`: docs/extend.md."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -53,9 +53,9 @@ class Config:
     """Baselines by name: `_target_` of an `evaluate.baselines.Baseline` and its options."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Lightning callbacks of the user's for stage 2, by name."""
+    """The user's Lightning callbacks for stage 2, by name."""
     loggers: dict[str, Any] = option(factory=dict, identity=False)
-    """Lightning loggers of the user's, by name."""
+    """The user's Lightning loggers, by name."""
     compare: CompareConfig = option(factory=CompareConfig, identity=False)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     embedder: Any = MISSING
@@ -71,23 +71,23 @@ class Config:
     checkpoint: str | None = None
     """task=eval: a run's folder, a policy's folder or a Hub id."""
     runs: Any = option(None, identity=False)
-    """task=compare: a pattern of run folders, or a list of such."""
+    """task=compare: a pattern of run folders, or a list of patterns."""
     study: str = option("main", identity=False)
     outputs: str = option("outputs", identity=False)
     fresh: bool = option(False, identity=False)
-    """Start over where the run's folder holds a run already."""
+    """Start over if the folder holds a run."""
 
     @property
     def ks(self) -> list[int]:
-        """Cut-offs that lists of n can be measured at."""
+        """Cut-offs up to n."""
         return cutoffs(self.eval.ks, self.n)
 
     @property
     def metric(self) -> str:
-        """`eval.metric`, or what it is where that is null."""
+        """`eval.metric`, or its default if it is null."""
         return metric_in_effect(self.eval, self.n)
 
     @property
     def max_lines(self) -> int | None:
-        """Lines after which a completion is stopped; None: it goes on to EOS."""
+        """Maximum number of lines of a completion. None: it ends at EOS."""
         return self.n if self.rollout.stop_at_n else None

@@ -28,7 +28,7 @@ from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rollout.config import HFConfig, VLLMConfig, VLLMServerConfig
 
 USER_ERROR = 2
-"""Exit status where the user can put something right."""
+"""Exit status of a user error."""
 SCHEMAS = {
     "data": {"films": FilmsConfig, "titles": TitlesConfig},
     "match": {"folded": FoldedConfig, "normalised": NormalisedConfig},
@@ -40,7 +40,7 @@ SCHEMAS = {
 
 
 def register() -> None:
-    """Make the schemas and the resolvers of folder names known to Hydra."""
+    """Register the schemas and the resolvers of folder names with Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group, schemas in SCHEMAS.items():
@@ -51,7 +51,7 @@ def register() -> None:
 
 
 def _ending(resolver: Callable[..., str]) -> Callable[..., str]:
-    """A resolver whose UserError ends the command: raised inside a config it would come with OmegaConf's trace."""
+    """Return a resolver that prints a UserError and exits. OmegaConf would print a trace."""
 
     @functools.wraps(resolver)
     def resolve(**given: Any) -> str:

@@ -1,4 +1,4 @@
-"""Metrics, baselines and statistics: what a list is worth, and whether a difference between two runs is real."""
+"""Metrics, baselines, and statistics of differences between runs."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Baselines: what a trained policy has to beat. conf/baselines lists those that there are, eval.baselines chooses."""
+"""Baselines for a trained policy. conf/baselines defines them, eval.baselines chooses among them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,40 +15,40 @@ PolicyName = Literal["base", "warm_start"]
 
 @dataclass(frozen=True)
 class Context:
-    """What a baseline makes its lists from."""
+    """Inputs of a baseline."""
 
     conversations: Sequence[Conversation]
-    """[B] the conversations to answer. Their ground truths are the right answers: a baseline must not read them."""
+    """[B]: conversations to answer. A baseline must not read their ground truths."""
     train: Sequence[Conversation]
     """The training conversations."""
     n: int
     """Recommendations in a list."""
     catalog: Catalog
     popularity: Popularity
-    """Of the training conversations."""
+    """Popularity in the training conversations."""
     ask: Callable[[PolicyName], list[str] | None]
-    """Return the greedy lists [B] of "base", the policy before any training, or "warm_start", the one that RL starts from.
-    None if the run has no such policy. Called by every process of a run."""
+    """Return the greedy lists [B] of "base" (the policy before training) or "warm_start" (the policy that RL starts from).
+    None: the run has no such policy. Every process of a run must call it."""
 
 
 @runtime_checkable
 class Baseline(Protocol):
-    """A baseline. One of your own inherits from this class, or has these two members.
+    """A baseline. Your own class inherits from this class, or has these two members.
 
-    Config: an entry of `baselines`, a mapping with `_target_` and the class's own keyword arguments. Its lists are in
-    eval/<split>.<name>.jsonl, and its values in summary.json and the report, under its name in `baselines`.
+    Config: an entry of `baselines`, a mapping with `_target_` and the keyword arguments of the class. The key of the entry
+    names the baseline in eval/<split>.<name>.jsonl, summary.json and the report.
     """
 
     shared: bool = False
-    """True: the lists depend on the data, the base model and the warm start alone, so runs of one warm start share them."""
+    """True: the lists depend only on data, base model and warm start, so runs with one warm start share them."""
 
     def lists(self, context: Context) -> Sequence[str] | None:
-        """Return one list a conversation, [B] texts with one `Title (Year)` a line. None: this run has no such baseline."""
+        """Return a list per conversation: [B] texts with one `Title (Year)` per line. None: not defined for this run."""
         ...
 
 
 class MostPopular(Baseline):
-    """The n items most often wanted in training that the user has not seen. None if no interactions are known."""
+    """The n most frequent ground truths of training that the user has not seen. None without ground truths."""
 
     def lists(self, context: Context) -> list[str] | None:
         if not context.popularity.total:
@@ -57,7 +57,7 @@ class MostPopular(Baseline):
 
 
 class ZeroShot(Baseline):
-    """Greedy lists of the policy before any training."""
+    """Greedy lists of the policy before training."""
 
     shared = True
 
@@ -66,7 +66,7 @@ class ZeroShot(Baseline):
 
 
 class WarmStarted(Baseline):
-    """Greedy lists of the policy that RL starts from. None for a run without RL or without a warm start."""
+    """Greedy lists of the policy that RL starts from. None: no RL or no warm start."""
 
     shared = True
 
@@ -75,6 +75,6 @@ class WarmStarted(Baseline):
 
 
 def build_baselines(nodes: Mapping[str, Any], chosen: Sequence[str] | None) -> dict[str, Baseline]:
-    """Return the baselines called `chosen` of those that `nodes` (the config's `baselines`) define. None: all."""
+    """Build the baselines named in `chosen` from `nodes`, the config's `baselines`. None: all."""
     wanted = list(nodes) if chosen is None else chosen
     return {name: build(nodes[name], f"baselines.{name}", Baseline) for name in wanted}

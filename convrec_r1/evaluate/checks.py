@@ -1,4 +1,4 @@
-"""Checks across the options of the evaluation, made before any data is loaded."""
+"""Checks of the evaluation options, before data is loaded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from convrec_r1.evaluate.metrics import all_labels, build_metrics
 def problems(
     cfg: EvalConfig, n: int, metrics: Mapping[str, Any], baselines: Mapping[str, Any], *, reinforces: bool
 ) -> list[str]:
-    """Return a sentence for everything that cannot work.
+    """Return a sentence for each problem.
 
     Args:
-        cfg: options within their bounds.
-        n: recommendations in a list.
-        metrics, baselines: the config's nodes.
-        reinforces: whether the run has an RL stage, so that it may be evaluated while it trains.
+        cfg: Options within their bounds.
+        n: Recommendations in a list.
+        metrics, baselines: The nodes of the config.
+        reinforces: Whether the run has an RL stage.
     """
     wrong = [] if cfg.ks else ["eval.ks=[]: give at least one cut-off of 1 or more."]
     for name in baselines if cfg.baselines is None else cfg.baselines:
@@ -36,15 +36,15 @@ def problems(
 
 
 def _check_metric(cfg: EvalConfig, n: int, nodes: Mapping[str, Any]) -> None:
-    """Raise UserError unless the chosen metrics can be built and give `eval.metric`."""
+    """Build the metrics. Raise UserError if that fails, or if `eval.metric` is not one of their values."""
     ks = cutoffs(cfg.ks, n)
     labels = all_labels(build_metrics(nodes, n=n, ks=ks, ideal=cfg.ideal), n, ks)
     known = [name for name, label in labels.items() if label.per_list and label.better == "high"]
     metric = metric_in_effect(cfg, n)
     if metric not in known:
         raise UserError(
-            f"eval.metric={metric}: with eval.ks, n and metrics as they are, choose one of {', '.join(known) or 'none'}. "
-            "A metric to go by has a value for each list and is better the higher it is."
+            f"eval.metric={metric}: with these values of eval.ks, n and metrics, choose one of {', '.join(known) or 'none'}. "
+            "It must be a metric with a value for each list, where higher is better."
         )
 
 

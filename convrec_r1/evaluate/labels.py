@@ -1,4 +1,4 @@
-"""Names and looks of systems and metrics, the same in every table and figure."""
+"""Names and styles of systems and metrics, for all tables and figures."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ LABELS = {
     "rank_grpo": "Rank-GRPO", "dapo": "DAPO", "rank_grpo_reference": "Rank-GRPO (public code)",
 }  # fmt: skip
 
-# Okabe and Ito's palette: told apart with any colour vision. Its yellow is too pale for a line on white.
+# Palette of Okabe and Ito, for all types of colour vision, without yellow: it is too pale for a line on white.
 COLORS = {"popularity": "#999999", "zero_shot": "#E69F00", "sft": "#009E73"}
 TRAINED = "#0072B2"
-"""The one system that a run trained."""
+"""Colour of the trained system in the figures of one run."""
 VALIDATION = "#D55E00"
 _SERIES = (TRAINED, "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 Line = Literal["-", "--", "-.", ":"]
@@ -23,7 +23,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 class Style(NamedTuple):
-    """How a system is drawn: colours first, then another line for each round through them."""
+    """Colour, line and marker of a system."""
 
     color: str
     line: Line
@@ -31,9 +31,10 @@ class Style(NamedTuple):
 
 
 def styles(kinds: list[str]) -> list[Style]:
-    """A style a system, from its kind: a baseline's name, or "" for what has no colour of its own.
+    """Return a style for each system.
 
-    The first of each baseline has the colour it has in every report; all others go through the palette in order.
+    kinds: a baseline's name, or "". The first system of each baseline has the baseline's colour. All others take the colours of
+    the palette in order, with another line style each time the palette repeats.
     """
     found, taken, used = [], 0, set()
     for kind in kinds:
@@ -48,15 +49,15 @@ def styles(kinds: list[str]) -> list[Style]:
 
 
 GROUPS = ("Ranking", "Reach", "Lists", "Other", "Ranks")
-"""Parts of a table of metrics, in order."""
+"""Groups of metrics in a table, in order."""
 _BUILT_IN = {template: label for metric in BUILT_IN for template, label in metric.labels.items()}
 _PLACES = {re.split(r"@|/\{", template)[0]: place for place, template in enumerate(_BUILT_IN)}
 
 
 def metric_style(name: str, foreign: Mapping[str, Any] | None = None) -> Label:
-    """Return the label of a metric. A name that is not known is its own label.
+    """Return the label of a metric. The label of an unknown metric is its name.
 
-    foreign: labels of metrics from outside the package, as summary.json holds them under "labels".
+    foreign: labels of users' metrics, as in summary.json under "labels".
     """
     if own := find_label(_BUILT_IN, name):
         return own
@@ -64,7 +65,7 @@ def metric_style(name: str, foreign: Mapping[str, Any] | None = None) -> Label:
     if not isinstance(entry, Mapping):
         return Label(name)
     default = Label(name, "Other")
-    # A file may hold anything: a field of another type counts as absent.
+    # The file is not trusted: a field with another type counts as absent.
     known = {f: entry[f] for f in Label._fields if type(entry.get(f)) is type(getattr(default, f))}
     label = default._replace(**known)
     group = label.group if label.group in GROUPS else "Other"
@@ -72,12 +73,12 @@ def metric_style(name: str, foreign: Mapping[str, Any] | None = None) -> Label:
 
 
 def metric_label(name: str, foreign: Mapping[str, Any] | None = None) -> str:
-    """Return how the metric is called in tables and figures."""
+    """Return the name of a metric in tables and figures."""
     return metric_style(name, foreign).label
 
 
 def metric_order(name: str, foreign: Mapping[str, Any] | None = None) -> tuple:
-    """Return a sort key that puts metrics into reading order: by group, then as in BUILT_IN, then by k as a number."""
+    """Return a sort key for metrics: by group, then as in BUILT_IN, then by k as a number."""
     group = GROUPS.index(metric_style(name, foreign).group)
     stem, _, k = name.partition("@")
     if name.startswith("rank/"):

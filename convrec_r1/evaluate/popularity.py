@@ -1,4 +1,4 @@
-"""How often users wanted each item in training: a ranking of the catalog, and its head, middle and tail."""
+"""Popularity of items in training: a ranking of the catalog, and its head, middle and tail."""
 
 from collections.abc import Iterable
 
@@ -15,17 +15,19 @@ _FOLDED = Folded()
 
 
 class Popularity:
-    """Interactions (ground truths of training conversations) per catalog item, and what follows from them.
+    """Interactions (ground truths of training conversations), rank and segment of each catalog item.
 
-    Args of the constructor: the catalog's items, the count of each, and the rule for "the same item".
+    Args:
+        items: Items of the catalog.
+        counts: Interactions of each item.
+        match: Rule for "the same item".
 
     Arrays are in catalog order:
 
     counts    [C] interactions of each item
-    ranks     [C] 1 for the most popular item; ties keep the catalog's order, so the ranking is always the same
-    segments  [C] index into SEGMENTS. Down the ranking, an item is head while the items before it hold less than a
-              third of all interactions, mid while they hold less than two thirds, tail from there on: the item that
-              crosses a boundary belongs to the more popular side, and an item nobody asked for is tail.
+    ranks     [C] 1 for the most popular item; ties keep the order of the catalog
+    segments  [C] index into SEGMENTS. An item is head if the items ranked above it hold less than a third of all interactions,
+              mid if they hold less than two thirds, else tail. An item without interactions is tail.
     """
 
     def __init__(self, items: Iterable[Item], counts: Iterable[int], match: Matching = _FOLDED) -> None:
@@ -35,14 +37,14 @@ class Popularity:
         if len(self.counts) != len(self.items):
             raise ValueError(f"{len(self.items)} items but {len(self.counts)} counts")
         self.total = int(self.counts.sum())
-        """All interactions that count. 0: popularity is unknown, and there is no head and tail."""
+        """Number of interactions. 0: popularity is unknown, and there are no segments."""
         self._order = np.argsort(-self.counts, kind="stable")
         self.ranks = np.empty(len(self.items), dtype=np.int64)
         self.ranks[self._order] = np.arange(1, len(self.items) + 1)
         in_order = self.counts[self._order]
         before = np.cumsum(in_order) - in_order
         self.segments = np.empty(len(self.items), dtype=np.int64)
-        # Integers, 3 * before < total: no rounding moves an item across a boundary.
+        # Integer arithmetic: rounding cannot move an item across a boundary.
         self.segments[self._order] = (3 * before >= self.total).astype(np.int64) + (3 * before >= 2 * self.total)
         self._lookup = ItemIndex(self.items, match)
         self._titles = [match.key(item.title) for item in self.items]
@@ -53,8 +55,8 @@ class Popularity:
     ) -> "Popularity":
         """Count the ground truths of the training conversations.
 
-        Conversations of other splits are skipped, so that a whole dataset leaks nothing of its test split. Ground truths
-        outside the catalog are not counted.
+        Conversations of other splits are skipped, which prevents leaks of the test split. Ground truths outside the catalog
+        are not counted.
         """
         items = list(catalog)
         index = ItemIndex(items, match)
@@ -69,11 +71,11 @@ class Popularity:
         return cls(items, counts, match)
 
     def index(self, item: Item) -> int | None:
-        """Return the item's place in the catalog, or None (see ItemIndex)."""
+        """Return the index of the item in the catalog, or None (see ItemIndex)."""
         return self._lookup.find(item)
 
     def rank(self, item: Item) -> int | None:
-        """Return 1 for the most popular item of the catalog, and so on. None for an item outside the catalog."""
+        """Return the popularity rank, from 1. None for an item outside the catalog."""
         at = self.index(item)
         return None if at is None else int(self.ranks[at])
 
@@ -83,9 +85,10 @@ class Popularity:
         return None if at is None or not self.total else SEGMENTS[self.segments[at]]
 
     def recommend(self, conversation: Conversation, n: int) -> list[Item]:
-        """Return the `n` most popular items whose titles the user has not seen; fewer if the catalog has no more.
+        """Return the `n` most popular items with titles that the user has not seen; fewer in a small catalog.
 
-        Raises UserError if no interactions are known: the order would be the catalog's own.
+        Raises:
+            UserError: No interactions are known.
         """
         if not self.total:
             raise UserError(
@@ -103,10 +106,10 @@ class Popularity:
 
 
 class ItemIndex:
-    """Item -> place in a list of items, under a rule for "the same item".
+    """Index of items in a list, under a rule for "the same item".
 
-    Title and year must be those of an entry. If only one of the two has a year, the title alone decides, provided that
-    only one entry has it. Of entries that are the same after folding the first counts.
+    Title and year must match those of an entry. If only one of the two has a year, the title must match, and only one entry
+    may have this title. Of equal entries the first counts.
     """
 
     def __init__(self, items: Iterable[Item], match: Matching = _FOLDED) -> None:
@@ -117,7 +120,7 @@ class ItemIndex:
             self._places.setdefault(Item(*item), at)
 
     def find(self, item: Item) -> int | None:
-        """Return the place, or None."""
+        """Return the index of the item, or None."""
         entry = self._catalog.find(item, self._match)
         if entry is None:
             titled = self._catalog.titled(item[0], self._match)

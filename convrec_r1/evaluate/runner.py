@@ -1,4 +1,4 @@
-"""Ask a policy for its lists, greedily, and score them."""
+"""Sample greedy lists from a policy and score them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from convrec_r1.rollout.base import RolloutEngine, Sampling
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores policies and baselines on conversations, in the same way every time."""
+    """Scores policies and baselines on conversations."""
 
     catalog: Catalog
     popularity: Popularity
@@ -30,11 +30,11 @@ class Evaluator:
     ks: Sequence[int]
     """Cut-offs."""
     greedy: Sampling
-    """How lists are asked for; temperature 0."""
+    """Sampling options, with temperature 0."""
     match: Matching
-    """The rule for "the same item"."""
+    """Rule for "the same item"."""
     position: Position
-    """Which rank a line has (`reward.relevance`)."""
+    """Rank of a line that is not an item (`reward.relevance`)."""
     metrics: Mapping[str, Metric]
     baselines: Mapping[str, Baseline]
 
@@ -46,9 +46,9 @@ class Evaluator:
         conversations: Sequence[Conversation],
         title: str,
     ) -> list[str]:
-        """Return one greedy list of `policy` a conversation. Of several processes each samples a share; all get the whole.
+        """Return a greedy list of `policy` for each conversation. Each process samples a share; all processes get all lists.
 
-        title: for the progress bar.
+        title: text of the progress bar.
         """
         engine.sync(policy)
         rank, world = processes.in_group()
@@ -74,13 +74,14 @@ class Evaluator:
         train: Sequence[Conversation],
         ask: Callable[[PolicyName], list[str] | None] = lambda policy: None,
     ) -> Evaluation | None:
-        """Score the lists of a baseline. None: there is no such baseline in this run.
+        """Score the lists of a baseline. None: the baseline is not defined for this run.
 
         Args:
-            name: its key in `baselines`.
-            conversations, train, ask: see `Context`.
+            name: Key in `baselines`.
+            conversations, train, ask: See `Context`.
+
         Raises:
-            UserError: not one list a conversation.
+            UserError: The number of lists is not that of the conversations.
         """
         context = Context(conversations, train, self.n, self.catalog, self.popularity, ask)
         lists = self.baselines[name].lists(context)
@@ -105,19 +106,19 @@ class Evaluator:
         )
 
     def read(self, path: Path) -> Evaluation:
-        """Read an evaluation that this evaluator made."""
+        """Read an evaluation with the metrics of this evaluator."""
         return Evaluation.read_jsonl(path, self.metrics)
 
 
 def write_asked(conversations: Sequence[Conversation], path: Path) -> None:
-    """Write the evaluated conversations beside the answers, in the form of data=jsonl: a report needs no other data."""
+    """Write the evaluated conversations in the format of data=jsonl, for reports."""
     dump([replace(conversation, demonstration=None) for conversation in conversations], path)
 
 
 def greedy_lists(
     policy: Policy, engine: RolloutEngine, prompts: Sequence[list[int]], greedy: Sampling, title: str
 ) -> list[str]:
-    """Return the most likely list of each prompt. Equal prompts (samples of one cluster) are sampled once."""
+    """Return the greedy list of each prompt. Equal prompts are sampled once."""
     unique = list(dict.fromkeys(map(tuple, prompts)))
     with bar(title, len(unique)) as progress:
         groups = engine.generate(unique, [0] * len(unique), greedy, on_progress=progress.advance)
@@ -126,5 +127,5 @@ def greedy_lists(
 
 
 def _interleave(parts: list[list[str]], total: int) -> list[str]:
-    """Undo `[rank::world]`."""
+    """Return the items of `parts[rank] = all[rank::world]` in the order of `all`."""
     return [parts[i % len(parts)][i // len(parts)] for i in range(total)]

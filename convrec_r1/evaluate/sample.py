@@ -1,11 +1,11 @@
-"""One conversation's answer and what it is worth: a line of eval/<split>.jsonl."""
+"""A scored answer: a line of eval/<split>.jsonl."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One conversation's answer and what it is worth."""
+    """The answer to one conversation, with its hits and metrics."""
 
     id: str
     cluster: str
@@ -14,6 +14,6 @@ class Sample:
     hits: tuple[int, ...]
     """Relevance of each rank, 0 or 1."""
     covered: tuple[int, ...]
-    """Places in the catalog of the distinct items recommended within the first n ranks."""
+    """Catalog indices of the distinct items at the first n ranks."""
     metrics: dict[str, float]
-    """By name. A metric that is not defined for this sample (recall_head@20 without a popular ground truth) is absent."""
+    """Values by name. A metric that is not defined for this sample (recall_head@20 without a head item) is absent."""

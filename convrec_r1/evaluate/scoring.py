@@ -1,4 +1,4 @@
-"""From the texts a policy wrote to the numbers of a report: one sample a conversation, and their summary."""
+"""Score the lists of a policy: one sample per conversation, and their summary."""
 
 import json
 import math
@@ -23,31 +23,30 @@ from convrec_r1.reward.rank import Position
 
 
 def built_in(ideal: Ideal = "standard") -> dict[str, Metric]:
-    """Return the built-in metrics, NDCG with this ideal list."""
+    """Return the built-in metrics, with this ideal list for NDCG."""
     return {kind.__name__: NDCG(ideal) if kind is NDCG else kind() for kind in BUILT_IN}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scored samples of one run on one split. The summary depends on the set of samples: their order, and how they were
-    cut into batches, change nothing, to the last bit."""
+    """The scored samples of one run on one split. The summary does not depend on their order, to the last bit."""
 
     samples: tuple[Sample, ...]
     catalog_size: int
     metrics: Mapping[str, Metric] = field(default_factory=built_in, compare=False, repr=False)
-    """The metrics whose values of the whole set belong in the summary."""
+    """Metrics that compute the values of the whole set."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def summary(self) -> dict[str, float]:
-        """Return each metric's mean over the samples in which it is defined, and `overall`. Empty without samples."""
+        """Return the mean of each metric over the samples that define it, and `overall`. Empty without samples."""
         names = dict.fromkeys(name for sample in self.samples for name in sample.metrics)
         means = {name: _mean([s.metrics[name] for s in self.samples if name in s.metrics]) for name in sorted(names)}
         return means | self.overall()
 
     def overall(self) -> dict[str, float]:
-        """Return the values of the whole set: `rank/<k>/hit`, `catalog/coverage` and the like. Empty without samples."""
+        """Return the values of the whole set, such as `catalog/coverage`. Empty without samples."""
         if not self.samples:
             return {}
         found: dict[str, float] = {}
@@ -56,7 +55,7 @@ class Evaluation:
         return {name: float(value) for name, value in found.items() if not math.isnan(value)}
 
     def values(self, name: str) -> tuple[np.ndarray, list[str], list[str]]:
-        """Return one metric's values, and the clusters and ids of the samples in which it is defined."""
+        """Return values, clusters and ids of the samples that define a metric."""
         defined = [sample for sample in self.samples if name in sample.metrics]
         values = np.array([sample.metrics[name] for sample in defined], dtype=np.float64)
         return values, [sample.cluster for sample in defined], [sample.id for sample in defined]
@@ -72,7 +71,7 @@ class Evaluation:
         return cls(samples, sizes.pop(), parts[0].metrics)
 
     def write_jsonl(self, path: str | Path) -> None:
-        """Write one sample a line. The file is written whole or not at all."""
+        """Write one sample per line, atomically."""
         with replacing(Path(path)) as scratch, scratch.open("w", encoding="utf-8") as file:
             for sample in self.samples:
                 record = asdict(sample) | {"catalog_size": self.catalog_size}
@@ -80,9 +79,9 @@ class Evaluation:
 
     @classmethod
     def read_jsonl(cls, path: str | Path, metrics: Mapping[str, Metric] | None = None) -> "Evaluation":
-        """Read what `write_jsonl` wrote. UserError names the file and line that is not such a record.
+        """Read a file of `write_jsonl`. UserError gives the file and the line that is not a record.
 
-        metrics: those whose values of the whole set the summary holds. None: the built-in ones.
+        metrics: metrics that compute the values of the whole set. None: the built-in ones.
         """
         samples, sizes = [], set()
         with open(path, encoding="utf-8") as file:
@@ -113,21 +112,22 @@ def score(
 ) -> Evaluation:
     """Score the k-th text as the answer to the k-th conversation.
 
-    Hits, ranking metrics, coverage and popularity look at the first `n` ranks, the quality of the list at all its lines. A
-    conversation without ground truths counts as 0 in the ranking metrics; leave it out if it should not count.
+    List quality uses all lines; all other metrics use the first `n` ranks. The ranking metrics of a conversation without ground
+    truths are 0; leave such conversations out if they should not count.
 
     Args:
-        texts: the lists, as a policy wrote them.
-        conversations: as many.
-        catalog, popularity: of the dataset.
-        n: recommendations that were asked for.
-        ks: cut-offs, at least one.
-        match: the rule for "the same item".
-        position: which rank a line has, as in `reward.relevance`.
-        metrics: by name. None: the built-in ones.
+        texts: [B], the lists as a policy wrote them.
+        conversations: [B].
+        catalog, popularity: Catalog and popularity of the dataset.
+        n: Recommendations in a list.
+        ks: Cut-offs, at least one.
+        match: Rule for "the same item".
+        position: Rank of a line that is not an item, as in `reward.relevance`.
+        metrics: Metrics by name. None: the built-in ones.
+
     Raises:
-        ValueError: not one text per conversation, or no cut-off.
-        UserError: a metric gave values of a wrong shape or size, or two metrics gave the same name.
+        ValueError: Different numbers of texts and conversations, or no cut-off.
+        UserError: A metric returned a wrong shape or infinite values, or two metrics have one name.
     """
     if len(texts) != len(conversations):
         raise ValueError(f"one text per conversation: found {len(texts)} texts and {len(conversations)} conversations")
@@ -164,7 +164,7 @@ def judge(
     match: Matching,
     position: Position,
 ) -> Lists:
-    """Return the lists as metrics see them: parsed, and each rank compared with the ground truths."""
+    """Return the input of the metrics: parsed lists, with the relevance of each rank."""
     lines = [parsed_lines(text, catalog) for text in texts]
     kept = lines if position == "line" else [[item for item in items if item is not None] for items in lines]
     hits = [
@@ -186,7 +186,7 @@ def judge(
 
 
 def values_per_list(lists: Lists, metrics: Mapping[str, Metric]) -> dict[str, np.ndarray]:
-    """Return the values of all metrics, float [B] by name, NaN where one is not defined."""
+    """Return the values of all metrics: float [B] by name. NaN: not defined."""
     found: dict[str, np.ndarray] = {}
     owner: dict[str, str] = {}
     for key, metric in metrics.items():
@@ -207,5 +207,5 @@ def values_per_list(lists: Lists, metrics: Mapping[str, Metric]) -> dict[str, np
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Correctly rounded sum: the same for any order of the values."""
+    """Return the mean with a correctly rounded sum, which does not depend on the order."""
     return math.fsum(values) / len(values)

@@ -1,53 +1,33 @@
-"""Intervals and tests for means over samples that come in clusters.
+"""Confidence intervals and tests for means over clustered samples.
 
-Conversations of one thread share their context, so their values are correlated: resampling single conversations takes
-them for independent and gives intervals that are too narrow. Here whole clusters are drawn with replacement (the
-cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8), and the statistic
-is the mean over the samples drawn. With S_c the sum and m_c the size of cluster c and w_c how often it was drawn, that
-is sum_c w_c S_c / sum_c w_c m_c: resampling costs one multinomial draw and two dot products, whatever the sample size.
+Conversations of one thread share their context, so their values are correlated. The cluster bootstrap (Davison and
+Hinkley, Bootstrap Methods and their Application, 1997, section 3.8) draws whole clusters with replacement and takes the
+mean over the samples drawn. With S_c the sum and m_c the size of cluster c, and w_c the number of times it was drawn:
 
-The number of clusters C is the sample size, and all of this rests on C being large. On simulated data (normal effects
-of clusters of 1 to 7, intraclass correlation 0.8; 1,000 data sets, standard error 0.7 points) 95 % intervals covered
-the mean in 88, 93, 93 and 94 % for C = 10, 20, 60 and 200, and a test at 5 % rejected a true null in 10, 8, 5 and 5 %.
+    mean = sum_c w_c S_c / sum_c w_c m_c        one multinomial draw and two dot products per resample
 
-That compares two trained policies. Two *ways of training* differ by less and vary by more: another seed gives another
-policy. With S runs of each, all evaluated on the same conversations, seeds and conversations are crossed random factors,
+The sample size is the number of clusters C, which must be large. On simulated data (normal effects of clusters of 1 to
+7, intraclass correlation 0.8; 1,000 data sets, standard error 0.7 points) 95 % intervals covered the mean in 88, 93, 93
+and 94 % for C = 10, 20, 60 and 200, and a test at 5 % rejected a true null in 10, 8, 5 and 5 %.
 
-    d_sc = mu + a_s + b_c + e_sc,    Var(mean) = Var(a) / S + Var(b) / C + Var(e) / (S C),
+The bootstrap compares trained policies. A claim about an algorithm must also allow for the seed: another seed gives
+another policy. With S runs of each system, all evaluated on the same conversations, seeds and conversations are crossed
+random factors:
 
-and `crossed_mean` and `crossed_difference` say what can be said of mu, for other seeds and other conversations than
-those at hand:
+    d_sc = mu + a_s + b_c + e_sc,    Var(mean) = Var(a) / S + Var(b) / C + Var(e) / (S C)
 
-    V1  conversations: variance of the cluster bootstrap of the values averaged over seeds, times C / (C - 1), by which
-        a bootstrap falls short                                              expectation Var(b) / C + Var(e) / (S C)
+`crossed_mean` and `crossed_difference` estimate mu, the mean over all seeds and conversations, from two variances:
+
+    V1  conversations: variance of the cluster bootstrap of the values averaged over seeds, times C / (C - 1), which
+        corrects the bias of the bootstrap                                  expectation Var(b) / C + Var(e) / (S C)
     V2  seeds: sample variance (n - 1) of the S means over conversations, over S       Var(a) / S + Var(e) / (S C)
 
-The interval is t's, with the standard error sqrt(V1 + V2) and the degrees of freedom (V1 + V2)^2 / (V1^2 / (C - 1) +
-V2^2 / (S - 1)) (Satterthwaite, Biometrics Bulletin 2, 1946). The sum counts the interaction e twice and is a little too
-wide where e is large (resampling both factors at once would count it three times: Owen, The pigeonhole bootstrap, Annals
-of Applied Statistics 1(2), 2007). It is left in: without it, simulated intervals were narrower by about a tenth at most,
-and tests with three seeds, which reject a little too often, did so by another half point.
+The interval is Student's t with standard error sqrt(V1 + V2) and (V1 + V2)^2 / (V1^2 / (C - 1) + V2^2 / (S - 1)) degrees
+of freedom (Satterthwaite, Biometrics Bulletin 2, 1946). The sum counts the interaction e twice, so the interval is a
+little too wide where e is large (Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007).
 
-How often a test at 5 % rejected a true null, in % (`python experiments/simulate_seeds.py`: 200 clusters of 1 to 7
-samples, 1,000 data sets, standard error 0.7 points at 5 %). Columns: standard deviation that seeds leave in the mean
-difference, in units of what conversations leave in it; below, that of e in units of that of b.
-
-                                            0           0.5            1             2
-                                         0     1      0     1      0     1      0     1
-    S = 2  paired seeds                5.3   3.2    4.3   3.4    8.4   5.7   11.8   7.9
-           unpaired                    4.8   1.9    4.3   3.1    4.7   3.2    7.3   5.3
-    S = 3  paired seeds                5.6   2.8    5.1   2.2    6.6   4.9    7.6   7.2
-           unpaired                    6.2   3.1    4.7   3.4    4.2   4.5    4.5   4.8
-           cluster bootstrap of
-           the values of one seed      5.5   5.9   15.4  11.0   35.1  20.6   58.4  43.6
-           the means over seeds        5.5   5.6    7.9   7.6   18.4  14.3   36.4  32.4
-    S = 5  paired seeds                4.9   3.6    4.6   4.5    4.3   3.9    7.2   5.8
-           unpaired                    6.1   2.9    4.3   3.4    4.2   4.1    6.9   4.2
-           cluster bootstrap of
-           the values of one seed      4.7   4.5   18.7  12.3   40.7  29.9   65.9  54.8
-           the means over seeds        4.7   5.9    8.9   9.7   15.9  14.7   37.9  35.5
-
-Two seeds are too few for a claim at 5 % where seeds vary more than conversations do; three do, with a grain of salt.
+Two seeds are too few for a claim at 5 % where seeds vary more than conversations do. Three seeds are the minimum.
+Simulated error rates: experiments/simulate_seeds.py.
 """
 
 import math
@@ -58,7 +38,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-_BLOCK = 4_000_000  # weights held in memory at a time
+Clusters = Sequence[object] | np.ndarray
+"""[M]: the cluster of each value."""
+_BLOCK = 4_000_000  # weights in memory at a time
 
 
 class Interval(NamedTuple):
@@ -94,18 +76,24 @@ class CrossedDifference(NamedTuple):
 
 
 def cluster_bootstrap(
-    values: ArrayLike,
-    clusters: Sequence[object] | np.ndarray,
-    *,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    values: ArrayLike, clusters: Clusters, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Mean of `values` with a percentile interval from resampling `clusters` (one label per value) with replacement.
+    """Return the mean of `values` with a percentile interval of the cluster bootstrap.
 
-    The interval runs from the (1 - level)/2 to the (1 + level)/2 quantile of the resampled means; unlike BCa it needs
-    no jackknife and behaves with few distinct values, at the price of ignoring skew. The order of the samples does not
-    matter. One cluster carries no information on the spread between clusters: low and high are then nan.
+    The order of the samples does not matter.
+
+    Args:
+        values: [M], finite.
+        clusters: [M], the cluster of each value.
+        n_resamples: Number of resamples, at least 1.
+        level: The interval runs from the (1 - level)/2 to the (1 + level)/2 quantile of the resampled means.
+        seed: Seed of the resampling.
+
+    Returns:
+        Mean and interval. With one cluster low and high are nan.
+
+    Raises:
+        ValueError: Different shapes, no values, values that are not finite, or options out of range.
     """
     sums, sizes = _cluster_totals(values, clusters)
     mean, low, high, _ = _interval(sums, sizes, n_resamples, level, seed)
@@ -113,25 +101,19 @@ def cluster_bootstrap(
 
 
 def paired_cluster_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: Sequence[object] | np.ndarray,
-    *,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    a: ArrayLike, b: ArrayLike, clusters: Clusters, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> PairedDifference:
-    """Is run `a` better than run `b` on the same samples? The mean of a - b, with interval, p-value and effect size.
+    """Return the mean of a - b on the same samples, with interval, p-value and effect size.
 
-    Interval: percentile, as in `cluster_bootstrap`, of the differences. p-value, two-sided, for a mean difference of
-    zero: the resampled means t are centred on zero by taking the observed mean d off, and
+    Arguments, interval and errors: `cluster_bootstrap`, of the differences. The p-value is two-sided, for a mean difference
+    of 0. With d the observed mean and t the resampled means:
 
         p = (1 + #{|t - d| >= |d|}) / (n_resamples + 1)
 
-    (Davison and Hinkley, 1997, section 4.4, on centring; the +1 counts the observed sample itself, so that p is never
-    0). Effect size: d / standard deviation (n - 1) of the cluster means of a - b, a paired Cohen's d whose unit is the
-    cluster; 0 where all differences are 0, infinite where all cluster means equal the same other number. With one
-    cluster interval, p-value and effect size are nan.
+    t - d is centred on 0 (Davison and Hinkley, 1997, section 4.4). The +1 counts the observed sample, so p is never 0.
+    Effect size: d / standard deviation (n - 1) of the cluster means of a - b (a paired Cohen's d per cluster). It is 0 if
+    all differences are 0, and infinite if all cluster means equal one other number. With one cluster, interval, p-value and
+    effect size are nan.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
@@ -141,27 +123,29 @@ def paired_cluster_bootstrap(
     mean, low, high, resampled = _interval(sums, sizes, n_resamples, level, seed)
     if len(sums) < 2:
         return PairedDifference(mean, low, high, math.nan, math.nan)
-    # A hair of slack: resampled means that tie with the observed one must count whichever way they were rounded.
+    # The tolerance counts resampled means that equal the observed one up to rounding.
     extreme = np.abs(resampled - mean) >= abs(mean) * (1 - 1e-9)
     p_value = float((1 + extreme.sum()) / (n_resamples + 1))
     return PairedDifference(mean, low, high, p_value, _effect_size(mean, sums / sizes, scale))
 
 
 def crossed_mean(
-    values: ArrayLike,
-    clusters: Sequence[object] | np.ndarray,
-    *,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    values: ArrayLike, clusters: Clusters, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> CrossedInterval:
-    """Mean of one system over training seeds and conversations, with an interval that allows for both being samples.
+    """Return the mean of one system over seeds and conversations, with an interval for other seeds and conversations.
 
-    `values` [S, M]: one row a training run, one column a conversation, the same for all; `clusters` [M]. The interval
-    (this module's docstring) is for the mean over seeds and conversations of which these are some; `seed_std` is the
-    standard deviation (n - 1) between the runs' means. The order of neither rows nor columns matters. One seed carries
-    no information on seeds: low, high and seed_std are then nan, and so are low and high with one cluster. ValueError
-    as in `cluster_bootstrap`, for values that are not [S, M] and for less than 2 resamples.
+    The order of rows and columns does not matter.
+
+    Args:
+        values: [S, M], a row per training run, a column per conversation.
+        clusters, n_resamples, level, seed: As in `cluster_bootstrap`; at least 2 resamples.
+
+    Returns:
+        Mean, interval, and the standard deviation (n - 1) of the runs' means. With one seed low, high and seed_std are nan.
+        With one cluster low and high are nan.
+
+    Raises:
+        ValueError: As in `cluster_bootstrap`, for values that are not [S, M], and for fewer than 2 resamples.
     """
     runs = _runs(values, "values")
     scale = float(np.abs(runs).max(initial=0.0))
@@ -174,31 +158,37 @@ def crossed_mean(
 def crossed_difference(
     a: ArrayLike,
     b: ArrayLike,
-    clusters: Sequence[object] | np.ndarray,
+    clusters: Clusters,
     *,
     paired_seeds: bool,
     n_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> CrossedDifference:
-    """Does training as `a` give better policies than training as `b`, whatever the seed? The mean of a - b.
+    """Return the mean of a - b over seeds and conversations, with a test for other seeds and conversations.
 
-    `a` [S_a, M] and `b` [S_b, M]: one row a training run, one column a conversation, the same for all runs of both;
-    `clusters` [M]. Where `paired_seeds`, row s of a and row s of b share what a seed decides (warm start, order of the
-    data), S_a = S_b, and V2 is of the S differences; otherwise V2 is the sum of the two systems' own, var_a / S_a +
-    var_b / S_b, each with its own degrees of freedom, as in Welch's test. `conversation_variance` is V1,
-    `seed_variance` V2, both in squared units of the metric; `df` are Satterthwaite's degrees of freedom. p-value:
-    two-sided, of t = mean / sqrt(V1 + V2), for a true difference of zero. Without variance between conversations this
-    is scipy's ttest_1samp of the S differences, or ttest_ind(equal_var=False) of the runs' means.
+    Swapping a and b changes only the signs.
 
-    Effect size: mean / standard deviation (n - 1) of the cluster means of a - b averaged over seeds, as in
-    `paired_cluster_bootstrap`, with its values for no spread. Its unit is what clusters differ by; averaging over more
-    seeds takes noise out of that, so effect sizes compare only at equal numbers of seeds.
+    Args:
+        a: [S_a, M], a row per training run, a column per conversation.
+        b: [S_b, M], on the same conversations.
+        clusters, n_resamples, level, seed: As in `crossed_mean`.
+        paired_seeds: True: row s of a and row s of b share the seed (warm start, order of the data), S_a = S_b, and V2 is
+            the variance of the S differences. False: V2 = var_a / S_a + var_b / S_b, each with its own degrees of freedom,
+            as in Welch's test.
 
-    One run in either: low, high, p_value, df and seed_variance are nan, for the difference may be the seed's. One
-    cluster: likewise, and conversation_variance and effect_size are nan. No variance at all: low and high equal the
-    mean, and p_value is 1 for no difference and 0 for one, df the least of the parts'. Swapping a and b changes signs
-    only. ValueError as in `crossed_mean`, for different numbers of conversations, and for pairs without a partner.
+    Returns:
+        Mean and interval. `p_value`: two-sided, of t = mean / sqrt(V1 + V2), for a true difference of 0. Without variance
+        between conversations it is that of scipy's ttest_1samp, or of ttest_ind(equal_var=False).
+        `effect_size`: as in `paired_cluster_bootstrap`, of the values averaged over seeds. More seeds average out more noise,
+        so compare effect sizes only at equal numbers of seeds.
+        `df`: degrees of freedom. `conversation_variance` (V1), `seed_variance` (V2): in squared units of the metric.
+        One run of a or b: low, high, p_value, df and seed_variance are nan. One cluster: conversation_variance and
+        effect_size are nan too. No variance at all: low and high equal the mean, p_value is 1 if the mean is 0, else 0, and
+        df is the smallest of the parts.
+
+    Raises:
+        ValueError: As in `crossed_mean`, for different numbers of conversations, and for different numbers of paired seeds.
     """
     first, second = _runs(a, "a"), _runs(b, "b")
     if first.shape[1] != second.shape[1]:
@@ -219,11 +209,13 @@ def crossed_difference(
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm's step-down adjustment: p-values that may be held against the level of the whole family, in input order.
+    """Return p-values adjusted by Holm's step-down method, in input order.
 
     With p_(1) <= ... <= p_(m): adjusted_(i) = max_{j<=i} min(1, (m - j + 1) p_(j)) (Holm, Scandinavian Journal of
-    Statistics 6, 1979). It controls the family-wise error rate under any dependence between the tests. ValueError for
-    values outside [0, 1], nan among them: a test that could not be made is no member of the family.
+    Statistics 6, 1979). It controls the family-wise error rate under any dependence between the tests.
+
+    Raises:
+        ValueError: A value is nan or outside [0, 1]. Leave out tests without a p-value.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
@@ -236,14 +228,14 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 class _Part(NamedTuple):
-    """An estimate of a part of the variance of a mean, and the degrees of freedom it rests on. nan: no estimate."""
+    """One part of the variance of a mean, with its degrees of freedom. nan: no estimate."""
 
     variance: float
     df: int
 
 
 def _runs(values: ArrayLike, name: str) -> np.ndarray:
-    """Values of several runs as float [S, M]."""
+    """Return the values of several runs as float [S, M]. ValueError for another shape or values that are not finite."""
     runs = np.asarray(values, dtype=np.float64)
     if runs.ndim != 2 or not len(runs):
         raise ValueError(f"{name} must be [runs, samples] with at least one run, found shape {runs.shape}")
@@ -253,14 +245,9 @@ def _runs(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def _conversation_part(
-    values: np.ndarray,
-    clusters: Sequence[object] | np.ndarray,
-    scale: float,
-    n_resamples: int,
-    level: float,
-    seed: int,
+    values: np.ndarray, clusters: Clusters, scale: float, n_resamples: int, level: float, seed: int
 ) -> tuple[float, _Part, np.ndarray]:
-    """Mean, V1 and cluster means of values [M] that are averaged over seeds."""
+    """Return mean, V1 and cluster means of values [M] that are averaged over seeds."""
     if n_resamples < 2:
         raise ValueError(f"n_resamples must be at least 2 for a variance, found {n_resamples}")
     sums, sizes = _cluster_totals(values, clusters)
@@ -271,24 +258,24 @@ def _conversation_part(
 
 
 def _seed_part(means: np.ndarray, scale: float) -> _Part:
-    """V2 from the mean of each run [S]."""
+    """Return V2 from the mean of each run [S]."""
     n = len(means)
     return _Part(_unless_rounding(float(means.std(ddof=1)), scale) ** 2 / n if n > 1 else math.nan, n - 1)
 
 
 def _unless_rounding(value: float, scale: float) -> float:
-    """0 for what rounding alone may have made of values of size `scale`: a mean of 0, a spread of equal ones."""
+    """Return `value`, or 0 if it is within the rounding error of values of size `scale`."""
     return value if abs(value) > 1e-12 * scale else 0.0
 
 
 def _t_interval(mean: float, parts: Sequence[_Part], level: float) -> tuple[float, float, float, float]:
-    """low, high, two-sided p-value and degrees of freedom of a mean whose variance is the sum of `parts`."""
+    """Return low, high, two-sided p-value and degrees of freedom. The variance of `mean` is the sum of `parts`."""
     total = sum(part.variance for part in parts)
     if math.isnan(total):
         return math.nan, math.nan, math.nan, math.nan
     if not total:
         return mean, mean, float(mean == 0.0), float(min(part.df for part in parts))
-    # Shares of the total, not variances, are squared: those of a metric near 0 would underflow.
+    # Squares of small variances underflow; squares of their shares do not.
     df = 1 / sum((part.variance / total) ** 2 / part.df for part in parts)
     error = math.sqrt(total)
     half = float(stats.t.ppf((1 + level) / 2, df)) * error
@@ -296,15 +283,15 @@ def _t_interval(mean: float, parts: Sequence[_Part], level: float) -> tuple[floa
 
 
 def _effect_size(mean: float, cluster_means: np.ndarray, scale: float) -> float:
-    """Mean over the standard deviation between clusters; where that is 0, 0 or infinite. `scale` of the values."""
+    """Return the mean over the standard deviation between clusters. Without deviation: 0 if the mean is 0, else infinite."""
     mean, spread = _unless_rounding(mean, scale), _unless_rounding(float(cluster_means.std(ddof=1)), scale)
     if spread or not mean:
         return mean / spread if mean else 0.0
     return math.copysign(math.inf, mean)
 
 
-def _cluster_totals(values: ArrayLike, clusters: Sequence[object] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and size of each cluster, clusters in sorted order."""
+def _cluster_totals(values: ArrayLike, clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
+    """Return sum and size of each cluster, clusters in sorted order."""
     numbers = np.asarray(values, dtype=np.float64)
     labels = np.asarray(clusters)
     if numbers.ndim != 1 or labels.shape != numbers.shape:
@@ -320,7 +307,7 @@ def _cluster_totals(values: ArrayLike, clusters: Sequence[object] | np.ndarray) 
 def _interval(
     sums: np.ndarray, sizes: np.ndarray, n_resamples: int, level: float, seed: int
 ) -> tuple[float, float, float, np.ndarray]:
-    """Mean, ends of the percentile interval, and the resampled means."""
+    """Return mean, both ends of the percentile interval, and the resampled means."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, found {level}")
     if n_resamples < 1:
@@ -334,7 +321,7 @@ def _interval(
 
 
 def _weights(n_clusters: int, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each cluster is drawn in each resample, [rows, n_clusters], in blocks that fit into memory."""
+    """Yield the number of draws of each cluster in each resample, [rows, n_clusters], in blocks that fit into memory."""
     generator = np.random.default_rng(seed)
     rows = max(1, _BLOCK // n_clusters)
     for start in range(0, n_resamples, rows):

@@ -1,4 +1,4 @@
-"""Users' feedback as a verifiable reward: relevance of each rank, and what a rank or a list earns."""
+"""Users' feedback as a verifiable reward: relevance of each rank, returns of ranks and lists."""
 
 from typing import TYPE_CHECKING
 

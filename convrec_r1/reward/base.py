@@ -1,4 +1,4 @@
-"""What every reward takes and returns."""
+"""Interface of a reward: inputs, outputs, protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from convrec_r1.data.schema import Conversation
 
 @dataclass(frozen=True)
 class JudgedLists:
-    """B sampled lists and what the users' feedback says of them. The G lists of a prompt stand next to each other."""
+    """B sampled lists with their relevance. The G lists of a prompt are adjacent."""
 
     texts: Sequence[str]
     """B completions as text."""
@@ -27,20 +27,20 @@ class JudgedLists:
 
 
 class Returns(NamedTuple):
-    """What is earned."""
+    """Returns of ranks and lists."""
 
     ranks: Float[Tensor, "batch ranks"]
-    """[B, N]: by each rank. Credited where `algo.advantage` is rank."""
+    """[B, N]: return of each rank. Used if `algo.advantage` is rank."""
     lists: Float[Tensor, " batch"]
-    """[B]: by each list. Credited where `algo.advantage` is sequence, and logged as `reward`."""
+    """[B]: return of each list. Used if `algo.advantage` is sequence, and logged as `reward`."""
 
 
 @runtime_checkable
 class Reward(Protocol):
     """A reward: judged lists -> returns. A class with `__call__`, or a function.
 
-    Both tensors must be finite, float32, and on the device of `lists.relevance`. An attribute `position` ("line" or "parsed",
-    by default "line") says which rank a line has that is not an item.
+    Both tensors must be finite, float32, and on the device of `lists.relevance`. The optional attribute `position` is the rank
+    rule for lines that are not items: "line" (default) or "parsed", see `relevance`.
     """
 
     def __call__(self, lists: JudgedLists) -> Returns: ...

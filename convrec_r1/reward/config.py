@@ -9,7 +9,7 @@ from convrec_r1.base.options import option
 
 
 class ReturnKind(Enum):
-    """What a rank earns: see `rank_returns`."""
+    """Return of a rank: see `rank_returns`."""
 
     exp_inf = "exp_inf"
     log_decay = "log_decay"
@@ -17,7 +17,7 @@ class ReturnKind(Enum):
 
 
 class SequenceReward(Enum):
-    """What a whole list earns: see `sequence_reward`."""
+    """Reward of a list: see `sequence_reward`."""
 
     dcg = "dcg"
     ndcg = "ndcg"
@@ -25,7 +25,7 @@ class SequenceReward(Enum):
 
 
 class Position(Enum):
-    """Rank of a line that is not an item: `line` keeps its rank with relevance 0, `parsed` drops it."""
+    """Rank of a line that is not an item. line: it keeps its rank with relevance 0. parsed: the line is dropped."""
 
     line = "line"
     parsed = "parsed"
@@ -33,7 +33,7 @@ class Position(Enum):
 
 @dataclass
 class RankRewardConfig:
-    """The paper's reward: users' feedback on each rank."""
+    """Options of the paper's reward, `RankReward`."""
 
     _target_: str = "convrec_r1.reward.rank.RankReward"
     name: str = MISSING

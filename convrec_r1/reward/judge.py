@@ -1,4 +1,4 @@
-"""Judge sampled lists by the users' feedback: text -> relevance of each rank -> returns."""
+"""Score sampled lists: text -> relevance of each rank -> returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from convrec_r1.reward.rank import Position, relevance
 
 @dataclass(frozen=True)
 class Feedback:
-    """What the users' feedback says of B completions."""
+    """Relevance and returns of B completions."""
 
     texts: list[str]
     relevance: Float[Tensor, "batch ranks"]
     """[B, N] in {0, 1}."""
     returns: Float[Tensor, "batch ranks"]
-    """[B, N]: earned by each rank."""
+    """[B, N]: return of each rank."""
     reward: Float[Tensor, " batch"]
-    """[B]: earned by each list."""
+    """[B]: reward of each list."""
 
 
 class Judge:
-    """Relevance and returns of lists, by one catalog, one reward and one rule for "the same item"."""
+    """Computes relevance and returns of lists, for one catalog, reward and rule for "the same item"."""
 
     def __init__(self, catalog: Catalog, reward: Reward, n: int, match: Matching) -> None:
         self.catalog, self.reward, self.n, self.match = catalog, reward, n, match
@@ -46,10 +46,10 @@ class Judge:
         return torch.tensor(rows, dtype=torch.float32)
 
     def __call__(self, texts: Sequence[str], conversations: Sequence[Conversation], device: torch.device) -> Feedback:
-        """Judge B texts, tensors on `device`.
+        """Score B texts. The tensors of the result are on `device`.
 
         Raises:
-            UserError: the reward returned tensors of another shape, or values that are not finite.
+            UserError: The reward returned a wrong shape, or values that are not finite.
         """
         judged = JudgedLists(
             texts,

@@ -1,4 +1,4 @@
-"""Users' feedback as a verifiable reward: relevance of each rank, and what a rank or a sequence earns by it."""
+"""The paper's reward: relevance of each rank, returns of ranks, reward of a list."""
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
@@ -29,9 +29,8 @@ def relevance(
 ) -> list[int]:
     """Return the relevance of each of the first `n` ranks of a list: [N], each 0 or 1 (design section 4).
 
-    A rank is relevant if its item is in the catalog, is not a title the user has seen, and matches a ground truth that
-    no earlier rank has used up. Of several ground truths that match, the one nearest in year is used up. Ranks that the
-    text does not reach are 0.
+    A rank is relevant if its item is in the catalog, the user has not seen its title, and it matches a ground truth that no
+    earlier rank has used. Of several matching ground truths, the one with the nearest year is used. Missing ranks are 0.
 
     Args:
         text: a list as a policy wrote it, one item a line.
@@ -50,7 +49,7 @@ def relevance(
     if position not in ("line", "parsed"):
         raise ValueError(f'position must be "line" or "parsed", found {position!r}')
     rule = as_matching(match, year_tolerance)
-    # If every item of the catalog has a year, a line without one is no item of it.
+    # If all catalog items have a year, a line without a year is not an item.
     items = [parse_line(line, year_required=not catalog.has_yearless) for line in lines(text)]
     if position == "parsed":
         items = [item for item in items if item is not None]
@@ -77,7 +76,7 @@ def relevance(
 def rank_returns(
     relevance: Num[Tensor, "batch ranks"] | Sequence[Sequence[float]], kind: str, gamma: float | None = None
 ) -> Float[Tensor, "batch ranks"]:
-    """What each rank earns, [B, N] from relevance [B, N] (paper, section 3.3; design section 4).
+    """Return the return of each rank, [B, N] from relevance [B, N] (paper, section 3.3; design section 4).
 
     exp_inf:    r_k = rel_k                                    the paper's exp with Gamma to infinity: no return to go
     log_decay:  r_k = sum_{j>=k} rel_j / log2(j+1)             j counts from 1; r_1 is the list's DCG
@@ -105,10 +104,10 @@ def rank_returns(
 def sequence_reward(
     relevance: Num[Tensor, "batch ranks"], n_relevant: Int[Tensor, " batch"], kind: str = "dcg"
 ) -> Float[Tensor, " batch"]:
-    """What a whole list earns, [B] from relevance [B, N] and the number of ground truths [B].
+    """Return the reward of each list, [B] from relevance [B, N] and the number of ground truths [B].
 
-    dcg: sum_k rel_k / log2(k+1);  ndcg: dcg over that of a list with min(N, n_relevant) hits in front;
-    hits: sum_k rel_k. A conversation without ground truths earns 0.
+    dcg: sum_k rel_k / log2(k+1);  ndcg: dcg / dcg of a list with min(N, n_relevant) hits in front;
+    hits: sum_k rel_k. The reward is 0 without ground truths.
     """
     rel = torch.as_tensor(relevance, dtype=torch.float32)
     discount = 1.0 / torch.log2(torch.arange(2, rel.shape[-1] + 2, dtype=rel.dtype, device=rel.device))  # [N]

@@ -82,4 +82,4 @@ class AlgoConfig:
     """Optimizer steps per pass."""
     shaping: LengthShaping = field(default_factory=LengthShaping)
     objective: Any = None
-    """An objective of your own: `_target_` and its options (docs/extend.md). null: the clipped surrogate of the keys above."""
+    """Your own objective: `_target_` and its options (docs/extend.md). null: `ClippedSurrogate` with the keys above."""

@@ -32,8 +32,8 @@ def importance_weights(
         kind="mask":      w_u if low <= w_u <= high, else 0
 
     The weights turn a mean over samples of the engine into a mean over samples of the policy. So w is the ratio of the
-    unit's probabilities, the product over its tokens. The geometric mean in `surrogate_loss` measures how far the policy
-    moved; it would not give an unbiased mean. unit="sequence" is unbiased as long as no bound is reached, but its variance
+    unit's probabilities, the product over its tokens. The geometric mean in `ClippedSurrogate` measures the change of the
+    policy; it would not give an unbiased mean. unit="sequence" is unbiased as long as no bound is reached, but its variance
     grows with the length. unit="token" and unit="rank" correct the probability of the token or line given the text before
     it, and not that of the other text: biased, with far less variance.
 

@@ -30,31 +30,31 @@ class LossInputs:
     advantages: Float[Tensor, "batch tokens"]
     """Advantage of each token, length shaping included."""
     mask: Shaped[Tensor, "batch tokens"]
-    """Nonzero on tokens of the completion. What stands off the mask is never read."""
+    """Nonzero on tokens of the completion. Values off the mask are never read."""
     ranks: Int[Tensor, "batch tokens"]
     """Rank of each token (`segment_ranks`), from 0; -1 off the mask; n and more: overflow."""
     n: int
-    """Recommendations asked for (N)."""
+    """Recommendations in a list (N)."""
     aggregation: Aggregation = "rank"
-    """How `aggregate` adds up tokens: `algo.aggregation`."""
+    """Aggregation of token losses: `algo.aggregation`."""
     normalizer: float | Num[Tensor, ""] | None = None
-    """Denominator of the whole optimizer batch. None: this batch is the whole."""
+    """Denominator of the whole optimizer batch. None: this is the whole batch."""
     max_length: int | None = None
     """Completion limit in tokens (L)."""
     ref_logps: Float[Tensor, "batch tokens"] | None = None
-    """Log-probs under the reference policy. None where nothing asks for it (`algo.beta` is 0)."""
+    """Log-probs under the reference policy. None: not used (`algo.beta` is 0)."""
     weights: Shaped[Tensor, "batch tokens"] | None = None
     """Importance weights of the trainer against the sampler. None: 1."""
 
     def aggregate(self, values: Float[Tensor, "batch tokens"]) -> Float[Tensor, ""]:
-        """Add up per-token losses [B, T] as `aggregation` says, over the denominator of the whole optimizer batch.
+        """Return the aggregate of token losses [B, T], over the denominator of the whole optimizer batch.
 
-        Sums over micro-batches and devices then equal the value of the whole batch, and so do gradients.
+        The sum over micro-batches and devices equals the value of the whole batch. The same holds for gradients.
         """
         normalizer = self.normalizer
         if normalizer is None:
             normalizer = batch_normalizer(self.mask, self.aggregation, n=self.n, max_length=self.max_length)
-        # A batch without a single token has loss 0, not 0 / 0.
+        # Without any token the loss is 0, not 0 / 0.
         denominator = torch.as_tensor(normalizer, dtype=values.dtype, device=values.device)
         denominator = torch.where(denominator > 0, denominator, 1.0)
         mask = self.mask.bool().to(values.dtype)
@@ -73,7 +73,7 @@ class LossOutputs(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A policy objective: `LossInputs` -> `LossOutputs`, or a tuple of the same."""
+    """A policy objective: `LossInputs` -> `LossOutputs`, or a tuple of loss and metrics."""
 
     def __call__(self, inputs: LossInputs) -> LossOutputs: ...
 
@@ -110,7 +110,7 @@ class ClippedSurrogate:
 
     def __call__(self, inputs: LossInputs) -> LossOutputs:
         on = inputs.mask.bool()
-        # bf16 could not even count the tokens
+        # float32: bf16 cannot count the tokens
         logps = inputs.logps.to(torch.promote_types(inputs.logps.dtype, torch.float32))
         mask = on.to(logps.dtype)
         difference = torch.where(on, logps - inputs.old_logps, 0.0)
@@ -177,7 +177,7 @@ def policy_loss(
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """Return the policy loss of a batch of completions and its metrics, in one call (design section 4).
 
-    The public function over `ClippedSurrogate` and `LossInputs`, whose docstrings describe the arguments.
+    `ClippedSurrogate` and `LossInputs` describe the other arguments.
 
     Args:
         advantages: [B], [B, N] (tokens past rank N: 0) or [B, T]. Where T equals N, a second dimension of N means ranks.
@@ -198,7 +198,7 @@ def policy_loss(
 
 
 def token_mean(values: Float[Tensor, "batch tokens"], mask: Float[Tensor, "batch tokens"]) -> Float[Tensor, ""]:
-    """Mean of `values` over the tokens of the mask, without gradients; 0 where there are none."""
+    """Return the mean of `values` over the tokens of the mask, without gradients; 0 without tokens."""
     return (values.detach() * mask).sum() / mask.sum().clamp(min=1)
 
 
@@ -209,7 +209,7 @@ def unit_log_ratio(
     n: int,
     ratio: Ratio,
 ) -> Float[Tensor, "batch tokens"]:
-    """Mean log-ratio over each token's unit, [B, T]: the log of the geometric mean of the unit's token ratios.
+    """Return the mean log-ratio over each token's unit, [B, T]: the log of the geometric mean of the token ratios.
 
     Sequences as in GSPO (arXiv 2507.18071, eq. 7), ranks as in Rank-GRPO (arXiv 2510.20150); overflow is one unit.
     """
@@ -227,7 +227,7 @@ def unit_log_ratio(
 def token_weights(
     mask: Float[Tensor, "batch tokens"], ranks: Int[Tensor, "batch tokens"], n: int, aggregation: Aggregation
 ) -> Float[Tensor, "batch tokens"]:
-    """Weight of each token in the sum of losses, [B, T]; 0 off the mask."""
+    """Return the weight of each token in the sum of losses, [B, T]; 0 off the mask."""
     if aggregation == "sequence":
         return mask / mask.sum(-1, keepdim=True).clamp(min=1)
     if aggregation in ("constant", "token"):
@@ -240,7 +240,7 @@ def token_weights(
 def batch_normalizer(
     mask: Shaped[Tensor, "batch tokens"], aggregation: Aggregation, *, n: int, max_length: int | None = None
 ) -> Float[Tensor, ""]:
-    """The denominator that a batch of completions contributes, a scalar; those of parts add up to that of the whole."""
+    """Return the denominator of a batch, a scalar. The denominators of micro-batches add up to that of the whole batch."""
     rows = torch.tensor(float(mask.shape[0]), device=mask.device)
     if aggregation == "sequence":
         return rows
@@ -258,10 +258,10 @@ def batch_normalizer(
 def unit_sums(
     values: Float[Tensor, "batch tokens"], ranks: Int[Tensor, "batch tokens"], n: int
 ) -> Float[Tensor, "batch {n}+1"]:
-    """Sum of `values` (0 off the mask) over each rank, the overflow bin last: [B, N+1]. Of the mask: tokens in each."""
+    """Return the sum of `values` (0 off the mask) over each rank, [B, N+1]. The last column is overflow."""
     return values.new_zeros(values.shape[0], n + 1).scatter_add(1, unit_columns(ranks, n), values)
 
 
 def unit_columns(ranks: Int[Tensor, "batch tokens"], n: int) -> Int[Tensor, "batch tokens"]:
-    """Column of each token's unit: its rank, n for all that overflows. Tokens off the mask fall on 0, weightless."""
+    """Return the column of each token's unit: its rank, or n for overflow. Tokens off the mask get 0; their weight is 0."""
     return ranks.clamp(min=0, max=n)

@@ -1,4 +1,4 @@
-"""Whether runs can be compared, and what a reader should know before trusting the numbers."""
+"""Check that runs can be compared, and write notes on the limits of a comparison."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -9,13 +9,13 @@ from convrec_r1.studies.naming import ABSENT, text
 from convrec_r1.studies.run_files import Run
 from convrec_r1.studies.systems import System
 
-# Keys that decide how a list is scored: a paired test needs them to be equal.
+# Keys of the scoring rules. A paired test needs equal values.
 SCORING = (
     *("eval.split", "n", "eval.ideal", "reward.position"),
-    *("match._target_", "match.year_tolerance", "reward.year_tolerance"),  # the last one: of older versions
+    *("match._target_", "match.year_tolerance", "reward.year_tolerance"),  # older versions: reward.year_tolerance
 )
 _DEFAULTS = {"reward.position": "line"}
-"""What a key means where it is absent: a reward of a user's may not have it."""
+"""Values of absent keys: a user's reward need not have them."""
 _DATA = ("data.name", "data.adapter", "data._target_", "data.path", "data.seed")
 _FEW_CLUSTERS = 60
 
@@ -27,7 +27,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     kept = [file for file in files if file is not None]
     complete = len(kept) == len(files)
     contents = [blake2b(file, digest_size=16).hexdigest() for file in kept] if complete else [""] * len(runs)
-    # Without the conversations, ids alone do not tell: simulated conversations of another seed have the same ids.
+    # Simulated conversations of another seed have the same ids, so without the conversations the data keys are compared.
     keys = (*SCORING, *(() if complete else (*(key for key in _DATA if key != "data.path"), size)))
     groups: dict[tuple, list[Run]] = {}
     for run, content in zip(runs, contents, strict=True):
@@ -39,8 +39,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
     listed = "\n".join(f"  - {line}" for line in _differences([members[0] for members in groups.values()], size))
     sizes = ", ".join(f"{len(members)} as {members[0].name}" for members in groups.values())
     raise UserError(
-        "These runs were not evaluated alike, and a paired test needs the same conversations, scored by the same rules:\n"
-        f"{listed}\nCompare each kind on its own ({sizes}), or evaluate again with task=eval."
+        "These runs were not evaluated alike. A paired test needs the same conversations and the same scoring rules:\n"
+        f"{listed}\nCompare each group separately ({sizes}), or evaluate again with task=eval."
     )
 
 
@@ -49,7 +49,7 @@ def _value(run: Run, key: str) -> Any:
 
 
 def _differences(runs: Sequence[Run], size: str) -> list[str]:
-    """What differs between runs that were not evaluated alike, a sentence each."""
+    """Return a sentence for each difference between runs that were not evaluated alike."""
     first, *others = runs
     lines = []
     for key in (*SCORING, *_DATA, size):
@@ -65,18 +65,18 @@ def _differences(runs: Sequence[Run], size: str) -> list[str]:
         elif first.judged.evaluation.catalog_size != other.judged.evaluation.catalog_size:
             lines.append(f"the catalogs of {first.name} and {other.name} have different sizes")
         elif not lines:
-            lines.append(f"conversations of {first.name} and {other.name} have the same ids and other contents")
+            lines.append(f"conversations of {first.name} and {other.name} have equal ids and different contents")
     return lines
 
 
 def notes_on(systems: Sequence[System], baseline: System, n_clusters: int) -> list[str]:
-    """Return what limits the conclusions from a study: few seeds or conversations, runs that ended early, other code."""
+    """Return notes on the limits of a study: few seeds or conversations, runs that ended early, different code."""
     notes = []
     single = [s.label for s in systems if len(s.seeds) == 1]
     if single:
         notes.append(
-            f"Trained with one seed only: {', '.join(single)}. What is said of these holds for these policies, not for "
-            "their way of training: another seed may give another result."
+            f"Trained with one seed only: {', '.join(single)}. Their results hold for these policies and not for the "
+            "algorithm: another seed may give another result."
         )
     unpaired = [
         s.label for s in systems if s is not baseline and s.seeds and baseline.seeds and s.seeds != baseline.seeds
@@ -84,7 +84,7 @@ def notes_on(systems: Sequence[System], baseline: System, n_clusters: int) -> li
     if unpaired:
         notes.append(
             f"Seeds differ from those of {baseline.label}: {', '.join(unpaired)}. Their seeds are compared as independent "
-            "groups, not in pairs."
+            "samples, not in pairs."
         )
     if n_clusters < _FEW_CLUSTERS:
         notes.append(
@@ -97,10 +97,10 @@ def notes_on(systems: Sequence[System], baseline: System, n_clusters: int) -> li
             step, why = run.stopped
             notes.append(f"{name}: training ended {'early' if step is None else f'at step {step}'} ({why}).")
     if collapsed := [name for name, run in runs if run.collapses]:
-        notes.append(f"The collapse guard warned, and training went on: {'; '.join(collapsed)} (see Runs).")
+        notes.append(f"The collapse guard warned, and training continued: {'; '.join(collapsed)} (see Runs).")
     commits = {run.commit for _, run in runs}
     if len(commits) > 1:
-        notes.append(f"The runs were made by {len(commits)} commits of the code.")
+        notes.append(f"The runs used {len(commits)} different commits of the code.")
     if any(commit.endswith("+") for commit in commits):
-        notes.append("Some runs were made by a working tree with uncommitted changes (a commit with +).")
+        notes.append("Some runs used code with uncommitted changes (a commit with +).")
     return notes

@@ -1,4 +1,4 @@
-"""Compare runs: report.html, CSV files and figures, made from the files that the runs left."""
+"""Compare finished runs: report.html, CSV files and figures."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def compare_runs(
 
     Args:
         runs: Run folders.
-        folder: Where the report goes. report.html is written last: if it exists, the rest is complete.
+        folder: Folder of the report. report.html is written last: if it exists, the rest is complete.
         options: Baseline, metric and number of examples.
         level: Level of the intervals.
         resamples: Resamples of the bootstrap.
@@ -47,7 +47,7 @@ def compare_runs(
         Path of report.html.
 
     Raises:
-        UserError: There is nothing to compare, or the runs cannot be compared (`read_study`).
+        UserError: The runs cannot be compared (`read_study`).
     """
     folder = Path(folder)
     study = read_study(runs, baseline=options.baseline, metric=options.metric)
@@ -61,7 +61,7 @@ def compare_runs(
 
 
 def study_html(study: Study, comparison: Comparison, figures: Sequence[Drawn], examples: Sequence[Example]) -> str:
-    """Return report.html: one file without scripts or links. Everything that comes from a run is escaped."""
+    """Return report.html, one file without scripts or links. All text from the runs is escaped."""
     environment = Environment(
         loader=PackageLoader("convrec_r1.studies"),
         autoescape=True,
@@ -88,7 +88,7 @@ def study_html(study: Study, comparison: Comparison, figures: Sequence[Drawn], e
 
 
 def _visible(value: Any) -> Any:
-    """Replace control characters and marks that reverse text; escaped text stays escaped."""
+    """Return a string without control characters and bidirectional marks. Escaped text stays escaped."""
     return type(value)(visible(value)) if isinstance(value, str) else value
 
 
@@ -97,8 +97,8 @@ def show(study: Study, comparison: Comparison, report: Path) -> None:
     table = tables.systems_table(study, comparison).pick("seeds", "mean", "difference", "p (Holm)", "p, seeds too")
     console.print(table.rich(f"{study.write.label(study.metric)}, differences from {study.baseline.label}"))
     lines = [
-        f"{len(study.ids)} conversations of the {study.split} split. p: these policies on other conversations; p, seeds too: "
-        "with another training as well (needs two seeds). Both after Holm.",
+        f"{len(study.ids)} conversations of the {study.split} split. p (Holm): these policies on other conversations. p, seeds "
+        "too: also with another training (needs two seeds). Both are corrected by Holm.",
         *(f"Note: {note}" for note in study.notes),
         *(f"Left out: {path}: {reason}" for path, reason in study.left_out),
     ]

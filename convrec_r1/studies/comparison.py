@@ -1,4 +1,4 @@
-"""The numbers of a comparison: means with intervals, and differences with tests (formulas: evaluate/statistics.py)."""
+"""Means with intervals and differences with tests, for all systems of a study (formulas: evaluate/statistics.py)."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from convrec_r1.studies.systems import Study, System, over_seeds
 
 @dataclass(frozen=True)
 class Mean:
-    """One system on one metric. NaN: a number that does not exist."""
+    """Mean of one system on one metric. NaN: not defined."""
 
     system: str
     metric: str
@@ -39,7 +39,7 @@ class Mean:
 
 @dataclass
 class Difference:
-    """One system minus another on one metric. NaN: a number that does not exist."""
+    """Difference of one system from the baseline on one metric. NaN: not defined."""
 
     system: str
     baseline: str
@@ -48,29 +48,29 @@ class Difference:
     low: float
     high: float
     p: float
-    """These policies, other conversations: paired cluster bootstrap."""
+    """For these policies on other conversations (paired cluster bootstrap)."""
     p_holm: float
     effect_size: float
     crossed_low: float
     crossed_high: float
     crossed_p: float
-    """Other trainings and other conversations: seeds and conversations crossed. NaN with one seed."""
+    """For other trainings and other conversations (`crossed_difference`). NaN with one seed."""
     crossed_p_holm: float
-    """After Holm, over the systems compared on this metric."""
+    """Adjusted by Holm over the systems compared on this metric."""
     df: float
     conversation_variance: float
     seed_variance: float
     paired_seeds: bool
     conversations: int
     seeds: tuple[int, ...]
-    """Seeds that both systems have; all of one system, if the other was not trained."""
+    """Seeds of both systems. If one system was not trained: all seeds of the other."""
     per_seed: tuple[float, ...]
     """The difference of each of these seeds."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All means and differences, by metric, in the order of the study's systems."""
+    """Means and differences by metric, in the order of the study's systems."""
 
     metrics: tuple[str, ...]
     means: dict[str, tuple[Mean, ...]] = field(default_factory=dict)
@@ -88,8 +88,8 @@ class Comparison:
 def compare_systems(study: Study, *, level: float = 0.95, resamples: int = 2000) -> Comparison:
     """Return means, and differences from the baseline, on every metric of the study.
 
-    A metric that a system never defines has no record of it. A metric of all lists together (catalog/coverage) has means
-    without intervals, and no differences.
+    A system without values of a metric has no entry. A metric of the whole set of lists (catalog/coverage) has means without
+    intervals, and no differences.
     """
     options = {"level": level, "n_resamples": resamples}
     names = {name for s in study.systems for name in (*s.metrics, *(t for r in s.replicates for t in r.totals))}
@@ -111,7 +111,7 @@ def differences_on(
     """Return the difference of each pair (system, baseline) that defines `metric`, with Holm over the pairs."""
     found = [d for a, b in pairs if (d := _difference(a, b, metric, study.clusters, options))]
     for name in ("p", "crossed_p"):
-        # A test that could not be made is not part of the family.
+        # Holm's family holds only the tests with a p-value.
         tested = [d for d in found if not math.isnan(getattr(d, name))]
         for difference, p in zip(tested, holm([getattr(d, name) for d in tested]), strict=True):
             setattr(difference, f"{name}_holm", float(p))
@@ -180,10 +180,10 @@ def _difference(
 
 
 def _in_pairs(system: System, baseline: System, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Values [S, M] of both, and whether row s of one belongs to row s of the other.
+    """Return the values [S, M] of both systems, and whether their rows are pairs.
 
-    Rows are pairs if both were trained with the same seeds. A system that was not trained is paired with each seed of the
-    other: it would be the same with any seed.
+    Rows are pairs if both systems have the same seeds. The values of a system that was not trained do not depend on the seed,
+    so they are repeated for each seed of the other.
     """
     if system.fixed or baseline.fixed:
         shape = np.broadcast_shapes(a.shape, b.shape)
@@ -194,7 +194,7 @@ def _in_pairs(system: System, baseline: System, a: np.ndarray, b: np.ndarray) ->
 def _per_seed(
     system: System, baseline: System, a: np.ndarray, b: np.ndarray
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The seeds that both have, and the mean difference of each."""
+    """Return the seeds of both systems, and the mean difference of each seed."""
     if system.fixed or baseline.fixed:
         return system.seeds or baseline.seeds, tuple(map(_nanmean, a - b))
     shared = tuple(seed for seed in system.seeds if seed in baseline.seeds)

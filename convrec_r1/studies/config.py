@@ -10,8 +10,8 @@ class CompareConfig:
     """task=compare."""
 
     baseline: str | None = None
-    """The system that the others are compared with, by its label or algorithm. null: grpo, else sft, else the first."""
+    """System to compare the others with: its label or algorithm. null: grpo, else sft, else the first."""
     metric: str | None = None
-    """Metric of curves, figures and tests. null: the runs' own eval.metric."""
+    """Metric of curves, figures and tests. null: `eval.metric` of the runs."""
     examples: int = option(6, least=0)
-    """Number of conversations shown with the list of every system."""
+    """Number of conversations shown with the lists of all systems."""

@@ -1,4 +1,4 @@
-"""Training curves of a system: its seeds on one axis of steps, smoothed, with their mean and range."""
+"""Training curves of a system: mean and range over its seeds, smoothed, by step."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,22 +9,22 @@ import pandas as pd
 from convrec_r1.studies.run_files import History, series
 
 MAX_POINTS = 240
-"""Points of a curve, at most: more cannot be seen and make the report heavy."""
+"""Largest number of points of a curve. More points are not visible and make the report file large."""
 
 
 class Curve(NamedTuple):
-    """Mean, lowest and highest seed at each of `steps`."""
+    """Mean, minimum and maximum over seeds at each step."""
 
     steps: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
     whole: int
-    """Number of steps, from the first, that all seeds have. Later means are over the seeds that went on."""
+    """Number of points, from the first, with values of all seeds. Later points have those of the longer runs only."""
 
 
 class Measure(NamedTuple):
-    """A curve of the report: how it is labelled, and how its values are read."""
+    """A curve of the report: labels, and a function that reads its values."""
 
     key: str
     title: str
@@ -36,7 +36,7 @@ class Measure(NamedTuple):
 
 
 def logged(name: str, split: str = "train") -> Callable[[History], pd.Series]:
-    """Values as they were logged under `name`."""
+    """Return a function that reads the values logged under `name`."""
     return lambda history: series(history, split, name)
 
 
@@ -56,11 +56,11 @@ TRAINING = (
     _training("entropy", "Entropy", "nats per token", "entropy"),
     _training(
         "clip", "Clipped tokens", "share", "clip_ratio/region_mean",
-        "Share of tokens whose ratio was clipped. It is 0 where each rollout is used for one step.",
+        "Share of tokens with a clipped ratio. It is 0 if each rollout is used for one optimizer step.",
     ),
     _training(
-        "zero_std", "Units without a signal", "share of groups", "frac_reward_zero_std",
-        "Groups in which all lists (or ranks) have the same reward: their advantage is 0.",
+        "zero_std", "Groups with equal rewards", "share of groups", "frac_reward_zero_std",
+        "All lists (or ranks) of such a group have the same reward, so their advantage is 0.",
     ),
     _training("grad_norm", "Gradient norm", "before clipping", "grad_norm"),
     _training("length", "List length", "lines", "list/length"),
@@ -68,7 +68,7 @@ TRAINING = (
     _training("seen", "Seen titles", "per list", "list/seen"),
     _training("catalog", "In the catalog", "share of lines", "catalog/valid"),
     _training(
-        "seconds", "Time per step", "seconds", "time/step", "Wall-clock time: it depends on the machine as well."
+        "seconds", "Time per step", "seconds", "time/step", "Wall-clock time: it also depends on the machine."
     ),
     Measure("tokens", "Tokens per step", "sampled tokens", _tokens_per_step),
     _training("completion", "Completion length", "tokens", "completions/mean_length"),
@@ -78,7 +78,7 @@ SFT_LOSS = Measure("sft_loss", "SFT", "cross-entropy per token", logged("sft/los
 
 
 def validation(metric: str, label: str) -> Measure:
-    """The validation curve of a metric."""
+    """Return the validation curve of a metric."""
     values = logged(f"val/{metric}", "validation")
     return Measure("validation", f"Validation {label}", label, values, smooth=False)
 
@@ -89,7 +89,7 @@ def curve(histories: Sequence[History], measure: Measure) -> Curve | None:
     if not seeds:
         return None
     table = pd.concat([smoothed(seed) if measure.smooth else seed for seed in seeds], axis=1).sort_index()
-    # Seeds that logged at different steps are averaged where all did; after the first of them ended, over the others.
+    # Seeds may log at different steps. A mean needs all seeds until the shortest run ends, then those that remain.
     complete = table.notna().all(axis=1).to_numpy()
     if complete.any():
         kept = complete | (table.index.to_numpy() > min(seed.index[-1] for seed in seeds))
@@ -102,10 +102,10 @@ def curve(histories: Sequence[History], measure: Measure) -> Curve | None:
 
 
 def rank_rewards(histories: Sequence[History], ranks: int, columns: int = 40) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean of `rank/<k>/reward` over seeds, in at most `columns` spans of steps.
+    """Return the mean of `rank/<k>/reward` over seeds, in at most `columns` intervals of steps.
 
     Returns:
-        Edges of the spans [X + 1] and the means [ranks, X], NaN where there is none; None if it was not logged.
+        Edges of the intervals [X + 1] and means [ranks, X], NaN without a value. None if it was not logged.
     """
     names = [f"rank/{k + 1}/reward" for k in range(ranks)]
     frames: list[pd.DataFrame] = [h["train"] for h in histories if names[0] in h.get("train", pd.DataFrame())]
@@ -123,10 +123,10 @@ def rank_rewards(histories: Sequence[History], ranks: int, columns: int = 40) ->
 
 
 def smoothed(values: pd.Series) -> pd.Series:
-    """Centred moving mean over `window(len(values))` steps; fewer at the ends."""
+    """Return the centred moving mean over `window(len(values))` steps, over fewer at the ends."""
     return pd.Series(values.rolling(window(len(values)), center=True, min_periods=1).mean())
 
 
 def window(size: int) -> int:
-    """Steps that a curve of `size` steps is smoothed over: 9, more for long runs, 1 (none) for very short ones."""
+    """Return the width of the moving mean for `size` steps: 9, more for long runs, 1 (no smoothing) below 12 steps."""
     return 1 if size < 12 else max(9, size // 40 | 1)

@@ -1,4 +1,4 @@
-"""A few conversations with every system's list, side by side."""
+"""Example conversations of a report, with the lists of all systems side by side."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from convrec_r1.studies.systems import Replicate, Study, System, over_seeds
 SPREAD, RANDOM = "systems differ most", "drawn at random"
 _SEED = 0
 _LONGEST_LINE = 120
-_BEYOND = 5  # lines past rank n that are shown
+_BEYOND = 5  # number of lines shown after rank n
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Line:
     text: str
     hit: bool
     note: str
-    """What is wrong with it, as far as the run's files show; "" for nothing known."""
+    """Fault of the line: not an item, repeat, seen or past the end. "": none known."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ShownList:
     seed: int | None
     lines: tuple[Line, ...]
     value: float
-    """The report's metric on this conversation; NaN where it is not defined."""
+    """The report's metric on this conversation. NaN: not defined."""
     hits: int
     more: int
     """Number of lines that are not shown."""
@@ -51,7 +51,7 @@ class Example:
 def choose_examples(study: Study, count: int) -> list[Example]:
     """Choose `count` conversations.
 
-    Half of them (rounded up) are those where the trained systems' values, averaged over seeds, differ most; the others are
+    Half of them (rounded up) have the largest differences between the trained systems, averaged over seeds. The others are
     drawn at random with a fixed seed.
     """
     systems = study.trained if len(study.trained) > 1 else study.systems
@@ -84,18 +84,16 @@ def _example(study: Study, at: int, why: str) -> Example:
 def mark_lines(
     text: str, hits: tuple[int, ...], conversation: Conversation | None, position: str
 ) -> tuple[tuple[Line, ...], int]:
-    """Mark the lines of a list with the hits that they were scored with.
-
-    Notes say what can be told without the catalog: not an item, a repeat, a seen title, past rank n.
+    """Mark the lines of a list with their hits, and with the faults that can be found without the catalog.
 
     Args:
-        text: The list as it was written.
+        text: The list as the policy wrote it.
         hits: Relevance of each rank [n].
         conversation: None if it is not known.
-        position: "line" if each line holds a rank, "parsed" if only lines that parse do.
+        position: "line": every line has a rank. "parsed": only a line that parses has a rank.
 
     Returns:
-        The lines that are shown, and the number of further lines.
+        The lines to show, and the number of further lines.
     """
     seen = {fold(title) for title in conversation.seen} if conversation else set()
     years = conversation is None or any(item.year is not None for item in conversation.ground_truth)

@@ -1,5 +1,4 @@
-"""Figures of reports: a system has the same colour everywhere. A study's report shows each on its own, a run's report four
-of them in a row."""
+"""Figures of the reports on studies and runs. A system has the same colour in all figures."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -19,8 +18,8 @@ from convrec_r1.studies.curves import REWARD, SFT_LOSS, TRAINING, Curve, Measure
 from convrec_r1.studies.numbers import short
 from convrec_r1.studies.systems import Study, System
 
-_WIDE, _SMALL = (5.6, 3.9), (4.2, 3.1)  # inches; small, so that text can be read on a phone
-_MARKED = 30  # points of a curve, at most, that are marked
+_WIDE, _SMALL = (5.6, 3.9), (4.2, 3.1)  # inches; text stays readable on a phone
+_MARKED = 30  # largest number of points that are drawn with markers
 _LONGEST = 38  # characters of a name in a legend
 _OVERVIEW = ("validation", "ndcg_difference", "rank_relevance")
 _OF_A_RUN = ("sft_loss", "reward", "validation", "levels", "rank_relevance")
@@ -28,14 +27,16 @@ _OF_A_RUN = ("sft_loss", "reward", "validation", "levels", "rank_relevance")
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure with one panel: `body` draws it, `systems` are in its legend."""
+    """A figure with one panel."""
 
     name: str
     section: str
-    """Where it stands: "results", "ranks" or "training"."""
+    """Section of the report: "results", "ranks" or "training"."""
     caption: str
     body: Callable[[Axes], None]
+    """Draws the panel."""
     systems: Sequence[System]
+    """Systems in the legend."""
     small: bool = False
     marked: bool = True
 
@@ -45,7 +46,7 @@ class Drawn:
     """A figure of the report."""
 
     name: str
-    """Name of its file, without the ending."""
+    """File name without extension."""
     section: str
     caption: str
     svg: bytes
@@ -59,13 +60,13 @@ class Drawer:
         self.study, self.comparison = study, comparison
         self.looks = system_styles(study)
         others = [system for system in study.systems if system is not study.baseline]
-        # Popularity and zero-shot are so far off that the differences of the others could not be seen.
+        # Popularity and zero-shot differ so much that the other differences would not be visible.
         self.compared = [system for system in others if system.kind not in ("popularity", "zero_shot")]
-        # A zero-shot policy without a hit would be a line on the axis.
+        # A zero-shot policy without hits would be drawn on the axis.
         self.shown = [s for s in study.systems if s.kind != "zero_shot" or np.nan_to_num(s.mean(study.metric)) > 0]
 
     def report(self, folder: Path) -> list[Drawn]:
-        """Draw every figure as PNG in `folder`, and overview.png with the main ones in a row."""
+        """Draw all figures as PNG in `folder`, and overview.png with the main ones in a row. Return them as SVG."""
         with draw.style():
             panels = [p for p in (*self.results(), self.relevance(), *self.training()) if p]
             drawn = [self._save(p.name, p.section, p.caption, self._single(p), folder, p.small) for p in panels]
@@ -76,7 +77,7 @@ class Drawer:
         return drawn
 
     def run(self, path: Path) -> Path:
-        """Draw the figure of a run: its training, how the systems compare, and relevance per rank."""
+        """Draw the figure of a run: training curves, comparison of the systems, relevance per rank. Return `path`."""
         with draw.style():
             panels = [
                 self.curves(SFT_LOSS, "training", ""),
@@ -91,19 +92,19 @@ class Drawer:
         return path
 
     def results(self) -> list[Panel | None]:
-        """Learning curves, and ranking metrics at each cut-off."""
+        """Return learning curves, and ranking metrics at each cut-off."""
         label = self.study.write.label(self.study.metric)
         caption = (
-            "Reward of the lists sampled in training, smoothed by a moving mean; band: lowest to highest seed. These lists are "
-            "sampled, not greedy."
+            "Reward of the lists sampled in training (not greedy), smoothed by a moving mean. The band runs from the lowest to "
+            "the highest seed."
         )
         if len({run.config.get("reward.sequence") for run in self.study.runs}) > 1:
-            caption += " The runs differ in reward.sequence: the heights of their curves cannot be compared."
+            caption += " The runs differ in reward.sequence, so the levels of their curves cannot be compared."
         return [
             self.curves(
                 validation(self.study.metric, label),
                 "results",
-                f"{label} of greedy lists on validation conversations during training, mean over seeds; the band runs from "
+                f"{label} of greedy lists on validation conversations during training, mean over seeds. The band runs from "
                 "the lowest to the highest seed.",
             ),
             self.curves(REWARD, "results", caption),
@@ -111,11 +112,11 @@ class Drawer:
         ]
 
     def training(self) -> list[Panel | None]:
-        """How training went: stability, lists, speed."""
+        """Return the curves of training: stability, lists, speed."""
         return [self.curves(measure, "training", measure.caption, small=True) for measure in TRAINING]
 
     def curves(self, measure: Measure, section: str, caption: str, *, small: bool = False) -> Panel | None:
-        """A measure over training, a line per system."""
+        """Return the panel of a measure over training, with a line per system. None: no run logged it."""
         found = [(s, c) for s in self.study.trained if (c := curve(s.histories, measure)) is not None]
         if not found:
             return None
@@ -132,12 +133,12 @@ class Drawer:
                 axes.set_ylim(0, 1)
 
         if any(c.whole < len(c.steps) for _, c in found) and not small:
-            caption = f"{caption} Dotted: seeds that went on when others had ended.".strip()
+            caption = f"{caption} Dotted: longer runs, after the shortest run ended.".strip()
         marked = all(len(c.steps) <= _MARKED for _, c in found)
         return Panel(measure.key, section, caption, body, [s for s, _ in found], small, marked)
 
     def by_k(self, family: str) -> list[Panel]:
-        """A family of metrics against its cut-off k: levels, and differences from the baseline."""
+        """Return panels of a family of metrics by cut-off k: levels, and differences from the baseline."""
         names = [name for name in self.comparison.metrics if name.startswith(f"{family}@")]
         if len(names) < 2:
             return []
@@ -158,15 +159,15 @@ class Drawer:
                 points = np.array([(k, d.mean, d.low, d.high) for k, d in zip(ks, found, strict=True) if d])
                 if len(points):
                     at, mean, low, high = points.T
-                    # Beside each other, so that the intervals of all systems can be seen.
+                    # Small offsets keep the intervals of the systems apart.
                     at = at + (place - (len(self.compared) - 1) / 2) * (ks[-1] - ks[0]) * 0.012
                     self._line(axes, system, at, mean, yerr=draw.error_bars(mean, low, high))
             title = f"{label}@k minus {short(baseline, _LONGEST)}"
             axes.set(title=title, xlabel="k", ylabel="difference", xticks=ks)
 
         caption = (
-            f"{label}@k minus that of {baseline}, with {self.comparison.level:.0%} intervals for other conversations (these "
-            "policies). A gap that grows with k comes from the tail of the list."
+            f"{label}@k minus {label}@k of {baseline}, with {self.comparison.level:.0%} intervals for other "
+            "conversations (these policies). If the difference grows with k, it comes from the lower ranks of the list."
         )
         text = f"{label} at each cut-off, mean over seeds and conversations."
         return [
@@ -175,7 +176,7 @@ class Drawer:
         ]
 
     def levels(self) -> Panel:
-        """The report's metric, a bar with its interval per system."""
+        """Return a bar chart of the report's metric, with the interval of each system."""
         means = [m for s in self.study.systems if (m := self.comparison.mean(s.label, self.study.metric))]
         label = self.study.write.label(self.study.metric)
 
@@ -189,7 +190,7 @@ class Drawer:
         return Panel("levels", "results", "", body, self.study.systems)
 
     def relevance(self) -> Panel:
-        """Hits per rank: how far down the list relevance reaches."""
+        """Return the panel of hits per rank."""
         ranks = range(1, self.study.n + 1)
 
         def body(axes: Axes) -> None:
@@ -199,18 +200,18 @@ class Drawer:
             axes.set_ylim(bottom=0)
             axes.set_xticks(_rank_ticks(self.study.n))
 
-        caption = "Share of greedy lists with a hit at each rank: how far down the list relevance reaches."
+        caption = "Share of greedy lists with a hit at each rank."
         return Panel("rank_relevance", "ranks", caption, body, self.shown)
 
     def _rank_differences(self) -> tuple[str, str, Figure | None]:
-        """Relevance per rank against the baseline, a panel per system."""
+        """Return name, caption and figure of the differences per rank from the baseline, a panel per system."""
         names = [f"rank/{k}/hit" for k in range(1, self.study.n + 1)]
         found = [(s, [d for n in names if (d := self.comparison.difference(s.label, n))]) for s in self.compared]
         found = [(system, differences) for system, differences in found if differences]
         baseline = self.study.baseline.label
         caption = (
             f"Relevance per rank minus that of {baseline}. Bands: {self.comparison.level:.0%} intervals for other "
-            "conversations (these policies), for each rank alone, not corrected for the number of ranks."
+            "conversations (these policies), not corrected for the number of ranks."
         )
         if not found:
             return "rank_difference", caption, None
@@ -227,7 +228,7 @@ class Drawer:
         return "rank_difference", caption, figure
 
     def _rank_rewards(self) -> tuple[str, str, Figure | None]:
-        """Reward per rank over training: a panel per system, ranks down, steps across."""
+        """Return name, caption and figure of the reward per rank (y) and step (x), a panel per system."""
         caption = "Mean reward of each rank of the sampled lists over training, mean over seeds."
         tables = [(s, t) for s in self.study.trained if (t := rank_rewards(s.histories, self.study.n)) is not None]
         if not tables:
@@ -235,7 +236,7 @@ class Drawer:
         apart = len({_reward_rule(system) for system, _ in tables}) > 1
         low, high = (f([f(t[~np.isnan(t)]) for _, (_, t) in tables]) for f in (min, max))
         figure, grid = _grid(len(tables), 2.1, "Reward per rank over training", "RL step", "rank")
-        grid.flat[0].invert_yaxis()  # of all panels: they share it
+        grid.flat[0].invert_yaxis()  # the panels share the axis
         mesh = None
         for axes, (system, (edges, table)) in zip(grid.flat, tables, strict=False):
             if apart:
@@ -263,7 +264,7 @@ class Drawer:
         line = {"color": look.color, "linewidth": 1.8}
         axes.plot(c.steps[:whole], c.mean[:whole], linestyle=look.line, marker=marker, markersize=4, **line)
         if whole < len(c.steps):
-            rest = slice(max(0, whole - 1), None)  # from the last step that all seeds have: the line has no hole
+            rest = slice(max(0, whole - 1), None)  # starts at the last complete point, so that the line has no gap
             axes.plot(c.steps[rest], c.mean[rest], linestyle=":", **line)
         if len(system.runs) > 1:
             axes.fill_between(c.steps, c.low, c.high, color=look.color, alpha=0.15, linewidth=0)
@@ -281,7 +282,7 @@ class Drawer:
         return figure
 
     def _row(self, panels: Sequence[Panel], path: Path) -> None:
-        """The panels in one row with one legend, for a README or a slide."""
+        """Draw the panels in one row with one legend, for a README or a slide."""
         if panels:
             figure, grid = draw.panels(1, len(panels), (4.4 * len(panels), 4.0))
             for axes, panel in zip(grid.flat, panels, strict=True):
@@ -292,12 +293,12 @@ class Drawer:
     def _legend(
         self, figure: Figure, systems: Sequence[System], *, small: bool = False, marked: bool = True, widest: int = 1
     ) -> None:
-        """Below the panels. widest: number of panels beside each other."""
+        """Draw the legend below the panels. widest: number of panels in a row."""
         handles = [
             Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker if marked else None, markersize=4.5)
             for s in (self.looks[system.label] for system in systems)
         ]
-        # A space before the name: Matplotlib leaves names out of a legend that begin with an underscore.
+        # The space is for names with a leading underscore: Matplotlib would leave them out of the legend.
         names = [" " + short(system.label, _LONGEST) for system in systems]
         fitting = (58 if small else 68) * widest // (max(map(len, names), default=1) + 6)
         columns = max(1, min(4 * widest, len(names), fitting))
@@ -307,25 +308,25 @@ class Drawer:
     def _save(self, name: str, section: str, caption: str, figure: Figure, folder: Path, small: bool = False) -> Drawn:
         svg = io.BytesIO()
         figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None})
-        figure.set_layout_engine("none")  # everything is in its place: once is enough
+        figure.set_layout_engine("none")  # the layout is computed: saving again must not repeat it
         draw.save(figure, folder / f"{name}.png")
         return Drawn(name, section, caption, svg.getvalue(), small)
 
 
 def system_styles(study: Study) -> dict[str, Style]:
-    """Look of each system, by its label."""
+    """Return the style of each system by its label."""
     kinds = [s.kind if s.is_baseline or s.kind == "sft" else "" for s in study.systems]
     return dict(zip([s.label for s in study.systems], styles(kinds), strict=True))
 
 
 def _reward_rule(system: System) -> tuple:
-    """What decides the reward of a rank."""
+    """Return the config values that the reward of a rank depends on."""
     keys = [key for key in sorted(system.config) if key.startswith(("reward.", "match."))]
     return tuple((key, repr(system.config[key])) for key in keys if key not in ("reward.name", "reward.sequence"))
 
 
 def _grid(count: int, height: float, title: str, x: str, y: str) -> tuple[Figure, np.ndarray]:
-    """A figure of `count` panels with shared axes, each `height` inches high; the remaining places are empty."""
+    """Return a figure of `count` panels with shared axes, each `height` inches high."""
     columns = min(2, count)
     rows = -(-count // columns)
     size = (_WIDE[0], 0.9 + height * max(rows, 1.4))

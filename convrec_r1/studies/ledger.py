@@ -1,4 +1,4 @@
-"""The ledger of a sweep: one file per run, so that any process on any machine can record how its run ended."""
+"""The ledger of a sweep: one file per run, so that any process on any machine can record the end of its run."""
 
 import contextlib
 import os
@@ -30,45 +30,45 @@ class Cell:
     number: int
     folder: Path
     status: int | None = None
-    """Exit status, or minus the signal that killed it. None: it has not ended."""
+    """Exit status. Negative: killed by this signal. None: running."""
     why: str = ""
     seconds: float = 0.0
     pid: int | None = None
-    """Process id on the machine that runs it. None: it has not started."""
+    """Process id on its machine. None: not started."""
 
     def end(self, status: int, why: str = "") -> None:
-        """Record the end. why: by default what the run's own process recorded (`explain`)."""
+        """Record the exit status and the reason. why: "" keeps the reason that the run recorded (`explain`)."""
         record = read_json(self.file)
         ended = {"status": status, "why": why or record["why"], "seconds": round(time.time() - record["began"], 1)}
         write_json(self.file, record | ended)
 
 
 def announce() -> None:
-    """Record the process id, if this is the first process of a run of a sweep."""
+    """Record the process id if this is the first process of a run in a sweep."""
     if is_first():
         _record(pid=os.getpid())
 
 
 def explain(why: str) -> None:
-    """Record why this process fails, if it is part of a sweep."""
+    """Record the reason of a failure if this process is part of a sweep."""
     _record(why=why)
 
 
 def _record(**facts: Any) -> None:
     file = Path(os.environ.get(CELL, ""))
-    if file.is_file():  # the sweep may have ended
+    if file.is_file():  # the ledger is removed when the sweep ends
         write_json(file, read_json(file) | facts)
 
 
 class Ledger:
-    """The runs of one sweep, in a folder that all its processes can reach."""
+    """The runs of one sweep, in a folder that all processes of the sweep can access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
     def current(cls) -> "Ledger":
-        """The ledger of the sweep that this process is part of. KeyError if it is part of none."""
+        """Return the ledger of the sweep of this process. KeyError outside of a sweep."""
         return cls(Path(os.environ[SWEEP]))
 
     @property
@@ -76,14 +76,14 @@ class Ledger:
         return self.folder.parents[1]
 
     def begin(self, number: int, folder: Path) -> Cell:
-        """Record that run `number` begins in `folder`."""
+        """Record the start of run `number` in `folder`."""
         file = self.folder / f"{number:04d}.json"
         record = {"number": number, "folder": str(folder.absolute()), "began": time.time()}
         write_json(file, record | {"status": None, "why": "", "seconds": 0.0, "pid": None})
         return Cell(file, number, folder)
 
     def cells(self) -> list[Cell]:
-        """The runs that have begun, by number."""
+        """Return the started runs by number."""
         found = []
         for file in sorted(self.folder.glob("[0-9]*.json")):
             record = read_json(file)
@@ -99,7 +99,7 @@ class Ledger:
 
 
 opened: Ledger | None = None
-"""The ledger of the sweep that this process started."""
+"""Ledger of the sweep that this process started. None: no sweep."""
 
 
 class OpenLedger(Callback):
@@ -112,4 +112,4 @@ class OpenLedger(Callback):
         opened.folder.mkdir(parents=True)
         os.environ[SWEEP] = str(opened.folder)
         if is_cpu_only(config.trainer.accelerator) and "Submitit" not in config.hydra.launcher._target_:
-            forkserver.provide()  # its runs are on this machine
+            forkserver.provide()  # all runs are on this machine

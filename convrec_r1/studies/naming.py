@@ -1,4 +1,4 @@
-"""Names of systems and the keys in which they differ, from their configs alone."""
+"""Names of systems, made from the config keys in which they differ."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +8,9 @@ from convrec_r1.studies.numbers import short
 
 Config = dict[str, Any]
 ABSENT = "absent"
-"""Stands for a key that a config lacks, as configs of older versions do."""
+"""Value shown for a key that a config does not have. Configs of older versions lack keys."""
 
-# Keys that may stand in a name, most telling first.
+# Prefixes of config keys, in the order in which names prefer them.
 _TELLING = (
     "algo.",
     "reward.",
@@ -30,14 +30,14 @@ _LONGEST = 32
 
 
 def name_systems(kinds: Sequence[str], configs: Sequence[Config]) -> list[str]:
-    """Return one name per system, no two the same.
+    """Return a unique name for each system.
 
-    A name is the algorithm; its reward in parentheses where systems of this algorithm differ in it; then as few keys as
-    tell the rest apart.
+    A name is the algorithm, then the reward in parentheses if systems of this algorithm have different rewards, then as few
+    `key=value` pairs as are needed to make it unique.
 
     Args:
-        kinds: An algorithm, a baseline, or any other text.
-        configs: Dotted keys, without the seed.
+        kinds: Algorithm or baseline of each system.
+        configs: Config of each system: dotted keys, without the seed.
     """
     names = [LABELS.get(kind, kind) for kind in kinds]
     for rows in _groups(names):
@@ -50,7 +50,7 @@ def name_systems(kinds: Sequence[str], configs: Sequence[Config]) -> list[str]:
         names_of_keys = _short_keys(keys)
         for i in rows:
             names[i] += "".join(f", {names_of_keys[key]}={text(configs[i].get(key, ABSENT))}" for key in keys)
-    # Two long values may be cut to the same text, and a checkpoint may have the name of an algorithm.
+    # Long values may be cut to equal texts, and a checkpoint may have the name of an algorithm.
     while same := _groups(names):
         for rows in same:
             for number, i in enumerate(rows, start=1):
@@ -59,19 +59,19 @@ def name_systems(kinds: Sequence[str], configs: Sequence[Config]) -> list[str]:
 
 
 def choice(config: Config, section: str) -> str:
-    """What a section of a config chose: its `name`, else the class of its `_target_`."""
+    """Return the choice in a section of a config: its `name`, else the class of its `_target_`."""
     target = str(config.get(f"{section}._target_", ABSENT)).rsplit(".", 1)[-1]
     return text(config.get(f"{section}.name", target))
 
 
 def differing_keys(configs: Sequence[Config]) -> list[str]:
-    """Keys that do not have the same value in all `configs`, sorted."""
+    """Return the keys with different values in `configs`, sorted."""
     keys = sorted({key for config in configs for key in config})
     return [key for key in keys if len({_value(config, key) for config in configs}) > 1]
 
 
 def telling_keys(configs: Sequence[Config]) -> list[str]:
-    """A few of the differing keys, enough to tell all `configs` apart."""
+    """Return differing keys that together distinguish all `configs`, chosen greedily."""
     candidates = sorted(differing_keys(configs), key=_telling)
     chosen: list[str] = []
 
@@ -86,7 +86,7 @@ def telling_keys(configs: Sequence[Config]) -> list[str]:
 
 
 def text(value: Any, longest: int = _LONGEST) -> str:
-    """A config value in a few characters."""
+    """Return a config value as text of at most `longest` characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
@@ -95,13 +95,13 @@ def text(value: Any, longest: int = _LONGEST) -> str:
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """`model` for model.name, `mu` for algo.mu; the whole key where that would be ambiguous."""
+    """Return a short form of each key: `model` for model.name, `mu` for algo.mu; the whole key if two keys have one form."""
     last = {key: key.removesuffix(".name").rsplit(".", 1)[-1] for key in keys}
     return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
 def _value(config: Config, key: str) -> str:
-    """A value to compare: 1 and True differ, and so do a missing key and the word for it."""
+    """Return a value as text for comparison. 1 differs from True, and a missing key from the text "absent"."""
     return repr(config[key]) if key in config else ABSENT
 
 
@@ -111,7 +111,7 @@ def _telling(key: str) -> tuple:
 
 
 def _groups(names: Sequence[str]) -> list[list[int]]:
-    """Places of each name that is used more than once."""
+    """Return the indices of each name that occurs more than once."""
     places: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         places.setdefault(name, []).append(i)

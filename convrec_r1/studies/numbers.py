@@ -1,4 +1,4 @@
-"""Numbers and names of metrics as text: the same in every table, figure and sentence."""
+"""Format numbers and names of metrics for tables, figures and sentences."""
 
 import math
 from collections.abc import Mapping
@@ -15,19 +15,17 @@ _SMALLEST_P = 0.001
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes names and values of metrics.
-
-    foreign: labels of metrics from outside the package, as summary.json holds them: name -> fields of `Label`.
-    """
+    """Formats names and values of metrics."""
 
     foreign: Mapping[str, Any] = field(default_factory=dict)
+    """Labels of users' metrics, as in summary.json: name -> fields of `Label`."""
 
     def style(self, metric: str) -> Label:
         """Return label, group and unit of a metric. A metric without a label keeps its name."""
         return metric_style(metric, self.foreign)
 
     def label(self, metric: str) -> str:
-        """Return what a metric is called in tables and figures."""
+        """Return the name of a metric in tables and figures."""
         return self.style(metric).label
 
     def order(self, metric: str) -> tuple:
@@ -35,7 +33,7 @@ class Writer:
         return metric_order(metric, self.foreign)
 
     def number(self, value: float | None, metric: str = "") -> str:
-        """A level of `metric`."""
+        """Return a value of `metric` as text."""
         if value is None or math.isnan(value):
             return NONE
         if math.isinf(value):
@@ -45,7 +43,7 @@ class Writer:
         return f"{value:.{self.style(metric).digits}f}".replace("-", MINUS)
 
     def signed(self, value: float | None, metric: str = "") -> str:
-        """A difference of `metric`, with its sign; of shares, in percentage points."""
+        """Return a difference of `metric` with its sign. Differences of shares are in percentage points."""
         if value is None or not math.isfinite(value):
             return self.number(value)
         percent = metric and self.style(metric).percent
@@ -55,7 +53,7 @@ class Writer:
         return written.replace("-", MINUS)
 
     def span(self, low: float, high: float, metric: str = "", *, signs: bool = False) -> str:
-        """An interval."""
+        """Return an interval as text. signs: write the signs of both ends."""
         if math.isnan(low) or math.isnan(high):
             return NONE
         write = self.signed if signs else self.number
@@ -63,21 +61,21 @@ class Writer:
 
 
 def p_value(p: float) -> str:
-    """A p-value with three digits."""
+    """Return a p-value with three digits."""
     if math.isnan(p):
         return NONE
     return f"< {_SMALLEST_P}" if p < _SMALLEST_P else f"{p:.3f}"
 
 
 def effect_size(value: float) -> str:
-    """An effect size with two digits; from 100 on only its sign."""
+    """Return an effect size with two digits. From 100 on it is written as infinite."""
     if abs(value) >= 100:
         return Writer().number(math.copysign(math.inf, value))
     return NONE if math.isnan(value) else f"{value:.2f}".replace("-", MINUS)
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as hours, minutes and seconds."""
+    """Return seconds as hours, minutes and seconds."""
     if seconds is None:
         return NONE
     minutes, rest = divmod(round(seconds), 60)
@@ -88,6 +86,6 @@ def duration(seconds: float | None) -> str:
 
 
 def short(text: str, longest: int) -> str:
-    """Text on one line, cut to `longest` characters."""
+    """Return text on one line, cut to `longest` characters."""
     text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,8 +1,8 @@
-"""Read the folder of a finished run. Nothing here knows of other runs, and nothing that is read is imported or built."""
+"""Read the folder of a finished run. No code that a file names is imported or run."""
 
 import glob
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -17,17 +17,18 @@ from yaml import YAMLError
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
+from convrec_r1.evaluate.config import EvalConfig, metric_in_effect
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.identity import SOURCES, flatten, identity
 
 History = dict[str, pd.DataFrame]
-"""Logged metrics by split: a row per step, a column per metric, NaN where it was not logged."""
-_CHECKPOINT_DEPTH = 3  # RUN/checkpoints/last/policy: folders below the run's
+"""Logged metrics by split: a row per step, a column per metric. NaN: not logged."""
+_CHECKPOINT_DEPTH = 3  # RUN/checkpoints/last/policy
 
 
 class NotARun(Exception):
-    """A folder that cannot be compared; the message says why."""
+    """The folder holds no finished run. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Judged:
 
     evaluation: Evaluation
     digest: str = ""
-    """Digest of the file: the same where two runs share a policy."""
+    """Digest of the file: equal if two runs share the policy."""
     totals: Mapping[str, float] = field(default_factory=dict)
-    """Metrics of all lists together, which no single list has (catalog/coverage)."""
+    """Metrics of the whole set of lists, such as catalog/coverage."""
 
     @cached_property
     def conversations(self) -> tuple[tuple[str, str, int], ...]:
@@ -48,25 +49,25 @@ class Judged:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what its folder holds."""
+    """A finished run, as read from its folder."""
 
     path: Path
     config: dict[str, Any]
-    """Dotted keys; all of them, as the run was started."""
+    """The whole config, with dotted keys."""
     identity: dict[str, Any]
-    """Dotted keys that decide the policy, without `seed`."""
+    """Config keys that the policy depends on, without `seed`."""
     seed: int
     algo: str
-    """Name of the algorithm; of an evaluated checkpoint whose run is not found, the checkpoint's name."""
+    """Name of the algorithm. If the training run of an evaluated checkpoint is not found: name of the checkpoint."""
     judged: Judged
     summary: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, Judged] = field(default_factory=dict)
     history: History = field(default_factory=dict)
     conversations: Path | None = None
-    """File with the evaluated conversations, in the form of data=jsonl."""
+    """File of the evaluated conversations, in the format of data=jsonl."""
     resumed: bool = False
     trained: bool = True
-    """False: a checkpoint whose training is not known. Its seed means nothing."""
+    """False: a checkpoint of unknown training. Ignore its seed."""
 
     @property
     def name(self) -> str:
@@ -78,8 +79,9 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The run's own `eval.metric`, or its default."""
-        return main_metric(self.config.get("eval.metric"), self.config["eval.ks"], self.config["n"])
+        """`eval.metric` of the run, or its default."""
+        options = EvalConfig(ks=self.config["eval.ks"], metric=self.config.get("eval.metric"))
+        return metric_in_effect(options, self.config["n"])
 
     @property
     def commit(self) -> str:
@@ -88,7 +90,7 @@ class Run:
 
     @property
     def labels(self) -> dict[str, dict[str, Any]]:
-        """Labels of metrics that are a user's own, as text: no class is needed to read a run."""
+        """Labels of users' metrics, as plain values: reading a run needs no metric class."""
         found = self.summary.get("labels")
         return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
@@ -102,31 +104,20 @@ class Run:
 
     @property
     def collapses(self) -> list[str]:
-        """Warnings of the collapse guard in a run that went on (guard.action=warn)."""
+        """Warnings of the collapse guard in a run that continued (guard.action=warn)."""
         reason = (self.stopped or (None, ""))[1]
         found = [c for c in self.summary.get("collapses") or [] if isinstance(c, dict)]
         return [f"step {c.get('step')}: {c.get('why')}" for c in found if str(c.get("why")) not in reason]
 
     @property
     def training_time(self) -> tuple[int | None, float | None]:
-        """Last RL step, and the seconds of all its steps over every start of the run."""
+        """Last RL step, and the seconds of all RL steps, resumed starts included."""
         seconds = series(self.history, "train", "time/step")
         return (int(seconds.index[-1]), round(float(seconds.sum()), 3)) if len(seconds) else (None, None)
 
 
-def cut_offs(ks: Iterable[int], n: int) -> list[int]:
-    """Cut-offs k at which lists of n can be measured."""
-    return sorted({k for k in ks if k <= n}) or [n]
-
-
-def main_metric(wanted: str | None, ks: Iterable[int], n: int) -> str:
-    """The metric that runs are judged by: `wanted`, else NDCG@10, else NDCG at the largest cut-off."""
-    found = cut_offs(ks, n)
-    return wanted or f"ndcg@{10 if 10 in found else found[-1]}"
-
-
 def series(history: History, split: str, name: str) -> pd.Series:
-    """One metric by step, where it was logged and is finite."""
+    """Return the finite values of one metric by step."""
     frame = history.get(split)
     if frame is None or name not in frame:
         return pd.Series(dtype=float)
@@ -134,21 +125,21 @@ def series(history: History, split: str, name: str) -> pd.Series:
 
 
 def find_runs(patterns: str | Sequence[str] | None) -> list[Path]:
-    """Return the folders that `patterns` match, each once, in order. A folder that holds runs stands for its runs.
+    """Return the folders that `patterns` match, each once, in order. A folder of runs is replaced by its runs.
 
     Raises:
-        UserError: A pattern matches no folder, or there is none.
+        UserError: A pattern matches no folder, or there are no patterns.
     """
     if not patterns:
-        raise UserError("task=compare needs runs=PATTERN, as in runs='outputs/study/*', or a list of such.")
+        raise UserError("task=compare needs runs=PATTERN, such as runs='outputs/study/*', or a list of patterns.")
     found: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(str(pattern)).expanduser()
-        # A folder's name may contain characters of a pattern.
+        # The name of a folder may contain wildcards.
         matches = [path] if path.is_dir() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         folders = [match for match in matches if match.is_dir()]
         if not folders:
-            raise UserError(f"runs={pattern}: no such folder (from {Path.cwd()}).")
+            raise UserError(f"runs={pattern}: no such folder (relative to {Path.cwd()}).")
         for folder in folders:
             inner = [] if RunFolder(folder).config.exists() else sorted(c.parent for c in folder.glob("*/config.yaml"))
             found |= dict.fromkeys(inner or [folder])
@@ -156,7 +147,7 @@ def find_runs(patterns: str | Sequence[str] | None) -> list[Path]:
 
 
 class Reader:
-    """Reads run folders. An evaluation that several runs share is parsed once."""
+    """Reader of run folders. It parses an evaluation that several runs share once."""
 
     def __init__(self) -> None:
         self._judged: dict[str, Judged] = {}
@@ -198,23 +189,23 @@ class Reader:
         )
 
     def judged(self, path: Path, totals: Mapping[str, float]) -> Judged:
-        """Read an evaluation. UserError if a conversation is in it twice."""
+        """Read an evaluation. UserError if it holds a conversation twice."""
         digest = blake2b(path.read_bytes(), digest_size=16).hexdigest()
         if digest not in self._judged:
             evaluation = Evaluation.read_jsonl(path)
             ids = [sample.id for sample in evaluation.samples]
             if len(set(ids)) < len(ids):
                 twice = next(name for name in ids if ids.count(name) > 1)
-                raise UserError(f"{path}: the conversation {twice} is in it more than once.")
+                raise UserError(f"{path}: the conversation {twice} occurs more than once.")
             self._judged[digest] = Judged(evaluation, digest, totals)
         return self._judged[digest]
 
 
 def read_history(path: Path) -> History:
-    """Read metrics.jsonl. Of two records of one step the later counts: a resumed run computed that step again.
+    """Read metrics.jsonl. Of two records of one step the later one counts: a resumed run repeats steps.
 
     Raises:
-        UserError: A line is not a record of metrics; the message names it.
+        UserError: A line is not a record of metrics. The message gives its number.
     """
     found: dict[str, dict[int, dict[str, float]]] = {}
     for number, record in enumerate(read_jsonl(path), start=1):
@@ -227,23 +218,23 @@ def read_history(path: Path) -> History:
 
 
 def _finished(folder: RunFolder) -> tuple[dict[str, Any], Path]:
-    """Config and evaluation file of a finished run; NotARun for any other folder."""
+    """Return config and evaluation file of a finished run. NotARun for other folders."""
     if not folder.config.exists():
         raise NotARun("not the folder of a run: it has no config.yaml")
     config = _config(folder.config)
     task, split = config.get("task.name"), config.get("eval.split")
     if task not in ("train", "eval"):
-        raise NotARun(f"a run of task={task}, which leaves no policy or evaluation to compare")
+        raise NotARun(f"a run of task={task}, which has no evaluation to compare")
     if not folder.summary.exists():
         raise NotARun("not finished: it has no summary.json")
     evaluated = folder.eval / f"{split}.jsonl"
     if not evaluated.exists():
-        raise NotARun(f"its evaluation, eval/{split}.jsonl, is gone")
+        raise NotARun(f"its evaluation, eval/{split}.jsonl, is missing")
     return config, evaluated
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """A run's config with dotted keys, as plain values."""
+    """Return the config of a run as plain values with dotted keys."""
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path))
     except YAMLError as error:
@@ -263,14 +254,14 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """Keys that decide the policy, without the seed. Digests of users' code are those that the run wrote down: to compute
-    them would import packages that the file names."""
+    """Return the config keys that the policy depends on, without the seed."""
+    # The recorded digests of users' code are used: computing them would import the packages that the file names.
     recorded = {SOURCES: None, **config}
     return {key: value for key, value in identity(recorded).items() if key not in ("seed", SOURCES)}
 
 
 def _checkpoint_config(config: dict[str, Any]) -> dict[str, Any] | None:
-    """Config of the run that made an evaluated checkpoint, with the evaluation's own settings; None if not found."""
+    """Return the config of the run that trained a checkpoint, with the settings of the evaluation. None: not found."""
     path = Path(str(config.get("checkpoint"))).expanduser()
     for folder in [path, *list(path.parents)[:_CHECKPOINT_DEPTH]]:
         if (file := RunFolder(folder).config).exists():
@@ -295,7 +286,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def _totals(summary: Mapping[str, Any], system: str) -> dict[str, float]:
-    """The numbers of a system in summary.json."""
+    """Return the metrics of a system in summary.json."""
     metrics = summary.get("metrics")
     found = metrics.get(system) if isinstance(metrics, dict) else None
     return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))} if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The report of one run, a study of one: a table, differences, report.md, a figure, and the numbers of summary.json."""
+"""The report of one run: table, differences, report.md, figure, and the metrics of summary.json."""
 
 import math
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from convrec_r1.base.files import write_text
 from convrec_r1.base.progress import console
 from convrec_r1.base.tables import Column, Table, plain
 from convrec_r1.base.visible import visible
-from convrec_r1.evaluate.config import EvalConfig
+from convrec_r1.evaluate.config import EvalConfig, cutoffs, metric_in_effect
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.studies.comparison import Comparison, Difference, differences_on, means_on
 from convrec_r1.studies.figures import Drawer
 from convrec_r1.studies.numbers import NONE, Writer
-from convrec_r1.studies.run_files import Judged, Run, cut_offs, main_metric, read_history
+from convrec_r1.studies.run_files import Judged, Run, read_history
 from convrec_r1.studies.systems import Study, evaluation_study
 from convrec_r1.studies.tables import sentence
 
@@ -39,22 +39,22 @@ def report(
     """Compare the systems of a run, print the result, write report.md and figures/run.png.
 
     Args:
-        folder: The run's folder; its metrics.jsonl holds the learning curves.
-        evaluations: By name of the system, on the same conversations. The last one is the run's own policy.
+        folder: Folder of the run, with the learning curves in metrics.jsonl.
+        evaluations: Evaluations on the same conversations, by name of the system. The last one is the run's policy.
         options: `eval`: cut-offs, metric, split, level and resamples.
         n: Length of lists.
         seed: The run's seed.
         about: Model and data, for the title.
-        labels: Labels of users' metrics, as summary.json holds them.
+        labels: Labels of users' metrics, as in summary.json.
 
     Returns:
-        The part of summary.json that says how good the policy is.
+        Metrics, intervals and differences for summary.json.
 
     Raises:
-        ValueError: The evaluations are not of the same conversations.
+        ValueError: The evaluations have different conversations.
     """
     *_, final = evaluations
-    metric, ks = main_metric(options.metric, options.ks, n), cut_offs(options.ks, n)
+    metric, ks = metric_in_effect(options, n), cutoffs(options.ks, n)
     ranking = [f"{family}@{k}" for family in ("ndcg", "recall") for k in ks]
     config = {"eval.split": options.split}
     run = Run(folder.path, config, {}, seed, final, Judged(evaluations[final]), history=read_history(folder.metrics))
@@ -107,7 +107,7 @@ def report(
 def _table(
     study: Study, comparison: Comparison, ranking: list[str], summaries: Mapping[str, Mapping[str, float]]
 ) -> Table:
-    """A row per system: ranking metrics, the interval of the main one, the quality of the lists, users' metrics."""
+    """Return a table with a row per system: ranking metrics, interval of the main one, list quality, users' metrics."""
     write = study.write
     shown = list(dict.fromkeys([*ranking, study.metric]))
     quality = [*_QUALITY, *write.foreign]
@@ -133,7 +133,7 @@ def _interval(comparison: Comparison, system: str, metric: str) -> list[float | 
 
 
 def _paired(d: Difference, names: Mapping[str, str]) -> dict[str, Any]:
-    """A difference as summary.json holds it."""
+    """Return a difference as plain values for summary.json."""
     numbers = {"mean": d.mean, "low": d.low, "high": d.high, "p_value": d.p, "effect_size": d.effect_size}
     entry: dict[str, Any] = {"against": names[d.baseline], "metric": d.metric}
     entry |= {name: _finite(value) for name, value in numbers.items()}
@@ -141,5 +141,5 @@ def _paired(d: Difference, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN: a number that does not exist (one cluster has no interval) is null."""
+    """Return the value, or None if it is not finite: JSON has no NaN."""
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Runs grouped into systems: runs that differ in their seed alone are one system, and so are the baselines they brought."""
+"""Group finished runs into the systems of a study. Runs that differ only in their seed are one system."""
 
 import logging
 from collections import Counter
@@ -21,7 +21,8 @@ from convrec_r1.studies.systems import Study, System, make_replicate
 
 _log = logging.getLogger(__name__)
 
-# Starts of the config keys that decide a baseline. Runs that differ in other keys share it.
+# Config keys, or prefixes of keys (with a dot at the end), that a baseline depends on. Runs that differ only in other keys
+# share the baseline.
 _DATA = (
     "data.name",
     "data._target_",
@@ -37,14 +38,14 @@ _DECIDES = {
     "zero_shot": ("data.", "n", "model.", "match."),
     "sft": (
         *("data.", "n", "model.", "match.", "sft.", "warm_start", "rollout.temperature", "trainer.precision"),
-        *("teacher.", "embedder.", "distill."),  # part of the identity only if a teacher was asked
+        *("teacher.", "embedder.", "distill."),  # in the identity only if demonstrations are distilled
     ),
 }
 
 
 @dataclass
 class _Draft:
-    """A system while its runs are gathered."""
+    """A system under construction."""
 
     kind: str
     config: dict[str, Any]
@@ -53,16 +54,16 @@ class _Draft:
 
 
 def read_study(paths: Sequence[Path], *, baseline: str | None = None, metric: str | None = None) -> Study:
-    """Read and group the runs in `paths`. Folders that hold no finished run are listed in `left_out`.
+    """Read the runs in `paths` and group them into systems.
 
     Args:
-        paths: Run folders.
-        baseline: A system's label or algorithm. None: grpo, else sft, else the first.
-        metric: None: the runs' own.
+        paths: Run folders. Those without a finished run are listed in `Study.left_out`.
+        baseline: Label or algorithm of a system. None: grpo, else sft, else the first system.
+        metric: Metric of the report. None: `eval.metric` of the runs.
 
     Raises:
-        UserError: Nothing can be compared, runs were evaluated on different conversations or by different rules, the
-            baseline or metric does not exist, or a file is damaged.
+        UserError: There are fewer than two systems, the runs were evaluated on different conversations or by different rules,
+            the baseline or metric does not exist, or a file is damaged.
     """
     runs, left_out = _read(paths)
     if not runs:
@@ -73,8 +74,8 @@ def read_study(paths: Sequence[Path], *, baseline: str | None = None, metric: st
     notes = _add_baselines(drafts, kept)
     if len(drafts) < 2:
         raise UserError(
-            f"One system is no comparison: the {len(runs)} finished runs differ in their seed alone and bring no "
-            "baselines. Name runs of another algorithm or config beside them."
+            f"A comparison needs two systems: the {len(runs)} finished runs differ only in their seed and have no "
+            "baselines. Add runs with another algorithm or config."
         )
     ids, clusters, _ = zip(*runs[0].judged.conversations, strict=True)
     systems = _systems(list(drafts.values()), ids)
@@ -106,7 +107,7 @@ def _read(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
 
 
 def _group(runs: Sequence[Run]) -> tuple[dict[tuple, _Draft], list[Run], list[tuple[Path, str]]]:
-    """Drafts of systems, the runs in them, and the runs left out: a second run of the same identity and seed."""
+    """Return drafts of systems, the runs in them, and the runs left out because another has the same config and seed."""
     drafts: dict[tuple, _Draft] = {}
     kept, left_out = [], []
     for run in runs:
@@ -125,12 +126,12 @@ def _group(runs: Sequence[Run]) -> tuple[dict[tuple, _Draft], list[Run], list[tu
 
 
 def _add_baselines(drafts: dict[tuple, _Draft], runs: Sequence[Run]) -> list[str]:
-    """Add the baselines of `runs` to the drafts. Returns notes on those that should be equal and are not."""
+    """Add the baselines of `runs` to the drafts. Return a note for each baseline with unequal lists in runs that share it."""
     unequal: dict[str, list[str]] = {}
     names = {name: None for run in runs for name in run.baselines}
     for name in [*(name for name in _DECIDES if name in names), *(name for name in names if name not in _DECIDES)]:
         brought = [run for run in runs if name in run.baselines]
-        # A user's baseline counts as untrained if its lists are the same for all seeds.
+        # A user's baseline counts as not trained if its lists are equal for all seeds.
         same = name not in _DECIDES and len({run.baselines[name].digest for run in brought}) == 1
         for run in brought:
             draft = _draft(drafts, name, _deciding(name, run.identity))
@@ -139,8 +140,8 @@ def _add_baselines(drafts: dict[tuple, _Draft], runs: Sequence[Run]) -> list[str
             if known.digest != run.baselines[name].digest:
                 unequal.setdefault(name, []).append(run.name)
     return [
-        f"{LABELS.get(name, name)} of {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''} has other lists "
-        "than the run that should share it; the first one found is shown."
+        f"{LABELS.get(name, name)}: the lists of {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''} "
+        "differ from those of another run with the same baseline. The report uses the first lists that were found."
         for name, found in unequal.items()
     ]
 
@@ -156,7 +157,7 @@ def _deciding(name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _systems(drafts: Sequence[_Draft], ids: Sequence[str]) -> tuple[System, ...]:
-    """Systems in the order of the report: baselines, then algorithms in the order of LABELS, then by name."""
+    """Return the systems in the order of LABELS, then by name."""
     kinds = list(LABELS)
     found = []
     for name, draft in zip(name_systems([d.kind for d in drafts], [d.config for d in drafts]), drafts, strict=True):
@@ -172,7 +173,7 @@ def _metric(wanted: str | None, runs: Sequence[Run], systems: Sequence[System], 
     chosen = wanted or own.most_common(1)[0][0]
     if not wanted and len(own) > 1:
         notes.append(
-            f"The runs have different metrics ({', '.join(sorted(own))}); the most frequent is used: {chosen}."
+            f"The runs have different values of eval.metric ({', '.join(sorted(own))}). The most frequent is used: {chosen}."
         )
     shared = set.intersection(*(system.metrics for system in systems if system.runs))
     if chosen not in shared:
@@ -182,7 +183,7 @@ def _metric(wanted: str | None, runs: Sequence[Run], systems: Sequence[System], 
 
 
 def _baseline(wanted: str | None, systems: Sequence[System]) -> System:
-    """By label first, then by algorithm, without regard to case."""
+    """Return the system with this label, else with this algorithm. Case is ignored if no label is equal."""
     if wanted is None:
         return next((s for kind in ("grpo", "sft") for s in systems if s.kind == kind), systems[0])
     tests: tuple[Callable[[System], bool], ...] = (
@@ -197,15 +198,15 @@ def _baseline(wanted: str | None, systems: Sequence[System]) -> System:
         if found:
             listed = "; ".join(system.label for system in found)
             raise UserError(
-                f"compare.baseline={wanted}: there are {len(found)} such systems. Name one of them: {listed}."
+                f"compare.baseline={wanted}: {len(found)} systems have this name. Choose one of them by its label: {listed}."
             )
     listed = "; ".join(f"{s.label} ({s.kind})" if s.kind != s.label else s.label for s in systems)
-    raise UserError(f"compare.baseline={wanted}: no such system. There are: {listed}.")
+    raise UserError(f"compare.baseline={wanted}: no system has this name. Choose one of: {listed}.")
 
 
 def _conversations(runs: Sequence[Run]) -> dict[str, Conversation] | None:
-    """The conversations, as the first run that kept them has them. They are never loaded anew: a config that is read
-    back must not name code to run."""
+    """Return the conversations by id, from the first run with a readable file of them. None if there is no such run."""
+    # The dataset is not loaded again: the config of another user's run must not be able to run code.
     for run in runs:
         if run.conversations:
             try:

@@ -1,4 +1,4 @@
-"""The end of a sweep: what became of each run, and the comparison of the complete ones."""
+"""The end of a sweep: the result of each run, and a comparison of the complete runs."""
 
 import sys
 from pathlib import Path
@@ -18,16 +18,14 @@ _WORDS = {0: "complete", 1: "failed", 2: "refused"}
 
 
 def conclude(ledger: Ledger) -> int:
-    """Print what became of the runs and compare the complete ones in <study>/comparison/. Return the worst exit status."""
+    """Print the result of each run and compare the complete runs in <study>/comparison/. Return the highest exit status."""
     cells = ledger.cells()
     complete = [cell for cell in cells if cell.status == 0]
     _show(cells)
     if len(complete) > 1:
         _compare([cell.folder for cell in complete], ledger.sweep_dir / "comparison")
     if failed := len(cells) - len(complete):
-        print(
-            f"{failed} of {len(cells)} runs failed. The same command runs these again, and no other.", file=sys.stderr
-        )
+        print(f"{failed} of {len(cells)} runs failed. The same command runs only these again.", file=sys.stderr)
     ledger.close()
     return max((cell.status if cell.status in _WORDS else _FAULT for cell in cells), default=0)
 
@@ -38,12 +36,12 @@ def _show(cells: list[Cell]) -> None:
     console.print(Table(columns, rows).rich("Sweep", first_width=None))
     for cell in cells:
         if cell.status != 0:
-            why = cell.why or f"it ended without a message (signal {-(cell.status or 0)}); see run.log."
+            why = cell.why or f"no error message (signal {-(cell.status or 0)}); see run.log."
             console.print(f"{cell.folder.name}: {visible(why)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _compare(runs: list[Path], folder: Path) -> None:
-    """Compare with the options of the first run: all runs of a sweep have the same, unless it sweeps over them."""
+    """Compare the runs with the options of the first run."""
     stored = OmegaConf.load(runs[0] / "config.yaml")
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CompareConfig), stored.compare))
     assert isinstance(options, CompareConfig)

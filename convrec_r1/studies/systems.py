@@ -1,4 +1,4 @@
-"""Systems and studies: the values of every policy on the same conversations."""
+"""Data of a study: its systems, and the values of each policy on the same conversations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,29 +18,29 @@ from convrec_r1.studies.run_files import History, Judged, Run
 
 @dataclass(frozen=True)
 class Replicate:
-    """One policy of a system: its lists for the conversations of the study, in their order."""
+    """One policy of a system, with its lists in the order of the study's conversations."""
 
     seed: int | None
-    """None: nothing was trained."""
+    """None: not trained."""
     samples: tuple[Sample, ...]
     values: pd.DataFrame
-    """A row per conversation [M], a column per metric, `rank/<k>/hit` among them; NaN where a metric is not defined."""
+    """A row per conversation [M], a column per metric, `rank/<k>/hit` included. NaN: not defined."""
     totals: Mapping[str, float]
-    """Metrics of all lists together, which no single list has."""
+    """Metrics of the whole set of lists."""
 
 
 @dataclass(frozen=True)
 class System:
-    """A way of training, run with one or several seeds; or a baseline."""
+    """A training config with one or several seeds, or a baseline."""
 
     label: str
     kind: str
     """Name of the algorithm or the baseline."""
     config: dict[str, Any]
-    """Dotted keys that decide it, without the seed."""
+    """Config keys that it depends on, without the seed."""
     replicates: tuple[Replicate, ...]
     runs: tuple[Run, ...] = ()
-    """Runs that trained it; none for a baseline that other runs brought."""
+    """Runs that trained it. Empty for a baseline that other runs evaluated."""
 
     @property
     def is_baseline(self) -> bool:
@@ -52,7 +52,7 @@ class System:
 
     @property
     def fixed(self) -> bool:
-        """No training went into it: another seed gives the same lists."""
+        """True: not trained, so the lists do not depend on the seed."""
         return not self.seeds
 
     @property
@@ -64,36 +64,37 @@ class System:
         return [run.history for run in self.runs]
 
     def values(self, metric: str) -> np.ndarray:
-        """[S, M]: a row per seed, a column per conversation; NaN where the metric is not defined."""
+        """Return values [S, M]: a row per seed, a column per conversation. NaN: not defined."""
         missing = np.full(len(self.replicates[0].samples), np.nan)
         return np.stack([r.values[metric].to_numpy() if metric in r.values else missing for r in self.replicates])
 
     def mean(self, metric: str) -> float:
-        """Mean over conversations of the mean over seeds; NaN where the metric is not defined."""
+        """Return the mean over conversations of the mean over seeds. NaN: not defined."""
         averaged = over_seeds(self.values(metric))
         return float(np.nanmean(averaged)) if np.isfinite(averaged).any() else float("nan")
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that is compared. `systems`: baselines first, then what was trained."""
+    """Systems to compare, on the same conversations."""
 
     systems: tuple[System, ...]
+    """Baselines first, then trained systems."""
     baseline: System
-    """The system that the others are compared with."""
+    """System that the others are compared with."""
     metric: str
     ids: tuple[str, ...]
-    """[M] ids of the conversations."""
+    """[M]: ids of the conversations."""
     clusters: np.ndarray
-    """[M] number of each conversation's cluster."""
+    """[M]: cluster number of each conversation."""
     split: str
     n: int
     left_out: tuple[tuple[Path, str], ...] = ()
-    """Folders that are not compared, with the reason."""
+    """Folders without a comparable run, with the reason."""
     notes: tuple[str, ...] = ()
-    """What a reader should know before trusting the numbers."""
+    """Limits of the conclusions, as sentences."""
     conversations: dict[str, Conversation] | None = None
-    """By id; None if no run kept them."""
+    """Conversations by id. None: no run stored them."""
     write: Writer = field(default_factory=Writer)
 
     @property
@@ -110,16 +111,16 @@ class Study:
 
     @property
     def config_differences(self) -> list[tuple[str, list[str]]]:
-        """Keys in which the trained systems differ, each with one text per system."""
+        """Config keys in which the trained systems differ, with the value of each system as text."""
         configs = [system.config for system in self.trained]
         return [(key, [text(c.get(key, ABSENT), 60) for c in configs]) for key in differing_keys(configs)]
 
 
 def make_replicate(seed: int | None, judged: Judged, ids: Sequence[str]) -> Replicate:
-    """Bring an evaluation into the order of `ids`. ValueError if it is of other conversations."""
+    """Return an evaluation in the order of `ids`. ValueError if its conversations are others."""
     by_id = {sample.id: sample for sample in judged.evaluation.samples}
     if set(by_id) != set(ids):
-        raise ValueError("evaluations of one study must be of the same conversations")
+        raise ValueError("evaluations of one study must have the same conversations")
     samples = tuple(by_id[name] for name in ids)
     values = pd.DataFrame([sample.metrics for sample in samples], dtype=float)
     hits = pd.DataFrame([sample.hits for sample in samples], dtype=float).fillna(0.0)
@@ -130,7 +131,7 @@ def make_replicate(seed: int | None, judged: Judged, ids: Sequence[str]) -> Repl
 
 
 def over_seeds(values: np.ndarray) -> np.ndarray:
-    """Mean over seeds [M] of values [S, M], over the seeds that define the metric; NaN where none does."""
+    """Return the mean [M] over the seeds of values [S, M], without NaN. NaN: not defined for any seed."""
     defined = ~np.isnan(values)
     count = defined.sum(0)
     total = np.where(defined, values, 0.0).sum(0)
@@ -140,11 +141,17 @@ def over_seeds(values: np.ndarray) -> np.ndarray:
 def evaluation_study(
     evaluations: Mapping[str, Evaluation], trained: Run, metric: str, *, n: int, write: Writer
 ) -> Study:
-    """The study of one run from evaluations in memory, by name of the system. The last one is the run's own policy and
-    the one that the others are compared with.
+    """Return the study of one run.
+
+    Args:
+        evaluations: Evaluations by name of the system. The last one is the run's policy, and the baseline of the study.
+        trained: The run.
+        metric: Metric of the report.
+        n: Length of lists.
+        write: Formats names and values of metrics.
 
     Raises:
-        ValueError: The evaluations are not of the same conversations.
+        ValueError: The evaluations have different conversations.
     """
     *_, final = evaluations
     samples = evaluations[final].samples

@@ -1,4 +1,4 @@
-"""Every table and sentence of the reports, and the CSV files, from a study and its comparison."""
+"""Tables, sentences and CSV files of the reports."""
 
 import json
 import math
@@ -20,23 +20,23 @@ from convrec_r1.studies.systems import Study
 
 THESE, OTHERS = "These policies, other conversations", "Another training, other conversations"
 RANKS = "Ranks"
-"""Group of the metrics that stand in a figure and in the CSV files, and in no table."""
+"""Group of metrics that are in figures and CSV files, and not in tables."""
 
 
 def write_csv(study: Study, comparison: Comparison, folder: Path) -> None:
-    """Write metrics.csv, differences.csv and runs.csv: all numbers in full. A number that does not exist is empty."""
+    """Write metrics.csv, differences.csv and runs.csv with all digits. A value that is not defined is empty."""
     for name, rows in (
         ("metrics", _mean_rows(study, comparison)),
         ("differences", _difference_rows(comparison)),
         ("runs", _run_rows(study)),
     ):
         cells = [{key: _plain(value) for key, value in row.items()} for row in rows]
-        frame = pd.DataFrame(cells, dtype=object)  # as they are: a column with an empty cell stays one of integers
+        frame = pd.DataFrame(cells, dtype=object)  # keeps integers in a column with empty cells
         write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
 
 
 def _mean_rows(study: Study, comparison: Comparison) -> list[dict[str, Any]]:
-    """A row per system and metric; at the end a column per seed, "untrained" for systems without."""
+    """Return a row per system and metric. The last columns are seeds, and "untrained" for systems without seeds."""
     seeds = sorted({seed for system in study.systems for seed in system.seeds})
     last = [f"seed_{seed}" for seed in seeds] + ["untrained"] * any(system.fixed for system in study.systems)
     names = {system.label: [f"seed_{s}" for s in system.seeds] or ["untrained"] for system in study.systems}
@@ -49,7 +49,7 @@ def _mean_rows(study: Study, comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _difference_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row per system and metric with the numbers of both tests, named as in comparison.Difference."""
+    """Return a row per system and metric with the results of both tests, named as in `Difference`."""
     found = _in_order(comparison.metrics, comparison.differences)
     seeds = sorted({seed for d in found for seed in d.seeds})
     rows = []
@@ -61,7 +61,7 @@ def _difference_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _run_rows(study: Study) -> Iterable[dict[str, Any]]:
-    """A row per run: where it is, how it went, the config keys in which runs differ, its final metrics."""
+    """Yield a row per run: folder, training, the config keys in which runs differ, final metrics."""
     keys = differing_keys([run.identity for run in study.runs])
     for system in study.systems:
         for run in system.runs:
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def systems_table(study: Study, comparison: Comparison) -> Table:
-    """The main table: each system's mean on the report's metric, and its difference from the baseline."""
+    """Return the main table: mean of each system on the report's metric, and difference from the baseline."""
     metric, write = study.metric, study.write
     label = write.label(metric)
     columns = (
@@ -117,7 +117,7 @@ def systems_table(study: Study, comparison: Comparison) -> Table:
 
 
 def metrics_table(study: Study, comparison: Comparison) -> Table:
-    """Means and intervals of every system on every metric."""
+    """Return means and intervals of all systems on all metrics."""
     rows: list[list[str]] = []
     for group, metrics in metric_groups(study, comparison):
         rows.append([group])
@@ -133,7 +133,7 @@ def _level(mean: Any, write: Writer) -> str:
 
 
 def differences_tables(study: Study, comparison: Comparison) -> list[tuple[str, Table]]:
-    """For each group of metrics: the differences of every system, metric by metric."""
+    """Return for each group of metrics its name and a table of differences, a row per metric and system."""
     found = []
     for group, metrics in metric_groups(study, comparison):
         rows: list[list[str]] = []
@@ -147,7 +147,7 @@ def differences_tables(study: Study, comparison: Comparison) -> list[tuple[str, 
 
 
 def metric_groups(study: Study, comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Groups of metrics, and the metrics of each."""
+    """Return the groups of metrics, with the metrics of each group."""
     by_group = [(group, [m for m in comparison.metrics if study.write.style(m).group == group]) for group in GROUPS]
     return [(group, names) for group, names in by_group if names and group != RANKS]
 
@@ -181,14 +181,14 @@ def _difference_cells(d: Difference | None, write: Writer) -> list[str]:
 
 
 def config_table(study: Study) -> Table:
-    """Keys in which the trained systems differ."""
+    """Return the table of config keys in which the trained systems differ."""
     columns = (Column("Key"), *(Column(system.label, text=True) for system in study.trained))
     return Table(columns, [[key, *values] for key, values in study.config_differences])
 
 
 def runs_table(study: Study) -> Table:
-    """Where the runs are and how they went."""
-    names = ("System", "seed", study.write.label(study.metric), "RL steps", "training", "last start, in all")
+    """Return the table of runs: steps, times, end, commit."""
+    names = ("System", "seed", study.write.label(study.metric), "RL steps", "training", "total, last start")
     texts = ("how it ended", "commit", "run")
     rows = []
     for system in study.systems:
@@ -228,7 +228,7 @@ def _ending(run: Run) -> str:
 
 
 def sentence(d: Difference, write: Writer) -> str:
-    """A difference in words, with its interval and p-value."""
+    """Return a difference as text, with interval and p-value."""
     text = f"{d.system} \N{MINUS SIGN} {d.baseline}, {write.label(d.metric)}: {write.signed(d.mean, d.metric)}"
     if math.isnan(d.low):
         return f"{text} (one cluster: no interval)"
@@ -239,21 +239,23 @@ def sentence(d: Difference, write: Writer) -> str:
 
 
 def verdict(d: Difference, level: float) -> str:
-    """What the two tests say: on other conversations, and with another training."""
+    """Return the conclusion from both tests: other conversations, and another training."""
     limit = 1 - level + 1e-12  # 1 - 0.95 is slightly above 0.05
     if math.isnan(d.p_holm):
         return "no test was possible"
     if d.p_holm > limit:
-        return "no difference is shown, not even between these policies"
+        return "no difference between these policies is shown"
     if math.isnan(d.crossed_p_holm):
-        return "holds for these policies on other conversations; with one seed nothing can be said of another training"
+        return (
+            "holds for these policies on other conversations; with one seed there is no conclusion for another training"
+        )
     if d.crossed_p_holm > limit:
-        return "holds for these policies on other conversations, but is within what another training could change"
+        return "holds for these policies on other conversations, but is not shown for another training"
     return "holds on other conversations and for another training"
 
 
 def findings(study: Study, comparison: Comparison) -> list[str]:
-    """A sentence and verdict for each system that was trained, on the report's metric."""
+    """Return a sentence and a conclusion for each trained system, on the report's metric."""
     by_label = {system.label: system for system in study.systems}
     shown = [
         d

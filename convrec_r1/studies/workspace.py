@@ -1,10 +1,7 @@
-"""The W&B workspace of a study, as code: which panels, on which axes, of which runs, and how they are grouped.
+"""The W&B workspace of a study: its panels, axes, filter and grouping.
 
-W&B's automatic panels have one line per run on W&B's own step. Here the axes are our steps, and there is one line per
-algorithm and reward: the mean over seeds, with a band from the lowest to the highest.
-
-`build` needs neither key nor network; `publish` uploads. A panel stays empty if no run of the study logged its metric:
-`sft` has no reward, and `kl` needs algo.beta > 0.
+The x-axes are the project's own steps. There is one line per algorithm and reward: the mean over seeds, with a band from
+the lowest to the highest seed. A panel is empty if no run logged its metric: `sft` has no reward, `kl` needs algo.beta > 0.
 """
 
 import logging
@@ -23,9 +20,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 GROUPS = ("algo.name", "reward.name")
-"""Config keys by which runs are grouped; runs of one group differ in the seed."""
+"""Config keys that group the runs. Runs of one group differ in the seed."""
 
-# wandb-workspaces writes a filter as an expression and parses it again: quotes and comparisons would break it.
+# wandb-workspaces writes a filter as an expression and parses it again. Quotes and comparisons break the expression.
 _NAME = re.compile(r"""[^'"\\=<>\x00-\x1f]+""")
 
 
@@ -38,7 +35,7 @@ class Plot(NamedTuple):
 
 
 def plots(n: int, ks: Sequence[int]) -> dict[str, list[Plot]]:
-    """Return the line plots of each section, for lists of `n` that are measured at the cut-offs `ks`."""
+    """Return the line plots of each section, for lists of `n` items and cut-offs `ks`."""
     sft = SPLIT_STEPS["sft"]
     ranks = [f"rank/{k}/reward" for k in range(1, n + 1)]
     return {
@@ -46,8 +43,8 @@ def plots(n: int, ks: Sequence[int]) -> dict[str, list[Plot]]:
             Plot("Reward", ("reward",)),
             *(Plot(f"Validation NDCG@{k}", (f"val/ndcg@{k}",)) for k in ks),
             *(Plot(f"Validation Recall@{k}", (f"val/recall@{k}",)) for k in ks),
-            Plot("Spread of rewards within groups", ("reward_std",)),
-            Plot("Units without spread", ("frac_reward_zero_std",)),
+            Plot("Standard deviation of rewards within groups", ("reward_std",)),
+            Plot("Groups with equal rewards", ("frac_reward_zero_std",)),
             Plot("SFT loss", ("sft/loss",), sft),
             Plot("SFT loss, validation", ("sft/validation_loss",), sft),
         ],
@@ -61,17 +58,17 @@ def plots(n: int, ks: Sequence[int]) -> dict[str, list[Plot]]:
             Plot("Gradient norm", ("grad_norm",)),
             Plot("Clipped at the lower bound", ("clip_ratio/low_mean",)),
             Plot("Clipped at the upper bound", ("clip_ratio/high_mean",)),
-            Plot("Clipped at either bound", ("clip_ratio/region_mean",)),
-            Plot("Ratio, largest", ("ratio/max",)),
-            Plot("Sampler against trainer, mean difference", ("sampling/sampling_logp_difference/mean",)),
-            Plot("Sampler against trainer, largest difference", ("sampling/sampling_logp_difference/max",)),
+            Plot("Clipped at one of the bounds", ("clip_ratio/region_mean",)),
+            Plot("Ratio, maximum", ("ratio/max",)),
+            Plot("Log-probs of sampler and trainer, mean difference", ("sampling/sampling_logp_difference/mean",)),
+            Plot("Log-probs of sampler and trainer, largest difference", ("sampling/sampling_logp_difference/max",)),
             Plot("Importance weight, mean", ("sampling/importance_sampling_ratio/mean",)),
             Plot(
-                "Importance weight, extremes",
+                "Importance weight, minimum and maximum",
                 ("sampling/importance_sampling_ratio/min", "sampling/importance_sampling_ratio/max"),
             ),
-            Plot("Tokens whose weight was cut", ("sampling/correction_active",)),
-            Plot("Age of the sampler's weights", ("sampling/staleness",)),
+            Plot("Tokens with a truncated or masked weight", ("sampling/correction_active",)),
+            Plot("Stale weights: steps behind the trainer", ("sampling/staleness",)),
         ],
         "Catalog": [
             Plot("In the catalog", ("catalog/valid",)),
@@ -80,13 +77,13 @@ def plots(n: int, ks: Sequence[int]) -> dict[str, list[Plot]]:
             Plot("Length of the list", ("list/length",)),
             Plot("Repeats", ("list/duplicates",)),
             Plot("Repeats, validation", ("val/list/duplicates",)),
-            Plot("Already seen", ("list/seen",)),
+            Plot("Seen titles", ("list/seen",)),
         ],
         "Speed": [
-            Plot("Seconds a step", ("time/step",)),
+            Plot("Seconds per step", ("time/step",)),
             *(Plot(f"Seconds: {part}", (f"time/{part}",)) for part in ("rollout", "reward", "train", "wait", "sync")),
-            Plot("Tokens a second, RL", ("tokens_per_second",)),
-            Plot("Tokens a second, SFT", ("sft/tokens_per_second",), sft),
+            Plot("Tokens per second, RL", ("tokens_per_second",)),
+            Plot("Tokens per second, SFT", ("sft/tokens_per_second",), sft),
         ],
     }
 
@@ -94,14 +91,14 @@ def plots(n: int, ks: Sequence[int]) -> dict[str, list[Plot]]:
 def build(
     study: str, entity: str | None, project: str, *, n: int = 20, ks: Sequence[int] = (5, 10, 15, 20)
 ) -> "Workspace":
-    """Return the workspace of a study. `.save()` of the result uploads it.
+    """Return the workspace of a study. It needs no key and no network; its method `save` uploads it.
 
     Args:
-        study: Name of the study: the W&B group of its runs.
-        entity: W&B user or team. None: to be set before saving.
+        study: Name of the study, which is the W&B group of its runs.
+        entity: W&B user or team. None: set it before saving.
         project: W&B project.
-        n: Length of the study's lists.
-        ks: Cut-offs at which they are measured.
+        n: Length of the lists.
+        ks: Cut-offs of the metrics.
 
     Raises:
         UserError: wandb-workspaces is not installed, or W&B cannot filter by the study's name.
@@ -111,10 +108,10 @@ def build(
         from wandb_workspaces.reports.v2 import LinePlot  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "A W&B workspace is built with wandb-workspaces, which is not installed: pip install 'convrec-r1[workspace]'."
+            "task=workspace needs wandb-workspaces, which is not installed: pip install 'convrec-r1[workspace]'."
         ) from error
     if not _NAME.fullmatch(study):
-        raise UserError(rf"study={study!r}: W&B cannot filter by a name with quotes, \, =, < or > in it.")
+        raise UserError(rf"study={study!r}: W&B cannot filter by a name with quotes, \, =, < or >. Rename the study.")
     sections = [
         ws.Section(
             name=name,
@@ -134,7 +131,7 @@ def build(
         entity=entity or "",
         project=project,
         sections=sections,
-        settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),  # groups count as runs; the default is 10
+        settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),  # W&B shows 10 groups by default
         runset_settings=ws.RunsetSettings(
             filters=ws.And(ws.Metric("Group") == study), groupby=[ws.Config(key) for key in GROUPS]
         ),
@@ -144,8 +141,8 @@ def build(
 def publish(study: str, logger: LoggerConfig, *, n: int, ks: Sequence[int]) -> str:
     """Upload the workspace of a study to the project of `logger` and return its URL (task=workspace).
 
-    Every call saves a new view. Runs appear in it once they are uploaded (`wandb sync`). `n` and `ks` come from the config:
-    give the overrides that the study's runs were given.
+    Every call saves a new view. It shows the runs that are uploaded (`wandb sync`). `n` and `ks` come from the config, so use
+    the same overrides as the runs of the study.
 
     Raises:
         UserError: A package, a key, an entity or the connection is missing.
@@ -157,21 +154,18 @@ def publish(study: str, logger: LoggerConfig, *, n: int, ks: Sequence[int]) -> s
     try:
         if not wandb.login(prompt=False, verify=False):
             unset = f" and unset WANDB_MODE={os.environ['WANDB_MODE']}" if os.environ.get("WANDB_MODE") else ""
-            raise UserError(f"No W&B key to publish with: set WANDB_API_KEY, or run `wandb login` once{unset}.")
+            raise UserError(f"No W&B key was found: set WANDB_API_KEY, or run `wandb login` once{unset}.")
         if not built.entity:
             built.entity = wandb.Api().default_entity or ""
-        if built.entity:
-            built.save()
+        if not built.entity:
+            raise UserError("This W&B account has no default entity: set logger.entity to the owner of the project.")
+        built.save()
     except UserError:
         raise
-    except Exception as error:  # uploads raise errors of many kinds, some of them private to wandb
+    except Exception as error:  # an upload raises errors of many types, some private to wandb
         raise UserError(
-            f"W&B did not take the workspace for {where} ({type(error).__name__}: {error}). Check the key, logger.entity, "
-            "logger.project, and the connection."
+            f"W&B refused the workspace for {where} ({type(error).__name__}: {error}). Check the key, logger.entity, "
+            "logger.project and the connection."
         ) from error
-    if not built.entity:
-        raise UserError(
-            "This W&B account has no default entity: name the owner of the project with logger.entity=NAME."
-        )
     _log.info("Workspace of study %s: %s", study, built.url)
     return built.url

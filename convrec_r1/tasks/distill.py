@@ -1,4 +1,4 @@
-"""task=distill: demonstrations from a teacher's answers, or an estimate of their cost. And the data of a training run."""
+"""task=distill: demonstrations from a teacher's answers, or an estimate of their cost. Also loads the training data."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from convrec_r1.run.tracker import Tracker, rewind
 
 
 def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
-    """Make or find the demonstrations of `cfg`, and show their card. Returns what belongs in summary.json."""
+    """Make or find the demonstrations of `cfg` and show their card. Return the content of summary.json."""
     data = load_data(cfg.data, cfg.n, matching(cfg), need=["train"])
     made = _find_or_make(cfg, data)
     card = read_json(made / "card.json")
@@ -44,7 +44,7 @@ def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> d
 
 
 def dry_run(cfg: Config) -> None:
-    """Show what Stage 1 would ask and what it would cost. Nothing is asked, started or written."""
+    """Show the questions and the cost of Stage 1. Nothing is asked, started or written."""
     data = load_data(cfg.data, cfg.n, matching(cfg), need=["train"])
     if found := estimate(_setup(cfg), cfg.teacher, data, Path(cfg.outputs)):
         cards.show_forecast(found, cfg.teacher)

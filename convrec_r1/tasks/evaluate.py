@@ -1,4 +1,4 @@
-"""Evaluate a policy that exists: of a run, of a folder, or from the Hub."""
+"""task=eval: evaluate the policy of a run, of a folder, or from the Hub."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
-    """Greedy lists of `cfg.checkpoint` on the evaluation split, beside the baselines that need no policy."""
+    """Evaluate `cfg.checkpoint` and the baselines that need no policy. Return the content of summary.json."""
     data = load_data(cfg.data, cfg.n, matching(cfg), need=[cfg.eval.split])
     judged = evaluator(cfg, data)
     assert cfg.checkpoint is not None  # config/checks.py
@@ -44,7 +44,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
         engine.close()
     systems[name].write_jsonl(folder.eval / f"{split}.jsonl")
     write_asked(data[split], folder.eval / f"{split}.conversations.jsonl")
-    rewind(folder.metrics, -1)  # of a run that was cut off behind this
+    rewind(folder.metrics, -1)  # an interrupted run may have logged them already
     log = tracker()
     try:
         log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})
@@ -56,10 +56,10 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
 
 
 def policy_path(checkpoint: str) -> str | Path:
-    """The policy in a run's folder or a checkpoint's, a policy's own folder, or the name as it is (a Hub id)."""
+    """Return the folder of the policy in the folder of a run, checkpoint or policy. Otherwise `checkpoint`, a Hub id."""
     path = Path(checkpoint).expanduser()
     chosen = "checkpoints/last/policy"
-    if (path / "summary.json").exists():  # a run that ended on its best policy says so
+    if (path / "summary.json").exists():  # it names the selected policy
         chosen = json.loads((path / "summary.json").read_text(encoding="utf-8")).get("policy", chosen)
     for candidate in (path / chosen, path / "policy", path):
         if (candidate / "config.json").exists():

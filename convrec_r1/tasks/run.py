@@ -1,4 +1,4 @@
-"""Set up what every task needs, run it, and tear it down: nothing of one run reaches the next in a sweep."""
+"""Set up a task, run it, and clean up after it."""
 
 import contextlib
 import gc
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 Task = Callable[[Config, RunFolder, Callable[[], Tracker]], dict[str, Any]]
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "distill": distill}
-"""Those that make a run: a folder that is claimed, resumed, and finished once."""
+"""Tasks that write a run folder, which is locked, resumed, and finished once."""
 
 READERS: dict[str, Callable[[Config, Path], object]] = {
     "compare": lambda cfg, folder: compare(
@@ -42,16 +42,17 @@ READERS: dict[str, Callable[[Config, Path], object]] = {
     "dry_run": lambda cfg, _: dry_run(cfg),
     "doctor": lambda cfg, _: doctor(cfg),
 }
-"""Those that make no run: they look, as often as they are asked to."""
+"""Tasks that write no run folder. They can be repeated."""
 
 
 def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str] = ()) -> dict[str, Any]:
-    """Run `cfg.task` in `folder`, unless it holds this very run complete. Return what its summary.json says.
+    """Run `cfg.task` in `folder`, unless the folder holds the complete run. Return the content of summary.json.
 
     Args:
-        cfg: a checked config with everything filled in.
-        sha: commit of the code.
-        choices: sentences on what was filled in, for the log.
+        cfg: Checked and resolved config.
+        folder: Folder of the run.
+        sha: Commit of the code.
+        choices: Sentences on the resolved options, for the log.
     """
     first = is_first()
     progress.set_enabled(first)

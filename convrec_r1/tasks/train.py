@@ -1,4 +1,4 @@
-"""The main job: warm start -> group-relative RL -> evaluation beside its baselines."""
+"""task=train: warm start, group-relative RL, evaluation with baselines."""
 
 import logging
 from collections.abc import Callable
@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 
 
 def train(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
-    """Run the whole job in `folder`, going on from what is there. Returns what belongs in summary.json.
+    """Run the whole job in `folder`, or resume it. Return the content of summary.json.
 
-    `tracker` is called once the data has proved sound, and closed here.
+    tracker: builds the tracker; called after the data is loaded.
     """
     job = Job(cfg, folder, tracker)
     try:
@@ -55,7 +55,7 @@ def train(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dic
 
 
 class Job:
-    """What the steps of the main job share."""
+    """The main job. Every process of a distributed run has one."""
 
     def __init__(self, cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> None:
         self.cfg, self.folder = cfg, folder
@@ -65,7 +65,7 @@ class Job:
         self.device = device_for(cfg.trainer)
         self.world = cfg.trainer.world
         self.first = is_first()
-        if self.first:  # what was logged after the checkpoint will be logged again
+        if self.first:  # steps after the checkpoint will be logged again
             step = newest_step(folder.checkpoints)
             if step is None:
                 rewind(folder.metrics, -1)
@@ -74,22 +74,12 @@ class Job:
         self.tracker = tracker() if self.first else Tracker()
         self._engine: RolloutEngine | None = None
         self.watch: Watch | None = None
-        """Of stage 2, once it has begun."""
+        """Callback of stage 2. None: stage 2 has not started."""
         self.steps = 0
-        """Of stage 2, once it has ended."""
-
-    def engine(self, policy: Policy) -> RolloutEngine:
-        """The run's one engine, for every policy of its architecture."""
-        if self._engine is None:
-            self._engine = make_engine(self.cfg.rollout, policy, max_length=self.cfg.model.max_length)
-        return self._engine
-
-    def close(self) -> None:
-        self.tracker.close()
-        if self._engine is not None:
-            self._engine.close()
+        """Finished steps of stage 2."""
 
     def run(self) -> dict[str, Any]:
+        """Train and evaluate. Return the content of summary.json."""
         cfg = self.cfg
         self.warn_if_long()
         warm = None
@@ -100,7 +90,7 @@ class Job:
                     self.tracker.log(record["step"], record["split"], record["values"])
         systems = self.baselines(warm)
         if self._engine is not None and self.world > 1:
-            self._engine.close()  # it started before the processes found each other, and starts again with them
+            self._engine.close()  # it started without the process group, and must start again inside it
         policy = self.start(warm)
         if cfg.algo.stage is Stage.rl:
             policy = self.reinforce(policy)
@@ -112,7 +102,7 @@ class Job:
         if not self.first:
             return {"metrics": {cfg.algo.name: {}}}
         split = cfg.eval.split
-        self.write(systems[cfg.algo.name], split)
+        systems[cfg.algo.name].write_jsonl(self.folder.eval / f"{split}.jsonl")
         write_asked(self.data[split], self.folder.eval / f"{split}.conversations.jsonl")
         final = systems[cfg.algo.name].summary()
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
@@ -122,7 +112,7 @@ class Job:
         return summary | self.outcome()
 
     def warn_if_long(self) -> None:
-        """Log how long the run would take, and what to change, where that is more than a day. The run continues."""
+        """Log a warning if the run will take more than a day. The run continues."""
         cfg = self.cfg
         if cfg.model.source is ModelSource.tiny or newest(self.folder.checkpoints) is not None:
             return
@@ -132,18 +122,39 @@ class Job:
         if sentence := long_run_warning(policy, self.engine(policy), plan, bf16=bf16):
             _log.warning("%s The run continues.", sentence)
 
-    def outcome(self) -> dict[str, Any]:
-        """How training ended, for summary.json."""
-        chosen = self.cfg.eval.select.value if self.watch else "last"
-        ended = {"steps": self.steps, "policy": f"checkpoints/{chosen}/policy", "stopped": None, "collapses": []}
-        if self.watch:
-            ended |= {"stopped": self.watch.stopped, "collapses": self.watch.collapses}
-        if self.watch and self.watch.best is not None:
-            ended["best"] = {"metric": f"val/{self.cfg.metric}", "value": self.watch.best, "step": self.watch.best_step}
-        return ended
+    def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
+        """Evaluate the baselines. Shared baselines are stored with the warm start, and later runs read them there."""
+        split, key = self.cfg.eval.split, evaluation_key(self.cfg, self.data)
+        systems: dict[str, Evaluation] = {}
+        for name, baseline in self.evaluator.baselines.items():
+            own = self.folder.eval / f"{split}.{name}.jsonl"
+            cached = warm.folder / "eval" / f"{name}-{key}.jsonl" if warm and baseline.shared else own
+            found = self.baseline(name, warm, cached)
+            if found is not None:
+                systems[name] = found
+                if self.first and cached != own:
+                    found.write_jsonl(own)
+        return systems
+
+    def baseline(self, name: str, warm: WarmStart | None, cached: Path) -> Evaluation | None:
+        """Evaluate a baseline, or read it from `cached`. None: the baseline is not defined for this run."""
+        if cached.exists():
+            return self.evaluator.read(cached)
+
+        def ask(which: PolicyName) -> list[str] | None:
+            if which == "base":
+                return self.lists(base_policy(self.cfg, self.data), name)
+            if not self.cfg.warm_start or self.cfg.algo.stage is not Stage.rl:
+                return None
+            return self.lists(self.start(warm), name)
+
+        found = self.evaluator.baseline(name, self.data[self.cfg.eval.split], self.data["train"], ask)
+        if found is not None and self.first:
+            found.write_jsonl(cached)
+        return found
 
     def start(self, warm: WarmStart | None) -> Policy:
-        """The policy that RL starts from."""
+        """Return the policy that RL starts from."""
         if warm:
             return load_policy(warm.policy, self.cfg.model)
         if self.cfg.warm_start:
@@ -151,7 +162,7 @@ class Job:
         return base_policy(self.cfg, self.data)
 
     def reinforce(self, policy: Policy) -> Policy:
-        """Stage 2. Returns the trained policy (another wrapper than was given, where LoRA was put on)."""
+        """Run stage 2. Return the trained policy."""
         cfg = self.cfg
         policy = prepare_for_training(policy, cfg.model, cfg.seed)
         policy.temperature = cfg.rollout.temperature
@@ -198,46 +209,33 @@ class Job:
         self.steps = module.step
         if cfg.eval.select is not Select.best and not policy.shard_root:
             return policy
-        chosen = checkpoints / cfg.eval.select.value  # and of shards each process has its own only
+        chosen = checkpoints / cfg.eval.select.value  # under FSDP `policy` holds only the shard of this process
         require_whole(chosen)
         return load_policy(chosen / "policy", cfg.model)
 
-    def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
-        """Evaluate what the trained policy has to beat. Those that runs of one warm start share stand beside it."""
-        split, key = self.cfg.eval.split, evaluation_key(self.cfg, self.data)
-        systems: dict[str, Evaluation] = {}
-        for name, baseline in self.evaluator.baselines.items():
-            own = self.folder.eval / f"{split}.{name}.jsonl"
-            cached = warm.folder / "eval" / f"{name}-{key}.jsonl" if warm and baseline.shared else own
-            found = self.baseline(name, warm, cached)
-            if found is not None:
-                systems[name] = found
-                if self.first and cached != own:
-                    self.write(found, f"{split}.{name}")
-        return systems
-
-    def baseline(self, name: str, warm: WarmStart | None, cached: Path) -> Evaluation | None:
-        """Evaluate a baseline, unless `cached` holds it already. None: there is no such baseline in this run."""
-        if cached.exists():
-            return self.evaluator.read(cached)
-
-        def ask(which: PolicyName) -> list[str] | None:
-            if which == "base":
-                return self.lists(base_policy(self.cfg, self.data), name)
-            if not self.cfg.warm_start or self.cfg.algo.stage is not Stage.rl:
-                return None
-            return self.lists(self.start(warm), name)
-
-        found = self.evaluator.baseline(name, self.data[self.cfg.eval.split], self.data["train"], ask)
-        if found is not None and self.first:
-            found.write_jsonl(cached)
-        return found
-
     def lists(self, policy: Policy, name: str) -> list[str]:
-        """Ask `policy` for a greedy list of each conversation of the evaluation split."""
+        """Return a greedy list of `policy` for each conversation of the evaluation split."""
         policy = policy.to(self.device)
         asked, encoder = self.data[self.cfg.eval.split], encoder_for(self.cfg, policy)
         return self.evaluator.texts(policy, self.engine(policy), encoder, asked, f"Evaluating {name}")
 
-    def write(self, evaluation: Evaluation, name: str) -> None:
-        evaluation.write_jsonl(self.folder.eval / f"{name}.jsonl")
+    def engine(self, policy: Policy) -> RolloutEngine:
+        """Return the engine of the run. It is built once and serves all policies."""
+        if self._engine is None:
+            self._engine = make_engine(self.cfg.rollout, policy, max_length=self.cfg.model.max_length)
+        return self._engine
+
+    def outcome(self) -> dict[str, Any]:
+        """Return the end of training for summary.json."""
+        chosen = self.cfg.eval.select.value if self.watch else "last"
+        ended = {"steps": self.steps, "policy": f"checkpoints/{chosen}/policy", "stopped": None, "collapses": []}
+        if self.watch:
+            ended |= {"stopped": self.watch.stopped, "collapses": self.watch.collapses}
+        if self.watch and self.watch.best is not None:
+            ended["best"] = {"metric": f"val/{self.cfg.metric}", "value": self.watch.best, "step": self.watch.best_step}
+        return ended
+
+    def close(self) -> None:
+        self.tracker.close()
+        if self._engine is not None:
+            self._engine.close()

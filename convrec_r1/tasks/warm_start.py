@@ -1,4 +1,4 @@
-"""The SFT policy that RL starts from: trained once per (model, data, seed, recipe), found again by content."""
+"""The SFT policy that RL starts from. It is trained once per model, data, seed and recipe, and found again by a digest."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ class WarmStart:
 
 
 def warm_start_key(cfg: Config, data: Dataset) -> str:
-    """A digest of all that decides the SFT policy; what only decides where and how fast it is made is left out."""
+    """Return a digest of everything that the SFT policy depends on."""
     parts = {
         "version": __version__,
         "model": OmegaConf.to_container(OmegaConf.structured(cfg.model), enum_to_str=True),
@@ -54,18 +54,18 @@ def warm_start_key(cfg: Config, data: Dataset) -> str:
         "n": cfg.n,
         "seed": cfg.seed,
         "precision": cfg.trainer.precision,
-        # The policy's wrapper divides logits by it in training too.
+        # The policy divides its logits by the temperature in training too.
         "temperature": cfg.rollout.temperature,
     }
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def warm_start(cfg: Config, data: Dataset) -> WarmStart:
-    """Find the SFT policy of this config, or train it. Runs of a sweep that start together train it once."""
+    """Find the SFT policy of this config, or train it. A lock makes parallel runs of a sweep train it once."""
     folder = Path(cfg.outputs) / "warm_starts" / warm_start_key(cfg, data)
     found = WarmStart(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Helper processes of a distributed run follow the first one, which holds the lock.
+    # The first process of a distributed run holds the lock for all its processes.
     lock = FileLock(f"{folder}.lock") if is_first() else None
     if lock:
         lock.acquire()
@@ -75,7 +75,7 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
         else:
             _log.info("Warm start: training into %s", folder)
             _train(cfg, data, folder)
-            barrier()  # the first process still writes what the others go on to read
+            barrier()  # the other processes read files that the first one writes
     finally:
         if lock:
             lock.release()
@@ -119,12 +119,12 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     if not first:
         return
     shutil.rmtree(folder / "policy", ignore_errors=True)
-    # Not the policy in memory: under FSDP that is a share of it.
+    # Copied from the checkpoint: under FSDP the policy in memory is only a shard.
     shutil.copytree(checkpoints / "last" / "policy", folder / "policy")
     held_out = validation[: cfg.sft.eval_batches * cfg.sft.batch_size]
     if held_out:
         trained = load_policy(folder / "policy", cfg.model, temperature=policy.temperature).to(device_for(cfg.trainer))
         tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, held_out, cfg.trainer.pass_size)})
-    # Last of all: a folder that has it holds a finished warm start.
+    # Written last: it marks a finished warm start.
     write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name})
     shutil.rmtree(checkpoints, ignore_errors=True)

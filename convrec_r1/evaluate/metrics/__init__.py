@@ -1,6 +1,6 @@
-"""Metrics, one class each: name, label, formula, source and edge cases stand there. conf/metrics lists those in use.
+"""Metrics: one class each, with name, label, formula, source and edge cases. conf/metrics lists the metrics in use.
 
-To add one: a class with the members of `Metric`, and a YAML file conf/metrics/NAME.yaml with its `_target_`.
+To add a metric, write a class with the members of `Metric`, and a file conf/metrics/NAME.yaml with its `_target_`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,13 +30,14 @@ BUILT_IN: tuple[type[Metric], ...] = (
     NDCG, Recall, HitRate, AveragePrecision, MRR, SegmentRecall, PopularityRank, Novelty, Diversity, Coverage, Gini,
     ListQuality, RankHits,
 )  # fmt: skip
-"""In the order in which reports show them, within each group."""
+"""Built-in metrics, in the order of the reports within each group."""
 
 
 def build_metrics(nodes: Mapping[str, Any], *, n: int, ks: Sequence[int], ideal: str = "standard") -> dict[str, Metric]:
-    """Return the metrics that `nodes` (the config's `metrics`) name, by their keys there.
+    """Build the metrics of `nodes`, the config's `metrics`. Return them by key.
 
-    Raises UserError for a class that cannot be built or is not a Metric.
+    Raises:
+        UserError: A class cannot be built or is not a Metric.
     """
     found = {}
     for key, node in nodes.items():
@@ -48,11 +49,11 @@ def build_metrics(nodes: Mapping[str, Any], *, n: int, ks: Sequence[int], ideal:
 
 
 def all_labels(metrics: Mapping[str, Metric], n: int, ks: Sequence[int]) -> dict[str, Label]:
-    """Return every name that the metrics give for lists of `n` with cut-offs `ks`, and its label."""
+    """Return the names of all values of `metrics`, for lists of `n` and cut-offs `ks`, with their labels."""
     return {name: label for metric in metrics.values() for name, label in names(metric.labels, n, ks).items()}
 
 
 def foreign_labels(metrics: Mapping[str, Metric], n: int, ks: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Return the labels of the metrics that are not the project's own, as plain values for summary.json ("labels")."""
+    """Return the labels of users' metrics as plain values, for summary.json ("labels")."""
     foreign = {key: metric for key, metric in metrics.items() if not is_own(type(metric).__module__)}
     return {name: label._asdict() for name, label in all_labels(foreign, n, ks).items()}

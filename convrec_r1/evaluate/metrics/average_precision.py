@@ -29,6 +29,6 @@ class AveragePrecision(Metric):
 def average_precision(rel: np.ndarray, truths: np.ndarray) -> np.ndarray:
     """Return the average precision of each list [B], from relevance [B, N] and numbers of ground truths [B]."""
     precision = np.cumsum(rel, axis=1) / np.arange(1, rel.shape[1] + 1)
-    # A running sum, so that a list's value does not depend on the size of its batch, to the last bit.
+    # The rounding of a running sum does not depend on the batch size.
     total = np.cumsum(np.concatenate([np.zeros((len(rel), 1)), precision * rel], axis=1), axis=1)[:, -1]
     return np.divide(total, truths, out=np.zeros(len(rel)), where=truths > 0)

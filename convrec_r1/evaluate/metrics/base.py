@@ -1,4 +1,4 @@
-"""What a metric is: its protocol, its labels, and the judged lists it is computed from."""
+"""Interface of a metric: protocol, labels, and the scored lists that it reads."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,48 +20,48 @@ _FIELD = re.compile(r"\\{(\w+)\\}")  # a field of a template after re.escape
 
 
 class Label(NamedTuple):
-    """How a metric is written in tables and figures, and how its values are read."""
+    """Name of a metric in tables and figures, and format of its values."""
 
     label: str
-    """The name in plain text. It may hold the fields of the metric's name: "NDCG@{k}"."""
+    """The name. It may have the fields of the metric's name: "NDCG@{k}"."""
     group: str = "Other"
-    """The part of a table that the metric stands in: one of labels.GROUPS."""
+    """Group in tables: one of labels.GROUPS."""
     percent: bool = False
-    """A share, shown in %."""
+    """True: a share, shown in %."""
     better: Literal["high", "low", "none"] = "high"
-    """Which direction is an improvement. `eval.metric` must be one that is better the higher it is."""
+    """Direction of an improvement. `eval.metric` must have "high"."""
     digits: int = 4
     """Digits after the point."""
     per_list: bool = True
-    """False: one value for the whole set of lists, without interval and test."""
+    """False: one value for the whole set of lists, without interval or test."""
 
 
 Labels = Mapping[str, Label]
-"""A metric's names, which may have fields, and their labels."""
+"""Labels by name. Names may have fields."""
 
 
 @dataclass(frozen=True)
 class Lists:
-    """The judged lists of an evaluation, one a conversation: B lists of N ranks."""
+    """The scored lists of an evaluation, one per conversation: B lists of N ranks."""
 
     texts: Sequence[str]
-    """[B] what the policy wrote."""
+    """[B]: texts as the policy wrote them."""
     lines: Sequence[Sequence[Item | None]]
-    """[B] every non-blank line as an item, None where it does not parse; lines past the N-th too."""
+    """[B]: all non-blank lines as items, also after rank N. None: the line is not an item."""
     ranked: Sequence[Sequence[Item | None]]
-    """[B] the recommendation at each rank, at most N. position=line: as `lines`; position=parsed: without the None."""
+    """[B]: the items at the first N ranks. position=line: as `lines`. position=parsed: without None."""
     hits: np.ndarray
-    """int [B, N]: 1 where the rank holds a ground truth (`reward.relevance`)."""
+    """int [B, N]: 1 for a ground truth (`reward.relevance`)."""
     conversations: Sequence[Conversation]
-    """[B] with messages, ground_truth and seen titles."""
+    """[B]: messages, ground truths and seen titles."""
     catalog: Catalog
-    """`catalog.metadata` holds the tags of its items, where the dataset has any."""
+    """`catalog.metadata` has the tags of the items, if the dataset has tags."""
     popularity: Popularity
-    """Of the training conversations; arrays in catalog order."""
+    """Popularity in the training conversations."""
     match: Matching
-    """The rule for "the same item"."""
+    """Rule for "the same item"."""
     n: int
-    """N, the recommendations that were asked for."""
+    """Recommendations in a list (N)."""
     ks: Sequence[int]
     """Cut-offs of metrics "at k"."""
 
@@ -75,20 +75,20 @@ class Lists:
 
     @cached_property
     def found(self) -> list[list[Item | None]]:
-        """[B] the catalog's own entry at each rank of `ranked`, None where there is none."""
+        """[B]: the catalog entry at each rank of `ranked`. None: not in the catalog."""
         return [
             [None if item is None else self.catalog.find(item, self.match) for item in items] for items in self.ranked
         ]
 
     @cached_property
     def covered(self) -> list[list[int]]:
-        """[B] places in the catalog of the distinct items at the first N ranks, in the list's order."""
+        """[B]: catalog indices of the distinct items at the first N ranks, in list order."""
         places = {item: at for at, item in enumerate(self.catalog)}
         return [list(dict.fromkeys(places[item] for item in items if item is not None)) for items in self.found]
 
     @cached_property
     def countable(self) -> np.ndarray:
-        """int [B]: ranks that could have been hits: an item of the catalog, and not of a title the user has seen."""
+        """int [B]: number of ranks with a catalog item that the user has not seen."""
         counts = []
         for items, conversation in zip(self.found, self.conversations, strict=True):
             seen = {self.match.key(title) for title in conversation.seen}
@@ -98,10 +98,10 @@ class Lists:
 
 @runtime_checkable
 class Metric(Protocol):
-    """A metric. One of your own inherits from this class, or has these three members.
+    """A metric. Your own class inherits from this class, or has these three members.
 
-    Config: an entry of `metrics`, a mapping with `_target_` and the class's own keyword arguments. The project passes
-    `n`, `ks` and `ideal` (eval.ideal) to a class that has parameters of these names.
+    Config: an entry of `metrics`, a mapping with `_target_` and the keyword arguments of the class. The project passes `n`,
+    `ks` and `ideal` (eval.ideal) to a class with parameters of these names.
 
         class Surprise(Metric):
             labels = {"surprise@{k}": Label("Surprise@{k}", better="high")}
@@ -111,15 +111,14 @@ class Metric(Protocol):
     """
 
     labels: ClassVar[Labels]
-    """Every name that the metric gives, and its label. Fields of a name: {k} every cut-off, {last} the largest cut-off,
-    {n} the list's length, {rank} 1 to n. summary.json holds the labels of metrics from outside the package, so that
-    task=compare needs no code of theirs."""
+    """Names of all values of the metric, with labels. Fields of a name: {k} each cut-off, {last} the largest cut-off, {n} the
+    length of the list, {rank} 1 to n. summary.json stores the labels of users' metrics, so task=compare needs no class."""
 
     def per_list(self, lists: Lists) -> Mapping[str, ArrayLike]:
-        """Return values of each list: name -> float [B]. NaN: the metric is not defined for this list.
+        """Return values of each list: name -> float [B]. NaN: not defined for this list.
 
-        A list's values must not depend on the other lists: means, intervals and tests treat them as samples. The mean over
-        the lists in which a value is defined is the value of the run.
+        The value of a list must not depend on other lists: intervals and tests treat lists as samples. The value of the run
+        is the mean over the lists that define the metric.
         """
         return {}
 
@@ -127,15 +126,14 @@ class Metric(Protocol):
         """Return values of the whole set of lists: name -> number. NaN: not defined.
 
         Args:
-            samples: at least one. They hold hits, items as places in the catalog, text and the values per list. Their order
-                must change nothing.
-            catalog_size: number of items in the catalog.
+            samples: At least one sample. The result must not depend on their order.
+            catalog_size: Number of items in the catalog.
         """
         return {}
 
 
 def names(labels: Mapping[str, Label], n: int, ks: Sequence[int]) -> dict[str, Label]:
-    """Return every name that stands for `labels` in lists of `n` with cut-offs `ks`, and its label, fields filled in."""
+    """Return `labels` with all fields filled in, for lists of `n` and cut-offs `ks`."""
     choices = {"k": ks, "last": [max(ks)], "n": [n], "rank": range(1, n + 1)}
     found = {}
     for name, label in labels.items():
@@ -147,7 +145,7 @@ def names(labels: Mapping[str, Label], n: int, ks: Sequence[int]) -> dict[str, L
 
 
 def find_label(labels: Mapping[str, Label], name: str) -> Label | None:
-    """Return the label of a name in `labels`, whose names may have fields, or None."""
+    """Return the label of a name without fields, or None. Names in `labels` may have fields."""
     if name in labels:
         return labels[name]
     for template, label in labels.items():

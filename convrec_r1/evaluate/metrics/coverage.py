@@ -1,4 +1,4 @@
-"""Catalog coverage: how much of the catalog is recommended at all."""
+"""Catalog coverage: share of the catalog in at least one list."""
 
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
@@ -12,8 +12,8 @@ class Coverage(Metric):
 
         |union of the lists' items| / |catalog|, 0 for an empty catalog
 
-    Aggregate diversity as in Ge, Delgado-Battenfeld and Jannach, RecSys 2010. It grows with the number of lists, so
-    only runs over the same conversations compare.
+    Aggregate diversity as in Ge, Delgado-Battenfeld and Jannach, RecSys 2010. It grows with the number of lists, so compare
+    only runs on the same conversations.
     """
 
     labels: ClassVar[Labels] = {"catalog/coverage": Label("Catalog coverage", "Reach", percent=True, per_list=False)}
@@ -23,6 +23,6 @@ class Coverage(Metric):
 
 
 def catalog_coverage(indices: Iterable[Iterable[int]], catalog_size: int) -> float:
-    """Return the share of the catalog that appears in at least one list of places in it."""
+    """Return the share of catalog indices that are in at least one list."""
     distinct = {at for per_list in indices for at in per_list}
     return len(distinct) / catalog_size if catalog_size else 0.0

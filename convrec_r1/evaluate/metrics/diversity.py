@@ -1,4 +1,4 @@
-"""Intra-list diversity: how different the items of one list are from each other."""
+"""Intra-list diversity: mean distance between the items of a list."""
 
 from typing import ClassVar
 
@@ -34,7 +34,7 @@ class Diversity(Metric):
 
 
 def tag_matrix(catalog: Catalog) -> np.ndarray:
-    """Return which item has which tag: float [C, number of tags], items in catalog order, tags in sorted order."""
+    """Return 1 for each tag of each item, else 0: float [C, number of tags], items in catalog order, tags sorted."""
     columns = {tag: at for at, tag in enumerate(sorted({tag for tags in catalog.metadata.values() for tag in tags}))}
     matrix = np.zeros((len(catalog), len(columns)))
     for row, item in enumerate(catalog):

@@ -1,4 +1,4 @@
-"""Gini index of exposure: how unequally recommendations are spread over the catalog."""
+"""Gini index of exposure: inequality of the recommendations over the catalog."""
 
 import math
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Gini(Metric):
 
         G = sum_i (2 i - C - 1) x_(i) / (C sum_i x_(i))
 
-    0: all items appear equally often; (C - 1) / C: one item takes all. As a measure of recommendations: Adomavicius and
-    Kwon, TKDE 24(5), 2012. Items that appear in no list count as 0. Repeats within a list count once. Not defined if no
-    list has an item of the catalog. As coverage, it depends on the number of lists.
+    0: all items appear equally often. (C - 1) / C: only one item appears. As a measure of recommendations: Adomavicius and
+    Kwon, TKDE 24(5), 2012. Items without a list count as 0. Repeats in a list count once. Not defined if no list has a
+    catalog item. Like coverage, it depends on the number of lists.
     """
 
     labels: ClassVar[Labels] = {"catalog/gini": Label("Gini index of exposure", "Reach", better="low", per_list=False)}

@@ -1,4 +1,4 @@
-"""Form of a list, apart from its hits: is it in the catalog, well formed, free of repeats and of seen titles?"""
+"""Quality of a list without its hits: catalog items, format, repeats, seen titles."""
 
 from collections.abc import Collection, Sequence
 from typing import ClassVar
@@ -34,9 +34,9 @@ class ListQuality(Metric):
 
 
 def parsed_lines(text: str, catalog: Catalog) -> list[Item | None]:
-    """Return each non-blank line as an item, None where it is not one, as `reward.relevance` reads them.
+    """Return each non-blank line as an item, parsed as in `reward.relevance`. None: not an item.
 
-    A line without a year is an item only if the catalog has items without.
+    A line without a year is an item only if the catalog has items without a year.
     """
     year_required = not catalog.has_yearless
     return [parse_line(line, year_required=year_required) for line in lines(text)]
@@ -45,17 +45,23 @@ def parsed_lines(text: str, catalog: Catalog) -> list[Item | None]:
 def list_quality(
     items: Sequence[Item | None], seen: Collection[str], catalog: Catalog, n: int, match: Matching = _FOLDED
 ) -> dict[str, float]:
-    """Return the quality of one list of parsed lines (None: a line that is not an item), of which `n` were asked for.
+    """Return the quality of one list.
 
-    catalog/valid    share of the lines that are items of the catalog; a line that does not parse is not
+    catalog/valid    share of the lines that are catalog items
     format/valid     share of the lines that parse
-    format/complete  1 if the list has exactly `n` lines, whatever they say, otherwise 0
+    format/complete  1 if the list has exactly `n` lines, otherwise 0
     list/length      number of lines
-    list/duplicates  number of items (title under the rule `match`, year) that an earlier line has named: A A A B counts 2
-    list/seen        number of items whose title the user has seen; each repeat counts again
+    list/duplicates  number of items (title under the rule `match`, year) that repeat an earlier line: A A A B counts 2
+    list/seen        number of items with a title that the user has seen; each repeat counts again
 
-    All lines count, those past the n-th too: a list that never ends is a fault to be seen. Blank lines are no lines.
-    An empty list has shares of 0.
+    All lines count, also after the n-th, so that endless lists are visible. Shares of an empty list are 0.
+
+    Args:
+        items: Non-blank lines. None: not an item.
+        seen: Titles that the user has seen.
+        catalog: Items that may be recommended.
+        n: Recommendations asked for.
+        match: Rule for "the same item".
     """
     parsed = [item for item in items if item is not None]
     seen_titles = {match.key(title) for title in seen}

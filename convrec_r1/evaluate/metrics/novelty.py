@@ -1,4 +1,4 @@
-"""Novelty: how unexpected the recommended items are, from their popularity in training."""
+"""Novelty: self-information of the recommended items."""
 
 from typing import ClassVar
 
@@ -13,9 +13,8 @@ class Novelty(Metric):
         -log2 p(item),    p(item) = max(1, interactions of the item) / all interactions
 
     Zhou et al., PNAS 107(10), 2010; Vargas and Castells, RecSys 2011. Interactions are the ground truths of the training
-    conversations. An item that nobody asked for in training counts as if asked for once: its self-information would be
-    infinite, so it gets that of the rarest item that can be observed. Not defined for a list without an item of the
-    catalog, or where no interactions are known.
+    conversations. An item without interactions counts as one with a single interaction: its self-information would be
+    infinite. Not defined for a list without a catalog item, or without interactions.
     """
 
     labels: ClassVar[Labels] = {

@@ -10,8 +10,8 @@ from convrec_r1.evaluate.metrics.base import Label, Labels, Lists, Metric
 class PopularityRank(Metric):
     """`popularity/mean_rank`: mean rank by popularity of a list's distinct catalog items within the first n ranks.
 
-    1 is the item most often wanted in training; a low value means a bias to popular items. Not defined for a list without
-    an item of the catalog, or where no interactions are known.
+    1 is the most frequent ground truth of training; a low value means a bias to popular items. Not defined for a list without
+    a catalog item, or without interactions.
     """
 
     labels: ClassVar[Labels] = {

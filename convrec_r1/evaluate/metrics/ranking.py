@@ -11,15 +11,14 @@ With rel_j in {0, 1} the relevance of rank j (from 1) and R the number of ground
 `ideal` chooses the list that IDCG@k belongs to:
 
     "standard"  min(k, R) hits in front, whether or not they were retrieved (as trec_eval's ndcg_cut). The default.
-    "paper"     min(k, R, L) hits in front, L the number of recommendations that count (in the catalog, not seen): a
-                list that is too short is not held to more than it could hold. What the public Rank-GRPO code computes;
-                never below "standard", equal to it wherever L >= min(k, R).
+    "paper"     min(k, R, L) hits in front, as in the public Rank-GRPO code. L is the number of recommendations that are in the
+                catalog and not seen. Never below "standard", and equal to it if L >= min(k, R).
 
 Edge cases:
-- R = 0: every metric is 0.0, whatever the relevance says. The caller decides whether such lists belong in a mean.
-- No hit: every metric is 0.0, also where IDCG is 0 ("paper" with L = 0).
-- A list shorter than k counts as followed by misses; the ideal list is not shortened with it.
-- More hits than ground truths: ValueError. A ground truth can be hit once, so the input is wrong.
+- R = 0: all metrics are 0.0. The caller decides whether such lists count in a mean.
+- No hit: all metrics are 0.0, also if IDCG is 0 ("paper" with L = 0).
+- Missing ranks of a list shorter than k are misses. The ideal list is not shortened.
+- More hits than ground truths: ValueError. Each ground truth can be hit once.
 """
 
 from collections.abc import Sequence
@@ -97,7 +96,7 @@ def ranking_metrics(
         ideal: "standard" or "paper" (this module's docstring).
         lengths: L of each list, for ideal="paper". None: N.
     Raises:
-        ValueError: no list, a shape or value that cannot be right, or an unknown `ideal`.
+        ValueError: no list, an invalid shape or value, or an unknown `ideal`.
     """
     rel = np.asarray(relevance)
     if rel.ndim == 1:
@@ -142,7 +141,7 @@ def ndcg(
     ideal_hits = truths
     if ideal == "paper":
         ideal_hits = np.minimum(truths, n_ranks if lengths is None else np.asarray(lengths, dtype=np.int64))
-    # A running sum, not sum(): its rounding does not depend on where the list is cut.
+    # The rounding of a running sum does not depend on the cut-off.
     dcg = np.cumsum(np.concatenate([np.zeros((len(rel), 1)), rel * discount[:n_ranks]], axis=1), axis=1)
     return _ratio(dcg[:, min(k, n_ranks)], ideal_dcg[np.minimum(ideal_hits, k)])
 
@@ -161,7 +160,7 @@ def reciprocal_rank(rel: np.ndarray) -> np.ndarray:
 
 
 def checked(relevance: ArrayLike, n_relevant: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return relevance as float [B, N] and the number of ground truths as int [B]. ValueError if they cannot be right."""
+    """Return relevance as float [B, N] and the number of ground truths as int [B]. ValueError if they are not valid."""
     rel = np.asarray(relevance, dtype=np.float64)
     if rel.ndim != 2:
         raise ValueError(f"relevance must be one list [N] or a batch of lists [B, N], found shape {rel.shape}")
@@ -186,5 +185,5 @@ def _known(ideal: Ideal) -> Ideal:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, 0 where the denominator is 0."""
+    """Return numerator / denominator, 0 for a denominator of 0."""
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)

@@ -1,4 +1,4 @@
-"""Recall among popular, middling and rare ground truths."""
+"""Recall of head, mid and tail ground truths."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -34,10 +34,10 @@ def segment_recall(
     k: int,
     popularity: Popularity,
 ) -> dict[str, float]:
-    """Return recall among the ground truths of each popularity segment, within the first k ranks.
+    """Return the recall of the ground truths of each popularity segment, within the first k ranks.
 
-    A segment without a ground truth in this conversation has no entry (its recall is 0/0): the mean over
-    conversations is then over those that have one. Ground truths outside the catalog belong to no segment.
+    A segment without ground truths in this conversation has no entry: its recall is 0/0. Ground truths outside the catalog
+    have no segment.
     """
     segments = [popularity.segment(item) for item in ground_truth]
     hit = _truths_hit(recommended[:k], hits[:k], ground_truth, popularity)
@@ -55,8 +55,10 @@ def _truths_hit(
     ground_truth: Sequence[Item],
     popularity: Popularity,
 ) -> set[int]:
-    """Which ground truths the hits belong to: down the list, each hit uses up the unused one of its title that is
-    nearest in year, the first of equals. `reward.relevance` matches in the same way, but returns only the ranks."""
+    """Return the indices of the ground truths that were hit, matched as in `reward.relevance`.
+
+    From the top of the list, each hit takes the unused ground truth of its title with the nearest year, the first of equals.
+    """
     match = popularity.match
     keys = [match.key(truth.title) for truth in ground_truth]
     used: set[int] = set()
