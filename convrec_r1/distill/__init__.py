@@ -1,1 +1,1 @@
-"""Stage 1: demonstrations from a teacher by Remap-Reflect-Adjust (design section 8). Start at pipeline.py."""
+"""Stage 1: demonstrations from a teacher by Remap-Reflect-Adjust, as in arXiv 2510.20150. Start at pipeline.py."""

@@ -1,4 +1,4 @@
-"""Adjust: correct the scores of each item by how often users want it (design section 8).
+"""Adjust: correct the scores of each item by how often users want it (Stage 1 of arXiv 2510.20150).
 
     s_final = w * s + b,   w, b in R^C shared by all conversations
 

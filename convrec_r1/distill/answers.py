@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from convrec_r1.lists import Item, fold, lines, parse_line
 
 SCORES = range(-2, 3)
-"""Allowed ratings (design section 8)."""
+"""Allowed ratings (arXiv 2510.20150)."""
 _LONGEST = 1000
 """Characters of a line. Longer ones hold no entry."""
 

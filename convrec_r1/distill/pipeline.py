@@ -1,4 +1,4 @@
-"""Stage 1 from end to end: ask -> match -> remap -> reflect -> adjust -> choose (design section 8)."""
+"""Stage 1 from end to end: ask -> match -> remap -> reflect -> adjust -> choose (Stage 1 of arXiv 2510.20150)."""
 
 import logging
 import time

@@ -71,7 +71,7 @@ def describe(items: Sequence[Item], domain: str) -> Question:
 
 
 def judge(conversation: Conversation, candidates: Sequence[Item], domain: str) -> Question:
-    """Ask for a score from -2 to 2 of each candidate (design section 8, Reflect)."""
+    """Ask for a score from -2 to 2 of each candidate (Reflect)."""
     text = _JUDGE.format(
         count=len(candidates),
         domain=domain,

@@ -1,4 +1,4 @@
-"""Reflect: the teacher judges each conversation's best candidates (design section 8)."""
+"""Reflect: the teacher judges each conversation's best candidates (Stage 1 of arXiv 2510.20150)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Remap: similarity of every catalog item to the teacher's items and to the conversation (design section 8)."""
+"""Remap: similarity of every catalog item to the teacher's items and to the conversation (Stage 1 of arXiv 2510.20150)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Options of training: the optimizer, SFT, RL, the trainer, the collapse guard."""
+"""Options of training: the optimizer, SFT, RL, the trainer, the collapse guard, non-finite updates."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -121,9 +121,10 @@ class TrainerConfig:
 
 @dataclass
 class GuardConfig:
-    """The collapse guard: limits on means over the last `window` steps of what is sampled; null: no limit.
+    """The collapse guard, and what happens to non-finite updates (`nonfinite`, used by modules/faults.py).
 
-    A limit is armed once the run has been within it, so that R1-zero is not stopped where it starts.
+    Collapse guard (modules/guard.py): limits on means over the last `window` steps of what is sampled; null: no limit. A limit
+    is armed once the run has been within it, so that R1-zero is not stopped where it starts.
     """
 
     action: GuardAction = GuardAction.stop

@@ -27,7 +27,7 @@ def relevance(
     position: Position = "line",
     match: Literal["folded", "normalised"] | Matching = "folded",
 ) -> list[int]:
-    """Return the relevance of each of the first `n` ranks of a list: [N], each 0 or 1 (design section 4).
+    """Return the relevance of each of the first `n` ranks of a list: [N], each 0 or 1.
 
     A rank is relevant if its item is in the catalog, the user has not seen its title, and it matches a ground truth that no
     earlier rank has used. Of several matching ground truths, the one with the nearest year is used. Missing ranks are 0.
@@ -76,7 +76,7 @@ def relevance(
 def rank_returns(
     relevance: Num[Tensor, "batch ranks"] | Sequence[Sequence[float]], kind: str, gamma: float | None = None
 ) -> Float[Tensor, "batch ranks"]:
-    """Return the return of each rank, [B, N] from relevance [B, N] (paper, section 3.3; design section 4).
+    """Return the return of each rank, [B, N] from relevance [B, N] (arXiv 2510.20150, section 3.3).
 
     exp_inf:    r_k = rel_k                                    the paper's exp with Gamma to infinity: no return to go
     log_decay:  r_k = sum_{j>=k} rel_j / log2(j+1)             j counts from 1; r_1 is the list's DCG
@@ -124,7 +124,7 @@ def sequence_reward(
 
 
 class RankReward:
-    """The paper's reward (section 3.3): `rank_returns` of each rank, `sequence_reward` of each list."""
+    """The paper's reward (arXiv 2510.20150, section 3.3): `rank_returns` of each rank, `sequence_reward` of each list."""
 
     def __init__(self, options: RankRewardConfig) -> None:
         self.options = options

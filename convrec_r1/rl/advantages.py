@@ -14,7 +14,7 @@ Scale = Literal["std", "none"]
 def group_advantages(
     rewards: Num[Tensor, " batch"] | Num[Tensor, "batch ranks"], group_size: int, *, scale: Scale = "std"
 ) -> Float[Tensor, " batch"] | Float[Tensor, "batch ranks"]:
-    """Return the advantage of each completion over its group, per sequence or per rank (design section 4).
+    """Return the advantage of each completion over its group, per sequence or per rank.
 
         scale="std":   A = (r - mean_G) / (std_G + 1e-4), std unbiased      GRPO, arXiv 2402.03300
         scale="none":  A = r - mean_G                                       Dr.GRPO, arXiv 2503.20783
@@ -70,7 +70,7 @@ def shape_lengths(
     n: int,
     shaping: LengthShaping,
 ) -> Float[Tensor, "batch tokens"]:
-    """Return token advantages [B, T] with length shaping added (design section 4).
+    """Return token advantages [B, T] with length shaping added (arXiv 2510.20150).
 
     The EOS of a list of exactly n lines gets `exact_eos`, with or without a newline before it. The EOS of a longer list
     counts as a token past rank n.

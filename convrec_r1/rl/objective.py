@@ -80,7 +80,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class ClippedSurrogate:
-    """Clipped surrogate with token advantages (design section 4).
+    """Clipped surrogate with token advantages (PPO's, arXiv 1707.06347; units as in arXiv 2510.20150).
 
         r_u  = exp(mean_{t in u} (logp_t - old_t))                   u: the token's unit
         s_t  = min(r A_t, clip(r, 1 - clip_low, 1 + clip_high) A_t)      with dual_clip c > 1: at least c A_t if A_t < 0
@@ -175,7 +175,7 @@ def policy_loss(
     dual_clip: float | None = None,
     weights: Shaped[Tensor, "batch tokens"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """Return the policy loss of a batch of completions and its metrics, in one call (design section 4).
+    """Return the policy loss of a batch of completions and its metrics, in one call.
 
     `ClippedSurrogate` and `LossInputs` describe the other arguments.
 

@@ -11,7 +11,7 @@ def segment_ranks(
     newline: Bool[Tensor, " vocab"],
     blank: Bool[Tensor, " vocab"],
 ) -> Int[Tensor, "batch tokens"]:
-    """Return the rank of each completion token, counted from 0 (design section 4).
+    """Return the rank of each completion token, counted from 0.
 
     A token that contains a newline belongs to the rank that it ends; the next token starts the next rank. Blank lines have
     no rank: a newline ends a rank only if the rank has a token that is not white space. EOS is treated like any token: after

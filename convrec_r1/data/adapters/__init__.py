@@ -1,1 +1,1 @@
-"""One module for each form in which data is published; each has a plain `load(path, *, catalog_path) -> Dataset`."""
+"""Dataset adapters, one module for each published form. Each is a class with the interface `Adapter` of base.py."""
