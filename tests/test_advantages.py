@@ -1,4 +1,4 @@
-"""Group-relative advantages and length shaping (design section 4)."""
+"""Group-relative advantages and length shaping."""
 
 import math
 

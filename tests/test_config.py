@@ -75,7 +75,7 @@ def test_algorithms_and_rewards_combine(algo, reward):
     check(make_config(f"algo={algo}", f"reward={reward}"))
 
 
-TABLE = {  # design section 4
+TABLE = {
     "grpo": ("sequence", "token", "sequence", "std"),
     "dr_grpo": ("sequence", "token", "constant", "none"),
     "gspo": ("sequence", "sequence", "sequence", "std"),

@@ -1,4 +1,4 @@
-"""Tokens -> ranks: which line of the list a token writes (design section 4)."""
+"""Tokens -> ranks: which line of the list a token writes."""
 
 import pytest
 import reference_objective as slow
