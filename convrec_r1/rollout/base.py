@@ -79,7 +79,9 @@ class RolloutEngine(Protocol):
         ...
 
     def sync(self, policy: Policy) -> None:
-        """Sample from `policy`'s present weights from now on. Called before the first rollout, after every RL step, and before evaluations.
+        """Sample from `policy`'s present weights from now on.
+
+        Called before the first rollout, after every RL step, and before evaluations.
 
         `policy` may be another object than before, of the same architecture.
 
