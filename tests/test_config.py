@@ -181,6 +181,9 @@ def test_a_wrong_key_or_type_is_named(override, message):
     [
         (["reward=exp", "reward.gamma=0.5"], "reward.gamma"),
         (["reward.kind=exp"], "reward.gamma"),
+        (["reward._target_=no.such.Class"], "reward._target_=no.such.Class"),
+        (["match._target_=no.such.Rule"], "match._target_=no.such.Rule"),
+        (["+callbacks.x._target_=no.such.Thing"], "callbacks.x._target_=no.such.Thing"),
         (["data=redial"], "data.path=DIR"),
         (["data=redial", "data.path=/no/such/place"], "no such file or folder"),
         (["data.catalog=nowhere.csv"], "data.catalog=nowhere.csv"),

@@ -6,6 +6,7 @@ keyword arguments, or all of them as one dataclass: a parameter `options` annota
 """
 
 import inspect
+import logging
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from convrec_r1.base.errors import UserError
 
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it would print what `locate` reports
 T = TypeVar("T")
 TARGET = "_target_"
 PACKAGE = "convrec_r1"

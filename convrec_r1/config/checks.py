@@ -10,6 +10,7 @@ from typing import Any
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds, walk
+from convrec_r1.base.plugins import TARGET, is_own, locate, plain
 from convrec_r1.config.schema import Config
 from convrec_r1.data import checks as data_checks
 from convrec_r1.distill import checks as distill_checks
@@ -39,7 +40,7 @@ def problems(cfg: Config) -> list[str]:
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
         if task != "distill":
-            wrong += _paths(cfg)
+            wrong += [*_paths(cfg), *_plug_ins(cfg)]
             wrong += (
                 [*_combinations(cfg), *_hardware(cfg)] if within else []
             )  # these checks compute with values within bounds
@@ -55,6 +56,22 @@ def _runs(cfg: Config) -> list[str]:
     if patterns and all(isinstance(p, str) and p for p in patterns):
         return []
     return ["task=compare needs runs='outputs/STUDY/*', or runs=[FOLDER,FOLDER,...]."]
+
+
+def _plug_ins(cfg: Config) -> list[str]:
+    """Import users' classes that the rooms' own checks do not look at: a fault is reported before a folder is made."""
+    nodes = {"reward": cfg.reward, "match": cfg.match, "algo.objective": cfg.algo.objective}
+    nodes |= {f"callbacks.{name}": node for name, node in cfg.callbacks.items()}
+    nodes |= {f"loggers.{name}": node for name, node in cfg.loggers.items()}
+    wrong = []
+    for key, node in nodes.items():
+        path = plain(node).get(TARGET)
+        if path and not is_own(path):
+            try:
+                locate(path, key)
+            except UserError as error:
+                wrong.append(str(error))
+    return wrong
 
 
 def _paths(cfg: Config) -> list[str]:
