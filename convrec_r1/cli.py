@@ -28,14 +28,14 @@ from convrec_r1.base.visible import visible
 from convrec_r1.config.files import conf_folder, expand
 from convrec_r1.config.help import help_text
 from convrec_r1.config.schema import Config
-from convrec_r1.config.store import register
+from convrec_r1.config.store import USER_ERROR, register
 from convrec_r1.modules.hardware import is_cpu_only
 from convrec_r1.run import forkserver
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.studies import ledger
 
-OK, FAULT, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
-"""Exit status: success, internal error, user error, after Ctrl-C."""
+OK, FAULT, INTERRUPTED = 0, 1, 130
+"""Exit status: success, internal error, after Ctrl-C. Of a user error: USER_ERROR."""
 
 
 register()

@@ -105,6 +105,20 @@ def test_keys_follow_content():
     assert evaluation_key(cfg, data) != evaluation_key(make_config("eval.ks=[1]"), data)
 
 
+@pytest.mark.parametrize("slot", ["match", "rollout"])
+def test_an_evaluation_is_another_one_once_a_plug_in_behind_it_has_changed(tmp_path, monkeypatch, slot):
+    file = tmp_path / "own_slot.py"
+    file.write_text("first = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = make_config("data.train_size=8", "data.validation_size=2", "data.test_size=2")
+    data = load_data(cfg.data, cfg.n)
+    getattr(cfg, slot)._target_ = "own_slot.Class"
+    before = evaluation_key(cfg, data)
+    assert evaluation_key(cfg, data) == before
+    file.write_text("second = 2\n")
+    assert evaluation_key(cfg, data) != before
+
+
 def test_sft_steps_follow_epochs_unless_given():
     cfg = make_config("model=qwen2.5-0.5b", "sft.batch_size=10", "sft.epochs=2.5").sft
     assert cfg.steps_for(100) == 25

@@ -150,11 +150,12 @@ def test_the_identity_is_told_by_the_fields():
 
 def test_the_plug_ins_file_is_known_before_it_is_imported(tmp_path, monkeypatch):
     """A run's folder is named before anything of the user's is imported."""
-    (tmp_path / "never_imported.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "never_imported.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     assert source_digests({"reward": {"_target_": "never_imported.X"}})["never_imported.X"]
     assert Path(tmp_path / "never_imported.py").exists()
     assert "never_imported" not in sys.modules
+    assert not (tmp_path / "imported").exists()
 
 
 def test_what_a_runs_folder_names_is_not_looked_for(tmp_path, monkeypatch):

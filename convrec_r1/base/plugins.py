@@ -7,11 +7,11 @@ keyword arguments, or all of them as one dataclass: a parameter `options` annota
 
 import inspect
 import logging
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +40,7 @@ def build(node: Any, key: str, kind: type[T] | None = None, *, function: bool = 
         UserError: the target cannot be imported, an option is unknown, missing or of a bad type, or the object does not fit.
     """
     options = plain(node)
-    path = options.pop(TARGET, None)
+    path, partial = options.pop(TARGET, None), options.pop("_partial_", False)
     if not path:
         raise UserError(f"{key} has no {TARGET}: name a class, as {key}.{TARGET}=my_package.MyClass.")
     target = locate(path, key)
@@ -48,24 +48,21 @@ def build(node: Any, key: str, kind: type[T] | None = None, *, function: bool = 
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     passed = {name: value for name, value in given.items() if takes_all or name in parameters}
     schema = _schema(target)
-    wanted = {f.name for f in fields(schema)} if schema else parameters
-    if "name" not in wanted and not takes_all:
+    known = {f.name for f in fields(schema)} if schema else parameters
+    if "name" not in known and not takes_all:
         options.pop("name", None)  # the choice's own name, for folders and reports
-    if function and inspect.isfunction(target):
-        options["_partial_"] = True
     if schema is not None:
         arguments: dict[str, Any] = {"options": _typed(schema, options, path, key)}
     else:
-        unknown = [name for name in options if not takes_all and name not in parameters and name != "_partial_"]
+        unknown = [name for name in options if not takes_all and name not in parameters]
         if unknown:
-            known = ", ".join(name for name in parameters if name not in given) or "none"
-            raise UserError(f"{key}.{unknown[0]}: {path} takes no such option; it takes: {known}.")
+            taken = ", ".join(name for name in parameters if name not in given) or "none"
+            raise UserError(f"{key}.{unknown[0]}: {path} takes no such option; it takes: {taken}.")
         arguments = options
+    partial = partial or (function and inspect.isfunction(target))
+    settings = {TARGET: path, "_partial_": partial, "_convert_": "object", "_recursive_": False}
     try:
-        partial = {"_partial_": True} if options.get("_partial_") else {}
-        made = instantiate(
-            {TARGET: path, "_convert_": "object", "_recursive_": False, **partial}, **arguments, **passed
-        )
+        made = instantiate(settings, **arguments, **passed)
     except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
@@ -131,18 +128,20 @@ def plain(node: Any) -> dict[str, Any]:
 
 
 def _source(path: str) -> Path | None:
-    """The file of the longest importable module in `path`."""
-    parts = path.split(".")
-    for end in range(len(parts), 0, -1):
-        name = ".".join(parts[:end])
-        try:
-            spec = find_spec(name)  # imports the packages that hold it, not the module
-        except Exception:  # not a module, or a package that fails when it is imported: `build` says so
-            continue
-        origin = spec.origin if spec else None
-        if origin and Path(origin).is_file():
-            return Path(origin)
-    return None
+    """Return the file of the longest module in `path`. Nothing is imported, in contrast to `importlib.util.find_spec`."""
+    name, folders, file = "", None, None
+    for part in filter(None, path.split(".")):
+        name = f"{name}.{part}".lstrip(".")
+        specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
+        spec = next(filter(None, specs), None)
+        if spec is None:
+            break
+        if spec.origin and Path(spec.origin).is_file():
+            file = Path(spec.origin)
+        folders = spec.submodule_search_locations
+        if folders is None:  # a module: what follows is inside it
+            break
+    return file
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
@@ -171,7 +170,7 @@ def _typed(schema: type, options: Mapping[str, Any], path: str, key: str) -> Any
         typed = OmegaConf.structured(schema)
         names = {f.name for f in fields(schema)}
         given = {TARGET: path} if TARGET in names else {}
-        merged = OmegaConf.merge(typed, {k: v for k, v in options.items() if k != "_partial_"} | given)
+        merged = OmegaConf.merge(typed, {**options, **given})
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}: {str(error).splitlines()[0]} ({schema.__name__}).") from None

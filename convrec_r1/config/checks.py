@@ -10,7 +10,7 @@ from typing import Any
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds, walk
-from convrec_r1.base.plugins import TARGET, is_own, locate, plain
+from convrec_r1.base.plugins import is_own, locate, plain, targets
 from convrec_r1.config.schema import Config
 from convrec_r1.data import checks as data_checks
 from convrec_r1.distill import checks as distill_checks
@@ -60,17 +60,15 @@ def _runs(cfg: Config) -> list[str]:
 
 def _plug_ins(cfg: Config) -> list[str]:
     """Import users' classes that the rooms' own checks do not look at: a fault is reported before a folder is made."""
-    nodes = {"reward": cfg.reward, "match": cfg.match, "algo.objective": cfg.algo.objective}
-    nodes |= {f"callbacks.{name}": node for name, node in cfg.callbacks.items()}
-    nodes |= {f"loggers.{name}": node for name, node in cfg.loggers.items()}
+    slots = {"reward": plain(cfg.reward), "match": plain(cfg.match), "algo": {"objective": cfg.algo.objective}}
     wrong = []
-    for key, node in nodes.items():
-        path = plain(node).get(TARGET)
-        if path and not is_own(path):
-            try:
-                locate(path, key)
-            except UserError as error:
-                wrong.append(str(error))
+    for key, path in targets({**slots, "callbacks": cfg.callbacks, "loggers": cfg.loggers}).items():
+        if is_own(path):
+            continue
+        try:
+            locate(path, key)
+        except UserError as error:
+            wrong.append(str(error))
     return wrong
 
 

@@ -49,7 +49,12 @@ def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
 
 def judge(cfg: Config, catalog: Catalog) -> Judge:
     """Build the judge of lists: `reward` over `catalog`."""
-    return Judge(catalog, build(cfg.reward, "reward", Reward, function=True), cfg.n, matching(cfg))
+    return Judge(catalog, reward(cfg), cfg.n, matching(cfg))
+
+
+def reward(cfg: Config) -> Reward:
+    """Build the reward."""
+    return build(cfg.reward, "reward", Reward, function=True)
 
 
 def matching(cfg: Config) -> Matching:
@@ -77,7 +82,7 @@ def evaluator(cfg: Config, data: Dataset, popularity: Popularity | None = None) 
 
 def position(cfg: Config) -> Position:
     """Return the rank rule of the reward for lines that are not items. The evaluation uses the same rule."""
-    return getattr(build(cfg.reward, "reward", Reward, function=True), "position", "line")
+    return getattr(reward(cfg), "position", "line")
 
 
 def objective(cfg: Config) -> Objective:
@@ -114,12 +119,13 @@ def tracker(cfg: Config, plain: Mapping[str, Any], folder: RunFolder, git_sha: s
 
 def evaluation_key(cfg: Config, data: Dataset) -> str:
     """Return a digest of everything that the evaluation of a policy depends on."""
+    chosen = [cfg.metrics, cfg.baselines, plain(cfg.match), plain(cfg.rollout)]
     parts = {
         "conversations": [
             [c.id, [m.content for m in c.messages], c.ground_truth, c.seen] for c in data[cfg.eval.split]
         ],
         "eval": [list(cfg.eval.ks), cfg.eval.ideal, position(cfg), plain(cfg.match)],
-        "metrics": [cfg.metrics, cfg.baselines, source_digests([cfg.metrics, cfg.baselines])],
+        "metrics": [cfg.metrics, cfg.baselines, source_digests(chosen)],
         "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
         "engine": cfg.rollout.evaluation_identity,
     }

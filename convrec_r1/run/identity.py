@@ -49,7 +49,7 @@ def left_out(cfg: DictConfig) -> set[str]:
 def with_sources(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a plain config of this command with the digests of users' source files, under `sources`.
 
-    Never called for a config that was read from a folder: finding the files imports the packages that hold them.
+    Only for the config of this command: what a run's folder names is not looked for.
     """
     digests = source_digests(values)
     return {SOURCES: digests, **values} if digests else dict(values)
