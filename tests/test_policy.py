@@ -116,6 +116,24 @@ def test_padding_of_the_batch_changes_no_row(policy):
         torch.testing.assert_close(whole[i, : alone.shape[1]], alone[0], atol=2e-5, rtol=1e-5)
 
 
+def test_rows_are_scored_without_padding_before_them_and_without_a_mask(policy, monkeypatch):
+    """On an H200, cuDNN's attention gave NaN gradients where padding on the left left rows that attend to nothing
+    (experiments/gpu/h200.md)."""
+    batch = batch_of(policy)
+    seen = []
+    decoder = policy.causal_lm.get_decoder()
+    real = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda *args, **inputs: seen.append(inputs) or real(*args, **inputs))
+    policy(batch)
+    (inputs,) = seen
+    assert inputs.get("attention_mask") is None
+    assert inputs["input_ids"].shape[1] == int((batch.prompt_mask.sum(-1) + batch.mask.sum(-1)).max())
+    for row, ids in enumerate(inputs["input_ids"]):
+        prompt = batch.prompt_ids[row][batch.prompt_mask[row].bool()]
+        completion = batch.completion_ids[row][batch.mask[row].bool()]
+        assert ids[: len(prompt) + len(completion)].tolist() == [*prompt.tolist(), *completion.tolist()]
+
+
 def test_token_tables_know_newlines_blanks_and_ends(policy):
     tokenizer = policy.tokenizer
     newline, blank, eos = token_tables(tokenizer, policy.head.weight.shape[0], policy.eos_ids)
