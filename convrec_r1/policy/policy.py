@@ -37,8 +37,8 @@ class TokenBatch:
     def joined(self) -> tuple[Tensor, Tensor]:
         """Return each prompt and its completion as one row, padded on the right only.
 
-        A causal model needs no attention mask then: no token sees the padding after it. With padding on the left, the rows of
-        padding would attend to nothing, and for those some attention kernels return NaN gradients (cuDNN's in bf16, on an H200).
+        A causal model needs no attention mask then: no token sees the padding after it. With padding on the left, its rows
+        would attend to nothing, and for those some attention kernels return NaN gradients (cuDNN's in bf16, on an H200).
 
         Returns:
             ids, LongTensor [B, W], and the column at which each completion starts, LongTensor [B].

@@ -231,8 +231,8 @@ def killed(size: Size, scratch: Path, limit: float) -> dict[str, Any]:
     """Compare five undisturbed steps of the tiny model on movieland with five that are killed with -9 after the third."""
     end = time.monotonic() + limit
     run = [
-        f"trainer={size.trainer}", "rollout=hf", f"sft.steps={size.sft_steps}", "rl.steps=5", "trainer.checkpoint_every=1", "baselines=[]",
-        "eval.every=1000", "data.test_size=50",
+        f"trainer={size.trainer}", "rollout=hf", f"sft.steps={size.sft_steps}", "rl.steps=5", "trainer.checkpoint_every=1",
+        "baselines=[]", "eval.every=1000", "data.test_size=50",
     ]  # fmt: skip
     whole = job(run, scratch / "runs", limit / 2, name="whole")
     process = start_job(run, scratch / "runs", name="killed")

