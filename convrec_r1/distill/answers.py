@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from convrec_r1.lists import Item, fold, lines, parse_line
+from convrec_r1.lists import Item, fold, lines, parse_entry, strip_thoughts
 
 SCORES = range(-2, 3)
 """Allowed ratings (arXiv 2510.20150)."""
@@ -32,85 +32,27 @@ class Ratings:
     """All other numbers, ascending: missing, out of range, fractional or rated twice differently."""
 
 
-_MARKERS = (
-    re.compile(r"(?:\*\*|__)?(?:\d{1,3}[.)\u3001]|\(\d{1,2}\))(?:\*\*|__)?(?:\s+|(?=[^\d\s.)]))(?P<rest>.*)"),
-    re.compile(r"[-*+\u2022\u00b7\u2013\u2014]\s+(?P<rest>.*)"),
-    re.compile(r"(?P<rest>.*)"),
-)
-"""Numbered, bulleted and bare lines."""
-_YEAR = re.compile(r"\(\d{4}\)")
-_OTHER_YEARS = (  # (1999 film), (1999-2003), (dir. X, 1999), [1999]; - 1999 at the end
-    re.compile(
-        r"\((?:[^()]*[,;] ?)?(?P<year>(?:1[89]|20)\d\d)(?:[ ,;/\u2013\u2014-][^()]*)?\)|\[(?P<other>(?:1[89]|20)\d\d)\]"
-    ),
-    re.compile(r"\s+[-\u2013\u2014]\s+(?P<year>(?:1[89]|20)\d\d)(?P<other>)(?=[\s\"*_.\u201d]*$)"),
-)
-_EMPHASISED = re.compile(r"(?:\*\*|__|[\"\u201c*_])(?P<title>.+?)(?:\*\*|__|[\"\u201d*_])\s*(?:[:\u2013\u2014-]\s.*)?")
-_MOST_WORDS = 14
-"""Words of the longest title: Don't Be a Menace to South Central While Drinking Your Juice in the Hood."""
-_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_UNFINISHED_THOUGHT = re.compile(r"\A\s*<think(?:ing)?>", re.IGNORECASE)
-
-
 def recommended(text: str, *, has_yearless: bool = True) -> list[Item]:
     """Return a teacher's list as items, best first, each once (same folded title and year).
 
     Entries are the numbered, the bulleted or the bare lines: the kind with the most years, numbered first. Each is read by
-    `lists.parse_line`; years may also be written `Title - 1999`, `Title [1999]` or `Title (1999 film)`. A marked line without
-    a year is an entry, with a remark after a dash cut off. Bare lines without a year are entries only if no bare line has one,
-    and if they do not end like a sentence. `has_yearless` False: entries without a year are dropped.
+    `lists.parse_entry`. Bare lines without a year are entries only if no bare line has one. `has_yearless` False: entries
+    without a year are dropped.
     """
-    kinds: list[list[Item]] = [[], [], []]
-    for line in lines(_spoken(text)):
-        line = " ".join(line.split()).lstrip("#> ") if len(line) <= _LONGEST else ""
-        if not line or line.startswith("```"):
-            continue
-        kind, rest = next((k, found["rest"]) for k, m in enumerate(_MARKERS) if (found := m.fullmatch(line)))
-        item = _entry(rest, bare=kind == 2)
-        if item is not None:
-            kinds[kind].append(item)
-    if any(item.year is not None for item in kinds[2]):
-        kinds[2] = [item for item in kinds[2] if item.year is not None]
-    filled = [kind for kind in kinds if kind] or [[]]
+    kinds: dict[str, list[Item]] = {"number": [], "bullet": [], "": []}
+    for line in lines(_encodable(text)):
+        item, marker = parse_entry(" ".join(line.split()), year_required=False)
+        if item is not None and any(map(str.isprintable, item.title)):
+            kinds[marker].append(item)
+    if any(item.year is not None for item in kinds[""]):
+        kinds[""] = [item for item in kinds[""] if item.year is not None]
+    filled = [kind for kind in kinds.values() if kind] or [[]]
     chosen = max(filled, key=lambda kind: sum(item.year is not None for item in kind))  # the first of equals
     unique: dict[tuple[str, int | None], Item] = {}
     for item in chosen:
         if has_yearless or item.year is not None:
             unique.setdefault((fold(item.title), item.year), item)
     return list(unique.values())
-
-
-def _entry(line: str, *, bare: bool) -> Item | None:
-    for pattern in _OTHER_YEARS:
-        if not _YEAR.search(line) and (found := pattern.search(line)):
-            line = f"{line[: found.start()]} ({found['year'] or found['other']}){line[found.end() :]}"
-    year = _YEAR.search(line)
-    if year is None:
-        if bare and line.rstrip("*_ ")[-1:] in ".!?":
-            return None
-        line = _without_remark(line)
-        if line.rstrip("*_ ")[-1:] in ("", ":") or len(line.split()) > _MOST_WORDS:
-            return None
-    elif bare:  # may be a sentence that mentions an item
-        before, behind = line[: year.start()], line[year.end() :]
-        if re.match(r"\s+\w", behind) or behind.rstrip().endswith((":", "?")) or len(before.split()) > _MOST_WORDS:
-            return None
-    # The bullet protects a title that looks like a marker, such as 9.
-    item = parse_line(f"- {line}", year_required=False)
-    if item is None or not any(map(str.isprintable, item.title)):
-        return None
-    return Item(" ".join(item.title.split()), item.year)
-
-
-def _without_remark(line: str) -> str:
-    """Return the title of an entry without a year. A subtitle (Mission: Impossible - Fallout) is short and capitalised."""
-    if found := _EMPHASISED.fullmatch(line):
-        return found["title"].rstrip(": ")
-    title, _, rest = re.sub(r"\s+[-\u2013\u2014]\s+", "\n", line, count=1).partition("\n")
-    if rest[:1].islower() or len(rest.split()) > 6 or (rest.endswith(".") and len(rest.split()) > 3):
-        return title
-    title, _, rest = line.partition(": ")
-    return title if rest.endswith(".") and len(rest.split()) > 6 else line
 
 
 # `3: 2`, `3 = 2`, `[3]: 2`, `"3": 2`, `Item 3: 2`, `3. 2`, `3) +2`, `(3) 2`, `3. Title (1999): 2`; a remark without digits may
@@ -216,8 +158,7 @@ def _one_line(text: str) -> str:
 
 def _spoken(text: str) -> str:
     """Return the answer without the model's thoughts; nothing if it was cut off while thinking."""
-    text = _THOUGHT.sub("", _encodable(text), count=1)
-    return "" if _UNFINISHED_THOUGHT.match(text) else text
+    return strip_thoughts(_encodable(text))
 
 
 def _encodable(text: str) -> str:
