@@ -7,6 +7,7 @@ that is an item of the catalog to the letter is that item, whatever it looks lik
 
 import re
 from collections.abc import Container, Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -121,17 +122,31 @@ def format(items: Iterable[Item]) -> str:
     return "\n".join(str(Item(*item)) for item in items)
 
 
+@lru_cache(maxsize=2**16)
 def fold(title: str) -> str:
     """Return a title with case and white space folded, for comparison."""
     return " ".join(title.casefold().split())
 
 
 def _read(line: str, known: Container[Item], year_required: bool) -> Item | None:
-    for text in (line.strip(WHITESPACE), _unmarked(line)[1]):
-        item = _strict(text)
-        if item in known or (not year_required and (item := Item(text)) in known):
-            return item
-    return parse_line(line, year_required=year_required)
+    text = line.strip(WHITESPACE)
+    item = _named(text, known, year_required)
+    if item is None and (unmarked := _unmarked(text)[1]) != text:
+        item = _named(unmarked, known, year_required)
+    return item or parse_line(text, year_required=year_required)
+
+
+def _named(text: str, known: Container[Item], year_required: bool) -> Item | None:
+    item = _strict(text)
+    if item.title and item in known:
+        return item
+    item = Item(text)
+    return item if not year_required and item in known else None
+
+
+def title_of(text: str) -> str:
+    """Return the title of `Title (Year)`, or any other text as it is."""
+    return _strict(text).title or text
 
 
 def _strict(line: str) -> Item:
@@ -139,7 +154,7 @@ def _strict(line: str) -> Item:
     return Item(found[1], int(found[2])) if found else Item("")
 
 
-_STRICT = re.compile(r"(.*\S) \((\d{4})\)")
+_STRICT = re.compile(r"\s*(.*\S)\s*\((\d{4})\)\s*")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # list markers

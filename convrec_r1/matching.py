@@ -3,11 +3,13 @@
 import re
 import unicodedata
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from convrec_r1.base.options import option
-from convrec_r1.lists import Item, fold
+from convrec_r1.lists import Item, fold, read, title_of
 
 YEAR_TOLERANCE = 2
 """Default difference of years that still match: the paper's value."""
@@ -39,6 +41,19 @@ class Matching(ABC):
         """Return (key of the title, year): equal for two entries of the same catalog item."""
         return self.key(item[0]), item[1]
 
+    def distinct(self, items: Iterable[Item | tuple[str, int | None]]) -> list[Item]:
+        """Return the items, each once. An item without a year is the same as one of its title with a year."""
+        unique: dict[tuple[str, int | None], Item] = {}
+        for item in items:
+            unique.setdefault(self.item_key(item), Item(*item))
+        dated = {key for key, year in unique if year is not None}
+        return [item for (key, year), item in unique.items() if year is not None or key not in dated]
+
+    def seen_keys(self, titles: Collection[str]) -> set[str]:
+        """Return the keys of titles that a user has seen, and of `Title (Year)` without its year."""
+        keys = {self.key(title) for title in titles}
+        return keys | {self.key(title_of(title)) for title in titles if ")" in title}
+
 
 @dataclass(frozen=True)
 class Folded(Matching):
@@ -52,16 +67,29 @@ class Folded(Matching):
 
 @dataclass(frozen=True)
 class Normalised(Matching):
-    """Titles are the same up to case, accents, punctuation, white space and one English article at either end.
+    """Titles are the same up to case, accents, punctuation, white space, an English article, and the place of an article.
 
-    "Amelie" is "Amélie", "Spider-Man" is "Spiderman", "Matrix, The" is "The Matrix", "Schindler\u2019s List" is "Schindlers
-    List", "Fast & Furious" is "Fast and Furious". Letters and digits of all scripts count.
+    "Amelie" is "Amélie", "Spider-Man" is "Spiderman", "Matrix, The" is "The Matrix" is "Matrix", "Dolce vita, La" is "La dolce
+    vita", "Schindler\u2019s List" is "Schindlers List", "Fast & Furious" is "Fast and Furious". Letters and digits of all scripts
+    count: "Rocky II" and "Rocky 2" are different titles, as "Rocky" and "Rocky II" are.
     """
 
     year_tolerance: int = YEAR_TOLERANCE
 
     def key(self, title: str) -> str:
         return _normalised(title)
+
+
+AUTO = "auto"
+"""`_target_` of match=auto: `choose_matching` replaces it."""
+
+
+@dataclass
+class AutoConfig:
+    """match=auto"""
+
+    _target_: str = AUTO
+    year_tolerance: int = option(YEAR_TOLERANCE, least=0)
 
 
 @dataclass
@@ -80,6 +108,20 @@ class NormalisedConfig:
     year_tolerance: int = option(YEAR_TOLERANCE, least=0)
 
 
+def choose_matching(match: Any, recipe: str) -> tuple[Any, str]:
+    """Replace match=auto by the options of a rule: folded, the paper's, for the paper's recipe, else normalised.
+
+    Returns:
+        The options, and a sentence that says what was chosen and why.
+    """
+    if not isinstance(match, AutoConfig):
+        return match, ""
+    if recipe == "paper":
+        return FoldedConfig(year_tolerance=match.year_tolerance), "match: folded, as in the paper, whose recipe this is."
+    chosen = NormalisedConfig(year_tolerance=match.year_tolerance)
+    return chosen, f"match: normalised (recipe={recipe} is our own; the paper's is match=folded)."
+
+
 def as_matching(match: str | Matching, year_tolerance: int = YEAR_TOLERANCE) -> Matching:
     """Return the rule called "folded" or "normalised", or `match` itself if it is a rule (with its own tolerance).
 
@@ -94,21 +136,58 @@ def as_matching(match: str | Matching, year_tolerance: int = YEAR_TOLERANCE) -> 
     raise ValueError(f'match must be "folded", "normalised" or a Matching, found {match!r}')
 
 
+def near_duplicates(items: Iterable[Item], match: Matching) -> list[tuple[Item, Item]]:
+    """Return pairs of items that are the same under `match`, the first of the catalog in front."""
+    first: dict[tuple[str, int | None], Item] = {}
+    pairs = [(first.setdefault(match.item_key(item), item), item) for item in items]
+    return [(one, other) for one, other in pairs if one is not other]
+
+
+def unnameable(items: Collection[Item]) -> list[Item]:
+    """Return the items of a catalog that no list can name: their line is not read back as themselves."""
+    dated = all(item.year is not None for item in items)
+    lost = []
+    for item in items:
+        found = read(str(item), items, year_required=dated)
+        if len(found) != 1 or found[0] is None or (fold(found[0].title), found[0].year) != (fold(item.title), item.year):
+            lost.append(item)
+    return lost
+
+
+def catalog_notes(items: Collection[Item], match: Matching) -> list[str]:
+    """Return a sentence for each kind of item in a catalog that is matched in a way one may not expect."""
+    notes = []
+    if same := near_duplicates(items, match):
+        examples = "; ".join(f"{one} and {other}" for one, other in same[:3])
+        notes.append(
+            f"{len(same)} items of the catalog are the same as another one under {type(match).__name__} (such as {examples}): a "
+            "ground truth is hit by each of them."
+        )
+    if lost := unnameable(items):
+        examples = ", ".join(repr(str(item)) for item in lost[:3])
+        notes.append(f"{len(lost)} items of the catalog can never be hit, as no line of a list names them (such as {examples}).")
+    return notes
+
+
 _LETTERS = str.maketrans({"ø": "o", "ł": "l", "æ": "ae", "œ": "oe", "đ": "d", "ð": "d", "þ": "th", "\u0131": "i"})
 _APOSTROPHES = re.compile("['\u2019\u2018\u201b\u02b9\u02bb\u02bc\u2032\uff07`\u00b4]")
 _LEADING = re.compile(r"^(?:the|an?)\s+(?=\S)")
-_TRAILING = re.compile(r"(.*\S)\s*,\s*(?:the|an?)")
+_ARTICLES = "the|an?|l[ae]s?|une?|d[eia]s|de[rnt]|eine?|el|los|il|gli|het|as|os|ett?"
+_TRAILING = re.compile(rf"(.*\S)\s*,\s*({_ARTICLES}|l['\u2019])\s*(:.*)?")
 
 
 def words(title: str) -> list[str]:
-    """Return the words of a title without case, accents, punctuation, and without an article at either end.
+    """Return the words of a title without case, accents, punctuation, and without an English article at either end.
+
+    An article behind a comma stands in front: "Lord of the Rings, The: The Two Towers", "Dolce vita, La".
 
     Apostrophes are removed, other punctuation separates words, `&` and `+` are "and", "10,000" is one word. Empty for a title
     without letters and digits.
     """
-    text = _LEADING.sub("", _without_accents(fold(title)), count=1)
+    text = _without_accents(fold(title))
     if trailing := _TRAILING.fullmatch(text):
-        text = trailing[1]
+        text = f"{trailing[2]} {trailing[1]}{trailing[3] or ''}"
+    text = _LEADING.sub("", text, count=1)
     text = _APOSTROPHES.sub("", text).replace("&", " and ").replace("+", " and ")
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     return "".join(" " if unicodedata.category(letter)[0] in "PSZC" else letter for letter in text).split()

@@ -95,7 +95,7 @@ class Popularity:
                 "The popularity baseline needs training conversations with ground truths in the catalog, found none. "
                 "Check the dataset's train split, or leave the baseline out."
             )
-        seen = {self.match.key(title) for title in conversation.seen}
+        seen = self.match.seen_keys(conversation.seen)
         chosen: list[Item] = []
         for at in self._order:
             if len(chosen) >= n:

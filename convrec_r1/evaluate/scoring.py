@@ -143,7 +143,7 @@ def score(
             id=conversation.id,
             cluster=conversation.cluster,
             text=texts[at],
-            n_relevant=len(conversation.ground_truth),
+            n_relevant=int(lists.n_relevant[at]),
             hits=tuple(lists.hits[at].tolist()),
             covered=tuple(lists.covered[at]),
             metrics={name: float(column[at]) for name, column in values.items() if not math.isnan(column[at])},

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convrec_r1.base.processes import gather
 from convrec_r1.data import Conversation
-from convrec_r1.evaluate.metrics.list_quality import list_quality, parsed_lines
+from convrec_r1.evaluate.metrics.list_quality import list_quality
 from convrec_r1.modules.config import RLSettings
 from convrec_r1.modules.faults import Checks, Evidence
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
@@ -241,8 +241,7 @@ class RLModule(StepModule):
         for k, value in enumerate(feedback.returns.mean(0), 1):
             meter.mean(f"rank/{k}/reward", value)
         for text, owner in zip(feedback.texts, owners, strict=True):
-            lines = parsed_lines(text, self.judge.catalog)
-            quality = list_quality(lines, owner.seen, self.judge.catalog, self.settings.n, self.judge.match)
+            quality = list_quality(text, owner.seen, self.judge.catalog, self.settings.n, self.judge.match)
             for name, value in quality.items():
                 meter.mean(name, value)
         n_tokens = rollouts.mask.sum(-1).float()

@@ -22,7 +22,7 @@ class JudgedLists:
     relevance: Float[Tensor, "batch ranks"]
     """[B, N] in {0, 1}: `reward.relevance` of each text."""
     n_relevant: Int[Tensor, " batch"]
-    """[B]: ground truths of each conversation."""
+    """[B]: ground truths of each conversation; one that is listed twice counts once."""
     catalog: Catalog
 
 

@@ -55,7 +55,7 @@ class Judge:
             texts,
             conversations,
             self.relevance(texts, conversations).to(device),
-            torch.tensor([len(c.ground_truth) for c in conversations], device=device),
+            torch.tensor([len(self.match.distinct(c.ground_truth)) for c in conversations], device=device),
             self.catalog,
         )
         returns = Returns(*self.reward(judged))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from convrec_r1.data.catalog import Catalog
-from convrec_r1.lists import lines, parse_line
+from convrec_r1.lists import Item, read
 from convrec_r1.matching import YEAR_TOLERANCE, Matching, as_matching
 from convrec_r1.reward.base import JudgedLists, Returns
 from convrec_r1.reward.config import RankRewardConfig
@@ -30,12 +30,14 @@ def relevance(
     """Return the relevance of each of the first `n` ranks of a list: [N], each 0 or 1.
 
     A rank is relevant if its item is in the catalog, the user has not seen its title, and it matches a ground truth that no
-    earlier rank has used. Of several matching ground truths, the one with the nearest year is used. Missing ranks are 0.
+    earlier rank has used. Of several matching ground truths, the one with the nearest year is used. A ground truth that is
+    listed twice is one. Missing ranks are 0.
 
     Args:
-        text: a list as a policy wrote it, one item a line.
+        text: a list as a policy wrote it, one item a line. Thoughts are no part of it (`lists.strip_thoughts`).
         ground_truth: (title, year) of the relevant items; a year may be text, "" or None. None matches any year.
-        seen: titles the user has seen; an item with such a title is never relevant, whatever its year.
+        seen: titles the user has seen; an item with such a title is never relevant, whatever its year. A year behind a
+            title is left out.
         catalog: items that may be recommended; a line must have the exact year of its catalog item.
         n: number of ranks.
         year_tolerance: largest difference of years that matches. A `match` given as an object has its own.
@@ -50,13 +52,14 @@ def relevance(
         raise ValueError(f'position must be "line" or "parsed", found {position!r}')
     rule = as_matching(match, year_tolerance)
     # If all catalog items have a year, a line without a year is not an item.
-    items = [parse_line(line, year_required=not catalog.has_yearless) for line in lines(text)]
+    items = read(text, catalog, year_required=not catalog.has_yearless)
     if position == "parsed":
         items = [item for item in items if item is not None]
-    seen_titles = {rule.key(title) for title in seen}
+    seen_titles = rule.seen_keys(seen)
+    truths = (Item(title, None if known in (None, "") else int(known)) for title, known in ground_truth)
     open_truths: dict[str, list[int | None]] = {}
-    for title, known in ground_truth:
-        open_truths.setdefault(rule.key(title), []).append(None if known in (None, "") else int(known))
+    for truth in rule.distinct(truths):
+        open_truths.setdefault(rule.key(truth.title), []).append(truth.year)
     result = [0] * n
     for rank, item in enumerate(items[:n]):
         if item is None or catalog.find(item, rule) is None:

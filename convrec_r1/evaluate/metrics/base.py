@@ -70,8 +70,8 @@ class Lists:
 
     @cached_property
     def n_relevant(self) -> np.ndarray:
-        """int [B]: number of ground truths of each conversation."""
-        return np.array([len(c.ground_truth) for c in self.conversations], dtype=np.int64)
+        """int [B]: number of ground truths of each conversation; one that is listed twice counts once."""
+        return np.array([len(self.match.distinct(c.ground_truth)) for c in self.conversations], dtype=np.int64)
 
     @cached_property
     def found(self) -> list[list[Item | None]]:
@@ -91,7 +91,7 @@ class Lists:
         """int [B]: number of ranks with a catalog item that the user has not seen."""
         counts = []
         for items, conversation in zip(self.found, self.conversations, strict=True):
-            seen = {self.match.key(title) for title in conversation.seen}
+            seen = self.match.seen_keys(conversation.seen)
             counts.append(sum(item is not None and self.match.key(item.title) not in seen for item in items))
         return np.array(counts, dtype=np.int64)
 

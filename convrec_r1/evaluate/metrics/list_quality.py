@@ -1,13 +1,13 @@
 """Quality of a list without its hits: catalog items, format, repeats, seen titles."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import ClassVar
 
 import numpy as np
 
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.evaluate.metrics.base import Label, Labels, Lists, Metric
-from convrec_r1.lists import Item, lines, parse_line
+from convrec_r1.lists import WHITESPACE, Item, lines, read
 from convrec_r1.matching import Folded, Matching
 
 _FOLDED = Folded()
@@ -18,7 +18,7 @@ class ListQuality(Metric):
 
     labels: ClassVar[Labels] = {
         "catalog/valid": Label("Lines in the catalog", "Lists", percent=True),
-        "format/valid": Label("Lines that parse", "Lists", percent=True),
+        "format/valid": Label("Lines in the form asked for", "Lists", percent=True),
         "format/complete": Label("Lists of exactly n lines", "Lists", percent=True),
         "list/length": Label("Lines per list", "Lists", better="none", digits=2),
         "list/duplicates": Label("Repeats per list", "Lists", better="low", digits=2),
@@ -27,8 +27,8 @@ class ListQuality(Metric):
 
     def per_list(self, lists: Lists) -> dict[str, np.ndarray]:
         rows = [
-            list_quality(items, conversation.seen, lists.catalog, lists.n, lists.match)
-            for items, conversation in zip(lists.lines, lists.conversations, strict=True)
+            list_quality(text, conversation.seen, lists.catalog, lists.n, lists.match)
+            for text, conversation in zip(lists.texts, lists.conversations, strict=True)
         ]
         return {name: np.array([row[name] for row in rows]) for name in self.labels}
 
@@ -38,17 +38,17 @@ def parsed_lines(text: str, catalog: Catalog) -> list[Item | None]:
 
     A line without a year is an item only if the catalog has items without a year.
     """
-    year_required = not catalog.has_yearless
-    return [parse_line(line, year_required=year_required) for line in lines(text)]
+    return read(text, catalog, year_required=not catalog.has_yearless)
 
 
 def list_quality(
-    items: Sequence[Item | None], seen: Collection[str], catalog: Catalog, n: int, match: Matching = _FOLDED
+    text: str, seen: Collection[str], catalog: Catalog, n: int, match: Matching = _FOLDED
 ) -> dict[str, float]:
     """Return the quality of one list.
 
     catalog/valid    share of the lines that are catalog items
-    format/valid     share of the lines that parse
+    format/valid     share of the lines that are `Title (Year)` and nothing else, or `Title` if the catalog has items without a
+                     year. The reward reads more: list markers, emphasis, remarks
     format/complete  1 if the list has exactly `n` lines, otherwise 0
     list/length      number of lines
     list/duplicates  number of items (title under the rule `match`, year) that repeat an earlier line: A A A B counts 2
@@ -57,19 +57,21 @@ def list_quality(
     All lines count, also after the n-th, so that endless lists are visible. Shares of an empty list are 0.
 
     Args:
-        items: Non-blank lines. None: not an item.
+        text: The list as a policy wrote it.
         seen: Titles that the user has seen.
         catalog: Items that may be recommended.
         n: Recommendations asked for.
         match: Rule for "the same item".
     """
+    items = parsed_lines(text, catalog)
     parsed = [item for item in items if item is not None]
-    seen_titles = {match.key(title) for title in seen}
+    strict = sum(str(item) == line.strip(WHITESPACE) for item, line in zip(items, lines(text), strict=True))
+    seen_titles = match.seen_keys(seen)
     keys = [(match.key(item.title), item.year) for item in parsed]
     in_catalog = sum(catalog.find(item, match) is not None for item in parsed)
     return {
         "catalog/valid": in_catalog / len(items) if items else 0.0,
-        "format/valid": len(parsed) / len(items) if items else 0.0,
+        "format/valid": strict / len(items) if items else 0.0,
         "format/complete": float(len(items) == n),
         "list/length": float(len(items)),
         "list/duplicates": float(len(keys) - len(set(keys))),

@@ -39,6 +39,7 @@ def segment_recall(
     A segment without ground truths in this conversation has no entry: its recall is 0/0. Ground truths outside the catalog
     have no segment.
     """
+    ground_truth = popularity.match.distinct(ground_truth)
     segments = [popularity.segment(item) for item in ground_truth]
     hit = _truths_hit(recommended[:k], hits[:k], ground_truth, popularity)
     recalls = {}
