@@ -168,23 +168,25 @@ _BULLET = re.compile(rf"(?:>|#{{1,6}}\s+|[-*+]\s+|[-\u2013\u2014](?=[^\W\d])|[\u
 _OPENING = r"\*{1,3}|_{1,3}|~~|`|[\"\u201c]"
 _ALONE = r"(?:1[89]|20)\d\d(?!\d)(?!.*\b(?:1[89]|20)\d\d\b)"
 """A year without a title before it: in `21 - 2008` the number is the title."""
+_NAME = "movie|film|title|name|recommendation"
 _NUMBER = re.compile(
     rf"""(?P<bold>\*\*|__|\*|_)\#?\d{{1,3}}(?P=bold)(?:\s?[.):]\s*|\s+(?=[^\W\d]|[*_"\[\u201c]))  # **1**. Heat
+    |(?P<label>\*\*|__)(?i:{_NAME})(?:(?P=label):|:(?P=label))\s*                    # **Title:**
     |(?P<open>{_OPENING})?(?:
-      \#?\d{{1,3}}\s?(?:\\?[.)\]\u3001\uff0e\uff09]){{1,2}}:?(?:\s+|(?=[^\W\d]|[*_"'`\u201c\u2018\[]))  # 1. 1) 1.) 1\. 1.Heat
+      \#?\d{{1,3}}\s?(?:\\?[.)\]\u3001\uff0e\uff09]){{1,2}}:?(?:\s+|(?=[^\W\d]|[*_~"'`\u201c\u2018\u00ab\u300a\u300c\[<]))  # 1. 1) 1\. 1.Heat
       |\#?\d{{1,2}}(?::\s+|\s?[-\u2013\u2014]\s+(?!{_ALONE}))   # 1: 1 - 1-
       |\#\d{{1,3}}\s+                                                               # #1
       |\(\d{{1,2}}\)\s*|\[\d{{1,2}}\](?!\()\s*|[\uff08]\d{{1,2}}[\uff09]\s*                  # (1) [1]
       |[\u2460-\u2473\u2776-\u277f\u2780-\u2793]\s*|(?:\d\ufe0f?\u20e3)+\s*|\U0001f51f\s*  # circled, keycaps
       |(?i:no|nr|number|rank|item|movie|film|title|book|pick|recommendation|suggestion|option|choice)
         \.?\s*\#?\d{{1,3}}\s*(?:[.):\u2013\u2014-]\s+|[.):](?=[^\W\d]))                  # Movie 1:
-      |(?i:movie|film|title|name|recommendation)(?:\*\*|__)?:(?:\*\*|__)?\s+          # Title:
+      |(?i:{_NAME}):\s+                                                             # Title:
       |[a-zA-Z]\)\s+|\([a-zA-Z]\)\s+|[a-z]\.\s+                                      # a) (a) a.
       |(?:[ivx]{{1,5}}[.)]|[IVX]{{1,5}}\)|[IVX]{{2,5}}\.)\s+                           # ii. II. IV)
     )""",
     re.VERBOSE,
 )
-_UNNUMBERED = re.compile(r"[^\W\d_]\w[\w'\u2019-]*(?: [^:.)]{12}|$)")
+_UNNUMBERED = re.compile(r"[^\W\d_]\w[\w'\u2019-]*(?: [^:.)\d\u2013\u2014-]{12}|$)")
 """Beginning of a line that plainly has no marker: most lines of a trained policy."""
 _CLOSINGS = {"\u201c": "\u201d"}
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060"))
@@ -238,13 +240,13 @@ _OTHER_YEAR = re.compile(  # (1995 film) (film, 1995) (dir. X, 1995) (1999-2003)
 )
 _BARE_YEAR = re.compile(  # Heat - 1995, Heat, 1995; at the end or before a remark
     rf"(?:[\u2013\u2014|,;:\t]|(?<=\s)-|-(?=\s)|--)\s*[*_`\"'\u201c(\[]{{0,4}}(?P<year>{_CENTURY})(?![\w.]\w|\w|[-\u2013/]\d)"
-    rf"(?P<end>[*_`\"'\u201d)\]}},;.]*\s*$|[*_`\"'\u201d]{{0,3}}\s*(?=[-\u2013\u2014|,;:.(\[\t]))"
+    rf"(?P<end>[*_`\"'\u201d)\]}},;.]*\s*$|[*_`\"'\u201d]{{0,3}}(?:\s*(?=[-\u2013\u2014|,;:.(\[\t])|\s+(?=[*_\"\u201c])))"
 )
 _MONTH = r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
 _DATE = re.compile(
     rf"(?:^|\W)(?:{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?|(?:^|\s(?:in|on|of|since|from|by|until|early|late|mid)\s){_MONTH})$", re.IGNORECASE
 )
-_PLAIN = re.compile(r"(([A-Z][\w'-]+)(?: [\w,.'&!?:-]+){0,12}) \((\d{4})\)")
+_PLAIN = re.compile(r"(([A-Z][\w'-]+)(?: [\w,.'&!?:-]+){0,12})(?<![,:-]) \((\d{4})\)")
 """What a trained policy writes, in a form that no rule below changes."""
 _DIGITS = re.compile(r"\d{4}")
 _MARKING = frozenset("No Nr Number Rank Item Movie Film Title Name Book Pick Recommendation Suggestion Option Choice".split())

@@ -80,7 +80,7 @@ class Normalised(Matching):
         return _normalised(title)
 
 
-AUTO = "auto"
+AUTO = "convrec_r1.matching.auto"
 """`_target_` of match=auto: `choose_matching` replaces it."""
 
 
@@ -114,7 +114,7 @@ def choose_matching(match: Any, recipe: str) -> tuple[Any, str]:
     Returns:
         The options, and a sentence that says what was chosen and why.
     """
-    if not isinstance(match, AutoConfig):
+    if getattr(match, "_target_", None) != AUTO:
         return match, ""
     if recipe == "paper":
         return FoldedConfig(year_tolerance=match.year_tolerance), "match: folded, as in the paper, whose recipe this is."

@@ -23,7 +23,7 @@ from convrec_r1.distill.config import (
     TfidfConfig,
     VLLMTeacherConfig,
 )
-from convrec_r1.matching import FoldedConfig, NormalisedConfig
+from convrec_r1.matching import AutoConfig, FoldedConfig, NormalisedConfig
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rollout.config import HFConfig, VLLMConfig, VLLMServerConfig
 
@@ -31,7 +31,7 @@ USER_ERROR = 2
 """Exit status of a user error."""
 SCHEMAS = {
     "data": {"films": FilmsConfig, "titles": TitlesConfig},
-    "match": {"folded": FoldedConfig, "normalised": NormalisedConfig},
+    "match": {"auto": AutoConfig, "folded": FoldedConfig, "normalised": NormalisedConfig},
     "reward": {"rank": RankRewardConfig},
     "rollout": {"hf": HFConfig, "vllm": VLLMConfig, "vllm_server": VLLMServerConfig},
     "teacher": {"simulated": SimulatedTeacherConfig, "openai": OpenAITeacherConfig, "vllm": VLLMTeacherConfig},

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from convrec_r1.lists import WHITESPACE
 from convrec_r1.policy.logprobs import token_logprobs
 from convrec_r1.policy.prompts import special_id
+from convrec_r1.policy.tokens import token_tables
 
 
 @dataclass
@@ -74,9 +74,11 @@ class Policy(nn.Module):
     `temperature` divides the logits, so that log-probs are those of the distribution that rollouts are sampled from.
     """
 
-    newline: Tensor  # these three: BoolTensor [V], see `token_tables`
+    newline: Tensor  # these five: [V], see `TokenTables`
     blank: Tensor
+    opens: Tensor
     eos: Tensor
+    thought: Tensor
 
     def __init__(self, lm: nn.Module, tokenizer: PreTrainedTokenizerBase, *, temperature: float = 1.0) -> None:
         super().__init__()
@@ -91,7 +93,7 @@ class Policy(nn.Module):
         # A model's own generation defaults (top_k, repetition penalty) would silently change the sampling distribution.
         self.causal_lm.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
         tables = token_tables(tokenizer, self.head_weight.shape[0], self.eos_ids)
-        for name, table in zip(("newline", "blank", "eos"), tables, strict=True):
+        for name, table in tables._asdict().items():
             self.register_buffer(name, table, persistent=False)
         self.fused_head = self._head_is_plain()
 
@@ -209,32 +211,6 @@ class Reference:
                 return self._frozen.to(batch.mask.device)(batch)[0]
         with self._policy.inference(), self._policy.lm.disable_adapter():
             return self._policy.score(batch)[0]
-
-
-def token_tables(
-    tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each token id whether it contains a newline, is white space only, or ends a completion.
-
-    Special tokens count as text, and so do ids that the tokenizer does not have (padded embeddings).
-
-    Args:
-        tokenizer: decodes each id.
-        size: V, rows of the embedding.
-        eos_ids: ids that end a completion.
-    Returns:
-        newline, blank, eos: BoolTensor [V] each.
-    """
-    newline, blank, eos = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
-    special = set(tokenizer.all_special_ids)
-    known = [[i] for i in range(min(size, len(tokenizer)))]
-    texts = tokenizer.batch_decode(known, clean_up_tokenization_spaces=False)
-    for i, text in enumerate(texts):
-        if i not in special:
-            newline[i] = "\n" in text
-            blank[i] = bool(text) and not text.strip(WHITESPACE)
-    eos[[i for i in eos_ids if i < size]] = True
-    return newline, blank, eos
 
 
 def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

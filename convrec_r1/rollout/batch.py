@@ -10,6 +10,7 @@ from torch import Tensor
 from convrec_r1.policy.policy import Policy, TokenBatch
 from convrec_r1.rl import list_lengths, segment_ranks
 from convrec_r1.rollout.base import Completion
+from convrec_r1.rollout.lines import thought_tokens
 
 
 @dataclass
@@ -31,7 +32,10 @@ class RolloutBatch:
 def make_batch(
     prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Completion]], policy: Policy
 ) -> RolloutBatch:
-    """Pad P prompts with G completions each, and segment the completions into ranks."""
+    """Pad P prompts with G completions each, and segment the completions into ranks.
+
+    Thoughts hold no ranks: their tokens are blank, and go with the rank that follows.
+    """
     completions = [c for group in groups for c in group]
     rows = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
     tokens = TokenBatch.collate(rows, [c.ids.tolist() for c in completions], policy.pad_id).to(policy.device)
@@ -39,12 +43,20 @@ def make_batch(
     for i, completion in enumerate(completions):
         sampled[i, : len(completion.logprobs)] = torch.from_numpy(completion.logprobs)
     ids, mask = tokens.completion_ids, tokens.mask
-    ranks = segment_ranks(ids, mask, policy.newline, policy.blank)
+    # One more token id, which is blank, stands for thoughts.
+    newline, blank, opens, eos = (
+        torch.nn.functional.pad(table, (0, 1), value=value)
+        for table, value in ((policy.newline, False), (policy.blank, True), (policy.opens, False), (policy.eos, False))
+    )
+    written = ids.clone()
+    for row, completion in zip(written, completions, strict=True):
+        row[thought_tokens(completion.ids.tolist(), policy.text)] = len(policy.blank)
+    ranks = segment_ranks(written, mask, newline, blank, opens)
     return RolloutBatch(
         tokens=tokens,
         sampled_logps=sampled.to(policy.device),
         ranks=ranks,
-        lengths=list_lengths(ids, ranks, policy.blank, policy.eos),
+        lengths=list_lengths(written, ranks, blank, eos, opens),
         is_eos=policy.eos[ids] & mask.bool(),
         truncated=torch.tensor([c.finish_reason == "length" for c in completions], device=policy.device),
     )

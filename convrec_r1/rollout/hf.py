@@ -32,7 +32,7 @@ class HFEngine:
         """batch_size: sequences that are generated at a time."""
         self.policy = policy
         self.batch_size = batch_size
-        self.cut = LineCutter(policy.newline, policy.blank)
+        self.cut = LineCutter.of(policy)
 
     def generate(
         self,

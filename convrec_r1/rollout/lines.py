@@ -1,34 +1,63 @@
-"""Where a completion ends that is stopped at line N: the same token in every engine."""
+"""Lines in the tokens of a completion: where it is stopped at line N, and which tokens are thoughts and hold no line."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
+from convrec_r1.lists import thoughts
+from convrec_r1.policy.policy import Policy
 from convrec_r1.rollout.base import Completion
 
 
 class LineCounter:
-    """Counts the closed lines of one completion, token by token, by the rule of `rl.segment_ranks`."""
+    """Counts the closed lines of one completion, token by token, by the rule of `rl.segment_ranks`.
 
-    def __init__(self, newline: list[bool], blank: list[bool]) -> None:
-        """newline, blank: [V]. Whether a token contains a newline, and whether it is white space only."""
-        self.newline, self.blank = newline, blank
+    Thoughts hold no lines, where a single token begins and ends them.
+    """
+
+    def __init__(
+        self,
+        newline: Sequence[bool],
+        blank: Sequence[bool],
+        opens: Sequence[bool] | None = None,
+        thought: Sequence[int] | None = None,
+    ) -> None:
+        """Tables as in `policy.tokens.TokenTables`, [V]. None: no token is of this kind."""
+        self.newline, self.blank, self.opens, self.thought = newline, blank, opens, thought
         self.count = 0
         self.text = False  # whether the open line has any
+        self.thinking = False
 
     def add(self, token: int) -> int:
         """Take in the next token. Return the number of closed lines."""
+        mark = self.thought[token] if self.thought is not None else 0
+        if mark < 0 and not self.thinking:  # the prompt began the thoughts
+            self.count, self.text = 0, False
+        if mark:
+            self.thinking = mark > 0
+        if mark or self.thinking:
+            return self.count
         self.text = self.text or not self.blank[token]
         if self.newline[token] and self.text:
             self.count, self.text = self.count + 1, False
+        self.text = self.text or (self.opens is not None and self.opens[token])
         return self.count
 
 
 class LineCutter:
     """Cuts completions after the token that closes line `max_lines`."""
 
-    def __init__(self, newline: Tensor, blank: Tensor) -> None:
-        """newline, blank: BoolTensor [V]."""
-        self.tables: tuple[list[bool], list[bool]] = newline.tolist(), blank.tolist()
+    def __init__(
+        self, newline: Tensor, blank: Tensor, opens: Tensor | None = None, thought: Tensor | None = None
+    ) -> None:
+        """Tables as in `policy.tokens.TokenTables`, [V]."""
+        self.tables = [None if table is None else table.tolist() for table in (newline, blank, opens, thought)]
+
+    @classmethod
+    def of(cls, policy: Policy) -> "LineCutter":
+        return cls(policy.newline, policy.blank, policy.opens, policy.thought)
 
     def __call__(self, completion: Completion, max_lines: int | None) -> Completion:
         """Return the completion up to there; unchanged if fewer lines are closed or `max_lines` is None."""
@@ -43,3 +72,22 @@ class LineCutter:
             return None
         counter = LineCounter(*self.tables)
         return next((place for place, token in enumerate(ids, start=1) if counter.add(token) == max_lines), None)
+
+
+def thought_tokens(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """Return the places of the tokens in a completion that write thoughts (`lists.thoughts`).
+
+    A token that writes text of the list besides is not among them.
+
+    Args:
+        ids: tokens of the completion.
+        decode: tokens -> text.
+    """
+    text = decode(ids)
+    found: list[int] = []
+    for start, end in thoughts(text):
+        first, last = (bisect_left(range(len(ids)), at, key=lambda k: len(decode(ids[:k]))) for at in (start, end))
+        rest = text[end : len(decode(ids[:last]))]
+        closes = "\n" in rest and text[:start].rpartition("\n")[2].strip()  # the newline of a line before the thoughts
+        found += range(first, last - bool(rest.strip() or closes))
+    return found

@@ -35,7 +35,7 @@ class VLLMEngine:
     def __init__(self, options: VLLMConfig, policy: Policy, *, max_length: int) -> None:
         self.options, self.max_length = options, max_length
         self.check = SyncCheck(options.checksum_every)
-        self.cut = LineCutter(policy.newline, policy.blank)
+        self.cut = LineCutter.of(policy)
         self._policy = policy
         self._llm: Any = None
         self._awake = True

@@ -87,8 +87,8 @@ def setup(options: VLLMOptions, policy: Policy, folder: Path, *, max_length: int
     config = policy.causal_lm.config
     config.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
-    tables = {"newline": policy.newline.cpu(), "blank": policy.blank.cpu(), "eos": policy.eos_ids[0]}
-    torch.save(tables, folder / LINE_TABLES)
+    tables = {name: getattr(policy, name).cpu() for name in ("newline", "blank", "opens", "thought")}
+    torch.save(tables | {"eos": policy.eos_ids[0]}, folder / LINE_TABLES)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if on_cpu and head_size not in CPU_HEAD_SIZES:
         raise UserError(

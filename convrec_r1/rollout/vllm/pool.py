@@ -38,7 +38,7 @@ class ServerEngine:
     def __init__(self, options: VLLMServerConfig, policy: Policy, *, max_length: int) -> None:
         self.options = options
         self.max_length = fitting_length(policy, max_length)
-        self.cut = LineCutter(policy.newline, policy.blank)
+        self.cut = LineCutter.of(policy)
         self.trainers = Channel()
         self.counts: Counter[str] = Counter()  # restarts of servers, faults, groups regenerated
         self._policy = policy

@@ -3,6 +3,7 @@
 # vLLM is optional.
 # pyright: reportMissingImports=none
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ class StopAfterLines(AdapterLogitsProcessor):
         file = Path(vllm_config.model_config.model) / LINE_TABLES
         self.tables = torch.load(file, weights_only=True) if file.exists() else None
         if self.tables:
-            self.tables |= {name: self.tables[name].tolist() for name in ("newline", "blank")}
+            self.tables |= {name: table.tolist() for name, table in self.tables.items() if name != "eos"}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -44,9 +45,10 @@ class StopAfterLines(AdapterLogitsProcessor):
 class Limit:
     """Stops one growing completion. Called with its token ids and the logits [V] of the next token."""
 
-    def __init__(self, lines: int, newline: list[bool], blank: list[bool], eos: int) -> None:
+    def __init__(self, lines: int, *, eos: int, **tables: Sequence[bool] | Sequence[int]) -> None:
+        """tables: arguments of `LineCounter`."""
         self.lines, self.eos, self.read = lines, eos, 0
-        self.counter = LineCounter(newline, blank)
+        self.counter = LineCounter(**tables)
 
     def __call__(self, output: list[int], logits: Tensor) -> Tensor:
         for token in output[self.read :]:
