@@ -174,7 +174,7 @@ _NUMBER = re.compile(
     |(?P<label>\*\*|__)(?i:{_NAME})(?:(?P=label):|:(?P=label))\s*                    # **Title:**
     |(?P<open>{_OPENING})?(?:
       \#?\d{{1,3}}\s?(?:\\?[.)\]\u3001\uff0e\uff09]){{1,2}}:?(?:\s+|(?=[^\W\d]|[*_~"'`\u201c\u2018\u00ab\u300a\u300c\[<]))  # 1. 1) 1\. 1.Heat
-      |\#?\d{{1,2}}(?::\s+|\s?[-\u2013\u2014]\s+(?!{_ALONE}))   # 1: 1 - 1-
+      |\#?\d{{1,2}}(?::\s+|\s?[-\u2013\u2014]\s+(?!\(\d|{_ALONE}))   # 1: 1 - 1-
       |\#\d{{1,3}}\s+                                                               # #1
       |\(\d{{1,2}}\)\s*|\[\d{{1,2}}\](?!\()\s*|[\uff08]\d{{1,2}}[\uff09]\s*                  # (1) [1]
       |[\u2460-\u2473\u2776-\u277f\u2780-\u2793]\s*|(?:\d\ufe0f?\u20e3)+\s*|\U0001f51f\s*  # circled, keycaps
@@ -257,8 +257,8 @@ _YEAR_FIELD = re.compile(rf"year[\"']\s*:\s*[\"']?({_CENTURY})", re.IGNORECASE)
 _PAIR = re.compile(rf"[\[(]\s*(?:\"([^\"]+)\"|'([^']+)')\s*,\s*[\"']?({_CENTURY})[\"']?\s*[\])]")
 _CELL_YEAR = re.compile(rf"[*_(]*({_CENTURY})[*_)]*")
 _LABEL = re.compile(  # a detail below an item: "Director: Michael Mann"
-    r"[*_]*(?:director|directed by|genres?|year|release(?:d| date| year)?|starring|stars|cast|plot|synopsis|rating|runtime|why"
-    r"|description|country|language|imdb|reason|author|note|user|system|assistant)\b[^:(\d]{0,24}:",
+    r"[*_]*(?:(?:directors?|directed by|genres?|year|released?(?: date| year| in)?|starring|stars|cast|plot|synopsis|rating|runtime"
+    r"|description|country|language|imdb|reason|authors?|note|user|system|assistant)[*_]*\s?:|why[^:(\d]{0,24}:)(?![*_]*\s*\()",
     re.IGNORECASE,
 )
 _YEAR_LABEL = re.compile(r"[*_]*(?:year|premiere|release)d?(?: date| year)?[*_]*", re.IGNORECASE)
@@ -269,7 +269,7 @@ _LONGEST = 2000
 def parse_entry(line: str, *, year_required: bool = True) -> Entry:
     """Return the item on a line, and the kind of its list marker. Arguments as for `parse_line`."""
     plain = _PLAIN.fullmatch(line)
-    if plain is not None and plain[2] not in _MARKING and _prose_words(plain[1]) < 2 and not _SPOKEN.search(plain[1]):
+    if plain is not None and plain[2] not in _MARKING and not _is_prose(plain[1], "", loose=False):
         return Entry(Item(plain[1], int(plain[3])), "")
     if year_required and not _DIGITS.search(line):
         return Entry(None, "")
@@ -414,7 +414,7 @@ _PROSE = frozenset(
 )
 """What prose has and titles do not: these words in lower case are in 1 of 25,000 titles of our samples, and in most utterances."""
 _SPOKEN = re.compile(
-    r"(?<!\S)(?:I|We|They|He|She|I['\u2019](?:m|ve|d|ll))\s(?!(?:and|or|of|in|on|to|the|a|at|for|with|vs|from|by)\s)[a-z]"
+    r"(?:^|[.!?,]\s)(?:I|We|They|He|She|I['\u2019](?:m|ve|d|ll))\s(?!(?:and|or|of|in|on|to|the|a|at|for|with|vs|from|by)\s)[a-z]"
     r"|[a-z\d]{3}[.!?] +[A-Z]\w* [a-z]|^(?:or|and|but|like|maybe|yes|yeah|ok|i|is)[\s,.]|^(?i:or|also|okay|wow|how about|(?:some|any)thing(?: more)? like)\b(?!:)"
 )
 """The beginning of a sentence."""
@@ -434,12 +434,20 @@ def _is_prose(before: str, behind: str, loose: bool) -> bool:
     if end.endswith((":", "?")) or (loose and (end == "." or end[:1] in (",", ";") and len(end) > 1)):
         return True
     spoken = _prose_words(before)
-    if spoken > 1 or (spoken and (loose or end)):  # a title of sentence case has one such word now and then
+    # A title in sentence case has such a word now and then. One that is all there is on its line has the benefit of the doubt.
+    if spoken and (loose or end or spoken > 2 or before.split()[0].strip(",.!").casefold() in _STARTS):
         return True
     if (_YEAR.search(behind) or behind.lstrip()[:1].isalpha()) and _prose_words(behind):
         return True
-    words = before.count(" ")
-    return words >= _MOST_WORDS and (loose or bool(end) or words >= 2 * _MOST_WORDS)
+    return before.count(" ") >= 2 * _MOST_WORDS or (loose and before.count(" ") >= _MOST_WORDS)
+
+
+_STARTS = frozenset(
+    "also and another any anything are because but can cool could did do does great haha has have he hello hey hi how i i'd i'm i've if"
+    " in is it it's lol maybe me my nice no not oh ok okay one or she so some something sure thanks that that's then there there's"
+    " they this was we well were what would yeah yes you".split()
+)
+"""First words of sentences."""
 
 
 def _prose_words(text: str) -> int:

@@ -159,13 +159,11 @@ def catalog_notes(items: Collection[Item], match: Matching) -> list[str]:
     notes = []
     if same := near_duplicates(items, match):
         examples = "; ".join(f"{one} and {other}" for one, other in same[:3])
-        notes.append(
-            f"{len(same)} items of the catalog are the same as another one under {type(match).__name__} (such as {examples}): a "
-            "ground truth is hit by each of them."
-        )
+        count = "1 item of the catalog is" if len(same) == 1 else f"{len(same)} items of the catalog are"
+        notes.append(f"{count} the same as another one under {type(match).__name__} ({examples}): each hits the same ground truth.")
     if lost := unnameable(items):
         examples = ", ".join(repr(str(item)) for item in lost[:3])
-        notes.append(f"{len(lost)} items of the catalog can never be hit, as no line of a list names them (such as {examples}).")
+        notes.append(f"No line of a list can name {len(lost)} of the catalog's items ({examples}): they are never hit.")
     return notes
 
 

@@ -129,7 +129,6 @@ def test_such_titles_behind_a_list_number(item):
         "Heat",
         "Here are some recommendations:",
         "Heat 1995",
-        "Heat [1995]",
         "Heat (95)",
         "Heat (19955)",
         "Heat (year unknown)",

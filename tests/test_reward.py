@@ -12,9 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import examples
 
-from convrec_r1.data import Catalog
+from convrec_r1.data import Catalog, Conversation
+from convrec_r1.data.schema import Message
+from convrec_r1.evaluate.popularity import Popularity
+from convrec_r1.evaluate.scoring import score
 from convrec_r1.lists import WHITESPACE, Item, lines, parse
-from convrec_r1.reward import rank_returns, relevance, sequence_reward
+from convrec_r1.matching import Folded, Normalised
+from convrec_r1.reward import RankReward, rank_returns, relevance, sequence_reward
+from convrec_r1.reward.config import RankRewardConfig, SequenceReward
+from convrec_r1.reward.judge import Judge
 from convrec_r1.rl import segment_ranks
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -65,7 +71,30 @@ def test_case_and_white_space_are_folded():
 
 def test_a_ground_truth_pays_once():
     assert rel("Heat (1995)\nHeat (1995)\nheat (1995)", [("Heat", 1995)], n=3) == [1, 0, 0]
-    assert rel("Heat (1995)\nHeat (1995)\nheat (1995)", [("Heat", 1995), ("Heat", 1995)], n=3) == [1, 1, 0]
+
+
+def test_a_ground_truth_that_is_listed_twice_pays_once():
+    twice = [("Heat", 1995), ("heat ", "1995"), ("Heat", None)]
+    assert rel("Heat (1995)\nHeat (1995)\nheat (1995)", twice, n=3) == [1, 0, 0]
+    assert rel("Heat (1995)\nDune (2021)\nDune (1984)", [*twice, ("Dune", 1984), ("Dune", 2021)], n=3) == [1, 1, 1]
+    matching = [("Heat", 1995), ("H\u00e9at!", 1995)]
+    assert rel("Heat (1995)\nHeat (1995)", matching, n=2, match="normalised") == [1, 0]
+    assert Normalised().distinct([Item("Heat", 1995), Item("Dune"), Item("Heat!", 1995), Item("HEAT")]) == [
+        Item("Heat", 1995), Item("Dune"),
+    ]  # fmt: skip
+
+
+def test_the_ideal_list_counts_such_a_truth_once():
+    """In the reward's NDCG as in the evaluation's."""
+    conversation = Conversation("a", "a", (Message("user", "Like Ronin?"),), (Item("Heat", 1995), Item("heat", 1995)), (), None, "test")
+    options = RankRewardConfig(name="ndcg", sequence=SequenceReward.ndcg)
+    found = Judge(CATALOG, RankReward(options), 3, Folded())(["Heat (1995)"], [conversation], torch.device("cpu"))
+    assert found.reward.tolist() == [1.0]
+    scored = score(["Heat (1995)"], [conversation], CATALOG, Popularity(CATALOG, [9, *[0] * 24]), n=3, ks=[3])
+    assert scored.samples[0].n_relevant == 1
+    assert {name: scored.samples[0].metrics[name] for name in ("ndcg@3", "recall@3", "recall_head@3")} == {
+        "ndcg@3": 1.0, "recall@3": 1.0, "recall_head@3": 1.0,
+    }  # fmt: skip
 
 
 def test_an_item_off_the_catalog_earns_nothing_and_uses_nothing_up():
@@ -76,6 +105,15 @@ def test_an_item_off_the_catalog_earns_nothing_and_uses_nothing_up():
 @pytest.mark.parametrize("seen", [["Heat"], ["  HEAT"], ("x", "heat"), {"Heat"}])
 def test_a_seen_title_earns_nothing(seen):
     assert rel("Heat (1995)\nRonin (1998)", [("Heat", 1995), ("Ronin", 1998)], seen=seen, n=2) == [0, 1]
+
+
+def test_a_seen_title_may_be_written_with_its_year():
+    assert rel("Heat (1995)\nRonin (1998)", [("Heat", 1995), ("Ronin", 1998)], seen=["heat  (1995)"], n=2) == [0, 1]
+
+
+def test_thoughts_hold_no_ranks():
+    text = "<think>\nRonin (1998), or\n1. Dune (2021)\n</think>\n\nHeat (1995)\nRonin (1998)"
+    assert rel(text, [("Heat", 1995), ("Dune", 2021)], n=3) == [1, 0, 0]
 
 
 def test_a_seen_title_is_seen_whatever_its_year():

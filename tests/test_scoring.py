@@ -106,19 +106,37 @@ def test_list_quality_by_hand():
     text = "Here you are:\n1. Alpha (1991)\n\nBeta (1992)\nbeta (1992)\nNowhere (2001)\nBeta (1992)\n"
     items = parsed_lines(text, CATALOG)
     assert items == [None, ALPHA, BETA, Item("beta", 1992), Item("Nowhere", 2001), BETA]
-    assert list_quality(items, ["BETA"], CATALOG, 6) == {
+    assert list_quality(text, ["BETA (1992)"], CATALOG, 6) == {
         "catalog/valid": 4 / 6,
-        "format/valid": 5 / 6,
+        "format/valid": 4 / 6,
         "format/complete": 1.0,
         "list/length": 6.0,
         "list/duplicates": 2.0,
         "list/seen": 3.0,
     }
-    assert list_quality(items, [], CATALOG, 5)["format/complete"] == 0.0
+    assert list_quality(text, [], CATALOG, 5)["format/complete"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("line", "valid"),
+    [("Alpha (1991)", 1), ("Alpha (1991)\r", 1), ("1. Alpha (1991)", 0), ("**Alpha** (1991)", 0), ("Alpha (1991) - good", 0),
+     ("Alpha", 0), ("Here you are:", 0), ("Nowhere (2001)", 1)],
+)  # fmt: skip
+def test_the_form_asked_for(line, valid):
+    assert list_quality(line, [], CATALOG, 1)["format/valid"] == valid
+
+
+@pytest.mark.parametrize(
+    ("line", "valid"),
+    [("Go", 1), ("1. Go", 0), ("- **Go**", 0), ("Here are ten games for you:", 0), ("I hope you like them, and have fun!", 0),
+     ("Poker", 1), ("Hex (1942)", 1)],
+)  # fmt: skip
+def test_the_form_asked_for_where_items_have_no_year(line, valid):
+    assert list_quality(line, [], Catalog([Item("Go"), Item("Hex", 1942)]), 1)["format/valid"] == valid
 
 
 def test_an_empty_list_is_worth_nothing():
-    assert set(list_quality(parsed_lines(" \n\n", CATALOG), ["Beta"], CATALOG, 3).values()) == {0.0}
+    assert set(list_quality(" \n\n", ["Beta"], CATALOG, 3).values()) == {0.0}
 
 
 def lists_of(*lists, catalog=CATALOG, popularity=POPULARITY, match=FOLDED, n=6) -> Lists:
