@@ -3,10 +3,10 @@
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from convrec_r1.base.options import option
 from convrec_r1.lists import Item, fold, read, title_of
@@ -70,8 +70,8 @@ class Normalised(Matching):
     """Titles are the same up to case, accents, punctuation, white space, an English article, and the place of an article.
 
     "Amelie" is "Amélie", "Spider-Man" is "Spiderman", "Matrix, The" is "The Matrix" is "Matrix", "Dolce vita, La" is "La dolce
-    vita", "Schindler\u2019s List" is "Schindlers List", "Fast & Furious" is "Fast and Furious". Letters and digits of all scripts
-    count: "Rocky II" and "Rocky 2" are different titles, as "Rocky" and "Rocky II" are.
+    vita", "Schindler\u2019s List" is "Schindlers List", "Fast & Furious" is "Fast and Furious". Letters and digits of all
+    scripts count: "Rocky II" and "Rocky 2" are different titles, as "Rocky" and "Rocky II" are.
     """
 
     year_tolerance: int = YEAR_TOLERANCE
@@ -117,7 +117,9 @@ def choose_matching(match: Any, recipe: str) -> tuple[Any, str]:
     if getattr(match, "_target_", None) != AUTO:
         return match, ""
     if recipe == "paper":
-        return FoldedConfig(year_tolerance=match.year_tolerance), "match: folded, as in the paper, whose recipe this is."
+        return FoldedConfig(
+            year_tolerance=match.year_tolerance
+        ), "match: folded, as in the paper, whose recipe this is."
     chosen = NormalisedConfig(year_tolerance=match.year_tolerance)
     return chosen, f"match: normalised (recipe={recipe} is our own; the paper's is match=folded)."
 
@@ -143,24 +145,37 @@ def near_duplicates(items: Iterable[Item], match: Matching) -> list[tuple[Item, 
     return [(one, other) for one, other in pairs if one is not other]
 
 
-def unnameable(items: Collection[Item]) -> list[Item]:
+class Items(Protocol):
+    """A catalog, as this room needs it."""
+
+    def __contains__(self, item: Item, /) -> bool: ...
+    def __iter__(self) -> Iterator[Item]: ...
+
+
+def unnameable(items: Items) -> list[Item]:
     """Return the items of a catalog that no list can name: their line is not read back as themselves."""
     dated = all(item.year is not None for item in items)
     lost = []
     for item in items:
         found = read(str(item), items, year_required=dated)
-        if len(found) != 1 or found[0] is None or (fold(found[0].title), found[0].year) != (fold(item.title), item.year):
+        if (
+            len(found) != 1
+            or found[0] is None
+            or (fold(found[0].title), found[0].year) != (fold(item.title), item.year)
+        ):
             lost.append(item)
     return lost
 
 
-def catalog_notes(items: Collection[Item], match: Matching) -> list[str]:
+def catalog_notes(items: Items, match: Matching) -> list[str]:
     """Return a sentence for each kind of item in a catalog that is matched in a way one may not expect."""
     notes = []
     if same := near_duplicates(items, match):
         examples = "; ".join(f"{one} and {other}" for one, other in same[:3])
         count = "1 item of the catalog is" if len(same) == 1 else f"{len(same)} items of the catalog are"
-        notes.append(f"{count} the same as another one under {type(match).__name__} ({examples}): each hits the same ground truth.")
+        notes.append(
+            f"{count} the same as another one under {type(match).__name__} ({examples}): each hits the same ground truth."
+        )
     if lost := unnameable(items):
         examples = ", ".join(repr(str(item)) for item in lost[:3])
         notes.append(f"No line of a list can name {len(lost)} of the catalog's items ({examples}): they are never hit.")

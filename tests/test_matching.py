@@ -109,7 +109,9 @@ def test_a_catalog_finds_its_own_spelling():
 
 
 def test_a_catalog_is_told_what_it_holds():
-    films = Catalog([Item("Amelie", 2001), Item("Am\u00e9lie", 2001), Item("Dune", 1984), Item("Dune", 2021), Item("Ben Hur", 80)])
+    films = Catalog(
+        [Item("Amelie", 2001), Item("Am\u00e9lie", 2001), Item("Dune", 1984), Item("Dune", 2021), Item("Ben Hur", 80)]
+    )
     assert near_duplicates(films, Normalised()) == [(Item("Amelie", 2001), Item("Am\u00e9lie", 2001))]
     assert near_duplicates(films, Folded()) == []
     assert unnameable(films) == [Item("Ben Hur", 80)]
@@ -125,7 +127,11 @@ def test_near_duplicates_of_reddit_v2():
     if not path.exists():
         pytest.skip(f"no sample of Reddit-v2 at {path}")
     pairs = near_duplicates(Catalog.load(path), Normalised())
-    articles = [pair for pair in pairs if {fold(item.title).removeprefix("the ") for item in pair} == {fold(pair[0].title).removeprefix("the ")}]
+    articles = [
+        pair
+        for pair in pairs
+        if {fold(item.title).removeprefix("the ") for item in pair} == {fold(pair[0].title).removeprefix("the ")}
+    ]
     assert (len(pairs), len(articles)) == (27, 3)  # 24 apart from The Fall and Fall, which are different films
 
 

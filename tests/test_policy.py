@@ -14,8 +14,9 @@ from convrec_r1.policy import PromptEncoder, TokenBatch, load_policy
 from convrec_r1.policy.config import LoraConfig, ModelConfig, ModelSource
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.policy.logprobs import token_logprobs
-from convrec_r1.policy.policy import pad_rows, token_tables
+from convrec_r1.policy.policy import pad_rows
 from convrec_r1.policy.prompts import PLAIN_TEMPLATE, dialogue, shorten
+from convrec_r1.policy.tokens import token_tables
 
 DATA = movieland.load(seed=0, n_items=5, sizes={"train": 40, "validation": 1, "test": 1})
 
@@ -136,7 +137,7 @@ def test_rows_are_scored_without_padding_before_them_and_without_a_mask(policy, 
 
 def test_token_tables_know_newlines_blanks_and_ends(policy):
     tokenizer = policy.tokenizer
-    newline, blank, eos = token_tables(tokenizer, policy.head.weight.shape[0], policy.eos_ids)
+    newline, blank, _, eos, _ = token_tables(tokenizer, policy.head.weight.shape[0], policy.eos_ids)
     for i in range(len(tokenizer)):
         text = tokenizer.decode([i], skip_special_tokens=False)
         if i not in tokenizer.all_special_ids:

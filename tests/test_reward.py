@@ -86,7 +86,9 @@ def test_a_ground_truth_that_is_listed_twice_pays_once():
 
 def test_the_ideal_list_counts_such_a_truth_once():
     """In the reward's NDCG as in the evaluation's."""
-    conversation = Conversation("a", "a", (Message("user", "Like Ronin?"),), (Item("Heat", 1995), Item("heat", 1995)), (), None, "test")
+    conversation = Conversation(
+        "a", "a", (Message("user", "Like Ronin?"),), (Item("Heat", 1995), Item("heat", 1995)), (), None, "test"
+    )
     options = RankRewardConfig(name="ndcg", sequence=SequenceReward.ndcg)
     found = Judge(CATALOG, RankReward(options), 3, Folded())(["Heat (1995)"], [conversation], torch.device("cpu"))
     assert found.reward.tolist() == [1.0]

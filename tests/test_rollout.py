@@ -161,6 +161,28 @@ def test_a_batch_lines_ranks_up_with_lines(policy):
             assert policy.text([t for t in of_rank if t != tokenizer.eos_token_id]).strip("\n") == line
 
 
+@pytest.mark.parametrize("thought", ["<think>\nRonin (1998)\n</think>\n", "Ronin (1998)?\n\nNo.\n</think>\n\n"])
+def test_thoughts_hold_no_ranks(policy, thought):
+    """Their tokens go with the rank that follows, as those of blank lines do."""
+    from convrec_r1.rollout.base import Completion
+
+    tokenizer = policy.tokenizer
+    texts = [
+        f"{thought}Heat (1995)\nAlien (1979)",
+        "Heat (1995)\nAlien (1979)",
+        "Heat (1995)\n<think>\nAlien (1979)\nRonin",
+    ]
+    rows = [np.array(tokenizer(text)["input_ids"]) for text in texts]
+    group = [Completion(ids, np.zeros(len(ids), dtype=np.float32), "length") for ids in rows]
+    batch = make_batch([[5, 6]], [group], policy)
+    assert batch.lengths.tolist() == [2, 2, 1]
+    last = len(tokenizer("Alien (1979)")["input_ids"])
+    for i in range(2):
+        ranks = batch.ranks[i][batch.mask[i].bool()].tolist()
+        assert ranks == [0] * (len(ranks) - last) + [1] * last
+    assert batch.tokens.completion_ids.max() < len(policy.blank)
+
+
 ENGINE = """
 import numpy as np
 from convrec_r1.rollout.base import Completion

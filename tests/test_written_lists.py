@@ -23,24 +23,31 @@ HEAT = Item("Heat", 1995)
 NUMBERS = [
     "1. ", "12. ", "01. ", "1) ", "1.) ", "(1) ", "[1] ", "1: ", "1 - ", "1 \u2013 ", "1- ", "1\\. ", "1.", "1)", "#1 ", "#1: ",
     "#1. ", "No. 1: ", "Movie 1: ", "Recommendation 1 - ", "Title: ", "a) ", "(a) ", "b. ", "ii. ", "IV. ", "\u2460 ",
-    "1\ufe0f\u20e3 ", "1\u3001", "**1.** ", "**1**. ", "**1)** ", "__1.__ ", "*1.* ", "### 1. ", "> 1. ", "- 1. ", "**Title:** ",
+    "1\ufe0f\u20e3 ", "1\u3001", "**1.** ", "**1**. ", "**1)** ", "__1.__ ", "*1.* ", "### 1. ", "> 1. ", "- 1. ",
+    "**Title:** ",
 ]  # fmt: skip
 BULLETS = [
-    "- ", "* ", "+ ", "\u2022 ", "\u2022", "\u00b7 ", "\u2013 ", "\u2014 ", "\u25aa ", "\u25cf ", "\u2192 ", "\u2705 ", "\U0001f3ac ",
+    "- ", "* ", "+ ", "\u2022 ", "\u2022", "\u00b7 ", "\u2013 ", "\u2014 ", "\u25aa ", "\u25cf ", "\u2192 ", "\u2705 ",
+    "\U0001f3ac ",
     "- [ ] ", "- [x] ", "> - ", "  - ", "\t* ",
 ]  # fmt: skip
 BARE = ["", "  ", "# ", "### ", "> "]
 DRESSES = [  # emphasis, quotes and links around the title or the entry, times the forms of the year
     "{t} ({y})", "{t}  ({y})", "{t}({y})", "**{t}** ({y})", "**{t} ({y})**", "*{t}* ({y})", "_{t}_ ({y})", "***{t}*** ({y})",
-    "~~{t}~~ ({y})", '"{t}" ({y})', '"{t} ({y})"', "\u201c{t}\u201d ({y})", "`{t}` ({y})", "\u00ab{t}\u00bb ({y})", '**"{t}"** ({y})',
+    "~~{t}~~ ({y})", '"{t}" ({y})', '"{t} ({y})"', "\u201c{t}\u201d ({y})", "`{t}` ({y})", "\u00ab{t}\u00bb ({y})",
+    '**"{t}"** ({y})',
     "[{t}](https://example.org/x_(film)) ({y})", "[{t} ({y})](https://example.org)", "**[{t}](https://example.org)** ({y})",
-    "[{t} ({y})]", "<b>{t}</b> ({y})", "<li>{t} ({y})</li>", "{t} - {y}", "{t} \u2013 {y}", "{t} \u2014 {y}", "{t}, {y}", "{t} | {y}",
-    "**{t}** - {y}", "**{t} - {y}**", "*{t}*, {y}", '"{t}", {y}', "{t} **({y})**", "{t} (**{y}**)", "*{t}* *({y})*", "{t} [{y}]",
-    "**{t}** [{y}]", "{t} ({y} film)", "{t} (film, {y})", "{t} (dir. Michael Mann, {y})", "{t} ({y}, USA)", "{t} ({y}\u20132005)",
+    "[{t} ({y})]", "<b>{t}</b> ({y})", "<li>{t} ({y})</li>", "{t} - {y}", "{t} \u2013 {y}", "{t} \u2014 {y}", "{t}, {y}",
+    "{t} | {y}",
+    "**{t}** - {y}", "**{t} - {y}**", "*{t}*, {y}", '"{t}", {y}', "{t} **({y})**", "{t} (**{y}**)", "*{t}* *({y})*",
+    "{t} [{y}]",
+    "**{t}** [{y}]", "{t} ({y} film)", "{t} (film, {y})", "{t} (dir. Michael Mann, {y})", "{t} ({y}, USA)",
+    "{t} ({y}\u20132005)",
     "{t} - ({y})", "{t}, ({y})", "{t}: ({y})", "{t} \uff08{y}\uff09", "{t} {{{y}}}",
 ]  # fmt: skip
 REMARKS = [
-    "", "  ", " - a heist film", ": a heist film you will love.", " \u2014 Pacino and De Niro", ". A classic!", " (dir. Michael Mann)",
+    "", "  ", " - a heist film", ": a heist film you will love.", " \u2014 Pacino and De Niro", ". A classic!",
+    " (dir. Michael Mann)",
     " **must see**", ", directed by Michael Mann",
 ]  # fmt: skip
 
@@ -102,11 +109,15 @@ def test_a_year_that_belongs_to_the_title_and_rows_and_json(line, item):
 @pytest.mark.parametrize(
     "line",
     [
-        "Here are ten films from the 1990s:", "Here are ten films from 1995:", "Heat came out in 1995.", "It was released in 1995",
-        "I saw it in December, 1995.", "My favourite is Heat, 1995.", "It came out on June 5, 1998", "Have you seen Heat (1995)?",
+        "Here are ten films from the 1990s:", "Here are ten films from 1995:", "Heat came out in 1995.",
+        "It was released in 1995",
+        "I saw it in December, 1995.", "My favourite is Heat, 1995.", "It came out on June 5, 1998",
+        "Have you seen Heat (1995)?",
         "I loved Heat (1995) and Ronin (1998)!", "Heat (1995) was great", "You should really see Heat (1995)",
-        "How about Heat (1995)", "I think I saw it (in 1995)", "| Rank | Title | Year |", "|---|---|---|", "---", "```json", "[", "{",
-        "- Year: 1995", "   - Released: 1995", "   - Director: Michael Mann (born 1943)", "**Year:** 1995", "## Films of the 1990s",
+        "How about Heat (1995)", "I think I saw it (in 1995)", "| Rank | Title | Year |", "|---|---|---|", "---",
+        "```json", "[", "{",
+        "- Year: 1995", "   - Released: 1995", "   - Director: Michael Mann (born 1943)", "**Year:** 1995",
+        "## Films of the 1990s",
         "Sure! Here are some films released between 1990 and 1995:", "Let me know if you want more!", "Heat 1995", "1. 1995",
     ],
 )  # fmt: skip
@@ -118,10 +129,13 @@ def test_prose_is_no_item(line):
     ("line", "title"),
     [
         ("Heat", "Heat"), ("1. Heat", "Heat"), ("- **Heat**", "Heat"), ("1. **Heat** - two great actors", "Heat"),
-        ("1. Heat - a tense heist film with two great actors", "Heat"), ("2. Mission: Impossible - Fallout", "Mission: Impossible - Fallout"),
+        ("1. Heat - a tense heist film with two great actors", "Heat"),
+        ("2. Mission: Impossible - Fallout", "Mission: Impossible - Fallout"),
         ("3. What's Up, Doc?", "What's Up, Doc?"), ("Adaptation.", "Adaptation."), ("Blade Runner 2049", "Blade Runner 2049"),
-        ("Here are ten films for you:", None), ("What genre are you in the mood for?", None), ("I'm sorry, I can't recommend films.", None),
-        ("User: I like action and adventure movies", None), ("Director: Michael Mann", None), ("Enjoy your movie night, and tell me how you liked it!", None),
+        ("Here are ten films for you:", None), ("What genre are you in the mood for?", None),
+        ("I'm sorry, I can't recommend films.", None),
+        ("User: I like action and adventure movies", None), ("Director: Michael Mann", None),
+        ("Enjoy your movie night, and tell me how you liked it!", None),
     ],
 )  # fmt: skip
 def test_lines_of_lists_without_years(line, title):
@@ -131,9 +145,16 @@ def test_lines_of_lists_without_years(line, title):
 
 def test_the_catalog_decides_what_is_read():
     """A line that is an item to the letter is that item, whatever it looks like."""
-    catalog = Catalog([Item("24: Redemption", 2008), Item("what I really love", 2015), Item("Fear Street - 1994", 2021)])
+    catalog = Catalog(
+        [Item("24: Redemption", 2008), Item("what I really love", 2015), Item("Fear Street - 1994", 2021)]
+    )
     text = "24: Redemption (2008)\n1. What I Really Love (2015)\nwhat I really love (2015)\nI really love you (2015)"
-    assert read(text, catalog) == [*catalog][:1] + [Item("What I Really Love", 2015), Item("what I really love", 2015), None]
+    assert read(text, catalog) == [
+        Item("24: Redemption", 2008),
+        Item("What I Really Love", 2015),
+        Item("what I really love", 2015),
+        None,
+    ]
     yearless = Catalog([Item("Chess: how to win every game of your life, and why."), Item("Fear Street - 1994")])
     text = "1. Chess: how to win every game of your life, and why.\nFear Street - 1994"
     assert read(text, yearless, year_required=False) == list(yearless)
@@ -144,9 +165,12 @@ def test_the_catalog_decides_what_is_read():
 # ---------------------------------------------------------------------------------------------------------------------
 
 THOUGHTS = [
-    "<think>\nmaybe Ronin (1998)\n</think>\n", "<think></think>", "<thinking>1. Ronin (1998)</thinking>\n", "<THINK>\nhm\n</THINK>\n\n",
-    "<|begin_of_thought|>\nRonin (1998)\n<|end_of_thought|>\n", "[THINK]Ronin (1998)\n[/THINK]", "<seed:think>x\ny</seed:think>",
-    "\u25c1think\u25b7Ronin (1998)\u25c1/think\u25b7\n", "so, Ronin (1998)\n</think>\n\n", "<reasoning>Ronin (1998)\n</reasoning>\n",
+    "<think>\nmaybe Ronin (1998)\n</think>\n", "<think></think>", "<thinking>1. Ronin (1998)</thinking>\n",
+    "<THINK>\nhm\n</THINK>\n\n",
+    "<|begin_of_thought|>\nRonin (1998)\n<|end_of_thought|>\n", "[THINK]Ronin (1998)\n[/THINK]",
+    "<seed:think>x\ny</seed:think>",
+    "\u25c1think\u25b7Ronin (1998)\u25c1/think\u25b7\n", "so, Ronin (1998)\n</think>\n\n",
+    "<reasoning>Ronin (1998)\n</reasoning>\n",
     "<|channel|>analysis<|message|>Ronin (1998)\n<|end|><|start|>assistant<|channel|>final<|message|>",
 ]  # fmt: skip
 
@@ -189,7 +213,11 @@ def inspired() -> list[Item]:
     folder = DATA / "cikm23" / "inspired"
     wanted = set(json.loads((folder / "item_ids.json").read_text(encoding="utf-8")))
     names = json.loads((folder / "entity2id.json").read_text(encoding="utf-8"))
-    titles = [re.sub(r"_\([^()]*\)$", "", name.strip("<>").rpartition("/resource/")[2]) for name, at in names.items() if at in wanted]
+    titles = [
+        re.sub(r"_\([^()]*\)$", "", name.strip("<>").rpartition("/resource/")[2])
+        for name, at in names.items()
+        if at in wanted
+    ]
     return [Item(title.replace("_", " "), 1999) for title in titles if title]
 
 
@@ -197,7 +225,7 @@ def inspired() -> list[Item]:
 def titles_of(source) -> list[Item]:
     if source is not movieland and not DATA.exists():
         pytest.skip(f"no samples of datasets at {DATA}")
-    return list(dict.fromkeys(item for item in source() if item.year and 1000 <= item.year))
+    return list(dict.fromkeys(item for item in source() if item.year and item.year >= 1000))
 
 
 SOURCES = [movieland, reddit, redial, inspired]
@@ -238,7 +266,9 @@ def utterances() -> Iterator[str]:
             dialogue = json.loads(line)
             named = dialogue["movieMentions"] or {}
             for message in dialogue["messages"]:
-                yield re.sub(r"@(\d+)", lambda found, named=named: str(named.get(found[1]) or found[0]), message["text"])
+                yield re.sub(
+                    r"@(\d+)", lambda found, named=named: str(named.get(found[1]) or found[0]), message["text"]
+                )
     with (DATA / "inspired" / "dev.tsv").open(encoding="utf-8", newline="") as file:
         yield from (row["text"] for row in csv.DictReader(file, delimiter="\t"))
     for split in ("train", "validation", "test"):
@@ -252,8 +282,10 @@ def test_no_line_of_real_prose_becomes_an_item():
     assert len(prose) > 10_000
     undated = [line for line in prose if not re.search(r"\(\d{4}\)", line)]
     assert [line for line in undated if parse_line(line)] == []
-    # Of the sentences that mention a film with its year, few are left that could be a title: "Stuff like George of the Jungle (1997)"
-    dated = [line for line in prose if re.search(r"\(\d{4}\)", line) and len(re.sub(r"\S*\(\d{4}\)", "", line).split()) > 8]
+    # Of the sentences that mention a film with its year, a few could be a title: "Stuff like George of the Jungle (1997)"
+    dated = [
+        line for line in prose if re.search(r"\(\d{4}\)", line) and len(re.sub(r"\S*\(\d{4}\)", "", line).split()) > 8
+    ]
     taken = [line for line in dated if parse_line(line)]
     assert len(dated) > 1000
     assert len(taken) < 0.03 * len(dated), taken

@@ -15,7 +15,7 @@ from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.config import DataConfig, PromptStyle
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset
-from convrec_r1.matching import Folded, Matching
+from convrec_r1.matching import Folded, Matching, catalog_notes
 
 _log = logging.getLogger(__name__)
 _FOLDED = Folded()
@@ -51,6 +51,8 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
             "Add the missing file, or rows with that split, to data.path."
         )
     _check_catalog(data, cfg, match)
+    for note in catalog_notes(data.catalog, match):
+        _log.warning("Catalog: %s", note)
     if cfg.prompt is PromptStyle.ours:  # our own instruction is put before the dialogue later
         for split in SPLITS:
             data.splits[split] = [adapter.without_instruction(c) if c.has_instruction else c for c in data[split]]

@@ -57,7 +57,7 @@ def _texts(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
     known = [[i] for i in range(min(size, len(tokenizer)))]
     alone = tokenizer.batch_decode(known, clean_up_tokenization_spaces=False)
     letter = tokenizer("A", add_special_tokens=False)["input_ids"][-1:]
-    before = tokenizer.decode(letter, clean_up_tokenization_spaces=False)
+    before = str(tokenizer.decode(letter, clean_up_tokenization_spaces=False))
     inside = tokenizer.batch_decode([[*letter, *ids] for ids in known], clean_up_tokenization_spaces=False)
     return [
         pair[len(before) :] if letter and pair.startswith(before) else text

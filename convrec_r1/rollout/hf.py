@@ -20,7 +20,7 @@ from transformers import (
 from convrec_r1.policy.policy import Policy, pad_rows
 from convrec_r1.policy.weights import whole_weights
 from convrec_r1.rollout.base import Completion, Sampling
-from convrec_r1.rollout.lines import LineCounter, LineCutter
+from convrec_r1.rollout.lines import LineCutter
 
 
 class HFEngine:
@@ -95,7 +95,7 @@ class ClosedLines(StoppingCriteria):
 
     def __init__(self, limit: int, cut: LineCutter, rows: int) -> None:
         self.limit = limit
-        self.counters = [LineCounter(*cut.tables) for _ in range(rows)]
+        self.counters = [cut.counter() for _ in range(rows)]
 
     # transformers annotates tensors with legacy classes.
     def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -53,7 +54,8 @@ class LineCutter:
         self, newline: Tensor, blank: Tensor, opens: Tensor | None = None, thought: Tensor | None = None
     ) -> None:
         """Tables as in `policy.tokens.TokenTables`, [V]."""
-        self.tables = [None if table is None else table.tolist() for table in (newline, blank, opens, thought)]
+        lists = [None if table is None else table.tolist() for table in (opens, thought)]
+        self.counter: Callable[[], LineCounter] = partial(LineCounter, newline.tolist(), blank.tolist(), *lists)
 
     @classmethod
     def of(cls, policy: Policy) -> "LineCutter":
@@ -70,7 +72,7 @@ class LineCutter:
         """Return the number of tokens up to the one that closes line `max_lines`. None: it is not closed."""
         if max_lines is None:
             return None
-        counter = LineCounter(*self.tables)
+        counter = self.counter()
         return next((place for place, token in enumerate(ids, start=1) if counter.add(token) == max_lines), None)
 
 

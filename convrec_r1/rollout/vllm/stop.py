@@ -3,8 +3,8 @@
 # vLLM is optional.
 # pyright: reportMissingImports=none
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class StopAfterLines(AdapterLogitsProcessor):
 class Limit:
     """Stops one growing completion. Called with its token ids and the logits [V] of the next token."""
 
-    def __init__(self, lines: int, *, eos: int, **tables: Sequence[bool] | Sequence[int]) -> None:
+    def __init__(self, lines: int, *, eos: int, **tables: Any) -> None:
         """tables: arguments of `LineCounter`."""
         self.lines, self.eos, self.read = lines, eos, 0
         self.counter = LineCounter(**tables)
