@@ -80,15 +80,16 @@ class Normalised(Matching):
         return _normalised(title)
 
 
-AUTO = "convrec_r1.matching.auto"
-"""`_target_` of match=auto: `choose_matching` replaces it."""
+@dataclass(frozen=True)
+class Auto(Normalised):
+    """match=auto: a run replaces it by `choose_matching`. Elsewhere it is normalised."""
 
 
 @dataclass
 class AutoConfig:
     """match=auto"""
 
-    _target_: str = AUTO
+    _target_: str = "convrec_r1.matching.Auto"
     year_tolerance: int = option(YEAR_TOLERANCE, least=0)
 
 
@@ -114,7 +115,7 @@ def choose_matching(match: Any, recipe: str) -> tuple[Any, str]:
     Returns:
         The options, and a sentence that says what was chosen and why.
     """
-    if getattr(match, "_target_", None) != AUTO:
+    if not isinstance(match, AutoConfig):
         return match, ""
     if recipe == "paper":
         return FoldedConfig(
