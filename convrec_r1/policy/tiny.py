@@ -9,10 +9,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from convrec_r1.lists import lines, parse_line
+from convrec_r1.lists import lines
 from convrec_r1.policy.config import ModelConfig
 from convrec_r1.policy.prompts import PLAIN_TEMPLATE, special_id
 
+_DATED = re.compile(r"\s*(\S.*?)\s*\((\d{4})\)")
 PAD, END = "<|pad|>", "<|end|>"
 
 
@@ -56,10 +57,13 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
 
 
 def _frequent(texts: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
-    """Return the `limit` most frequent titles and years. A year is " (1995)", with and without a newline after it."""
-    items = [parse_line(line) for text in texts for line in lines(text)]
-    titles = Counter(item.title for item in items if item and len(item.title) < 60)
-    years = Counter(item.year for item in items if item)
+    """Return the `limit` most frequent titles and years. A year is " (1995)", with and without a newline after it.
+
+    A sentence's year counts too. The vocabulary does not depend on what the parser of lists reads.
+    """
+    found = [_DATED.match(line) for text in texts for line in lines(text)]
+    titles = Counter(match[1] for match in found if match and len(match[1]) < 60)
+    years = Counter(int(match[2]) for match in found if match)
     common = [f" ({year}){end}" for year, _ in _ranked(years)[: limit // 2] for end in ("", "\n")]
     return [title for title, count in _ranked(titles)[:limit] if count > 1], common
 
