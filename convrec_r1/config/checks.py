@@ -4,10 +4,10 @@ Here are the checks across rooms. Bounds are at the fields (base/options.py), an
 """
 
 import os
-import re
 from dataclasses import asdict
 from typing import Any
 
+from convrec_r1.base.confidential import holds, secrets_in
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds, walk
 from convrec_r1.base.plugins import is_own, locate, plain, targets
@@ -18,8 +18,6 @@ from convrec_r1.evaluate import checks as evaluation_checks
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
-
-_SECRET = re.compile(r"KEY$|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 
 def check(cfg: Config) -> None:
@@ -136,13 +134,13 @@ def _hardware(cfg: Config) -> list[str]:
 
 def _secrets(cfg: Config) -> list[str]:
     """Find values of secret environment variables, which config.yaml, logs and W&B would show."""
-    secrets = {value: name for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
+    secrets = secrets_in(os.environ, getattr(cfg.teacher, "api_key_env", ""))
     return [
         f"{key} holds the value of the environment variable {secrets[secret]}, which config.yaml and W&B would show. Leave "
         "it out; keys of teachers are read from the environment (teacher.api_key_env)."
         for key, value in _leaves(cfg)
         for secret in secrets
-        if isinstance(value, str) and secret in value
+        if isinstance(value, str) and holds(value, secret)
     ]
 
 

@@ -220,8 +220,14 @@ def _facts(card: Mapping[str, Any]) -> list[str]:
             f"Adjust: strength {adjusted['strength']:g} ({how}), {adjusted['iterations']} iterations; w {spread['w']}, "
             f"b {spread['b']} (5th, 50th, 95th percentile)."
         )
+        if not adjusted.get("converged", True):  # cards before 0.2 do not say
+            facts.append(
+                "Adjust did not converge: w and b are those of its last iteration, not the optimum. Give a larger "
+                "distill.adjust.strength, or more conversations."
+            )
         facts += [
             f"Adjust, strength {row['strength']:g}: {row['nll']:.4f} +- {row['se']:.4f} nats a held-out ground truth"
+            + ("" if row.get("converged", True) else ", not converged in every fold")
             for row in adjusted["table"]
         ]
     if retried := card["asked"]["retries"]:
