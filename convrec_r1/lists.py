@@ -23,11 +23,20 @@ _MARKER = re.compile(r"^(?:[-*\u2022\u00b7\u2013\u2014]|\d{1,3}[.)]|\(\d{1,2}\))
 _YEAR = re.compile(r"\((\d{4})\)")
 _MARKS = [("**", "**"), ("__", "__"), *((m, m) for m in "*_`\"'"), ("\u201c", "\u201d"), ("\u2018", "\u2019")]
 _LAYERS = 8
+_THOUGHTS = re.compile(
+    r"\A.*</(?:think|thinking|thought|reasoning)>|\A\s*<(?:think|thinking|thought|reasoning)>.*\Z",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 def lines(text: str) -> list[str]:
     """Return the non-blank lines of a list. Only `\\n` ends a line, as in `rl.segment_ranks`: line k is rank k."""
     return [line for line in text.split("\n") if line.strip(WHITESPACE)]
+
+
+def strip_thoughts(text: str) -> str:
+    """Return a text without the model's thoughts: all up to the last `</think>`. Empty if it broke off in a thought."""
+    return _THOUGHTS.sub("", text, count=1)
 
 
 def parse_line(line: str, *, year_required: bool = True) -> Item | None:

@@ -28,7 +28,12 @@ def test_a_name_that_only_looks_like_one(name):
 
 
 def test_values_count_as_whole_words_and_from_eight_characters():
-    environment = {"HF_TOKEN": "recommend", "OPENAI_API_KEY": "none", "MINE": "sk-0123456789", "OTHER": "something else"}
+    environment = {
+        "HF_TOKEN": "recommend",
+        "OPENAI_API_KEY": "none",
+        "MINE": "sk-0123456789",
+        "OTHER": "something else",
+    }
     assert secrets_in(environment) == {"recommend": "HF_TOKEN"}
     assert secrets_in(environment, "MINE") == {"recommend": "HF_TOKEN", "sk-0123456789": "MINE"}
     assert holds("Bearer sk-0123456789", "sk-0123456789")

@@ -107,7 +107,9 @@ def test_an_argument_that_a_template_does_not_know(tokenizer):
     with pytest.raises(UserError, match=r"reasoning_effort=low: .* It has: enable_thinking\."):
         prompt(tokenizer, SWITCH, template={"reasoning_effort": "low"})
     with pytest.raises(UserError, match=r"cannot be rendered: no such effort\. Check model\.template"):
-        prompt(tokenizer, "{% if effort != 1 %}{{ raise_exception('no such effort') }}{% endif %}", template={"effort": 2})
+        prompt(
+            tokenizer, "{% if effort != 1 %}{{ raise_exception('no such effort') }}{% endif %}", template={"effort": 2}
+        )
 
 
 def test_a_template_that_always_thinks_is_told_of_once(tokenizer, caplog):

@@ -28,7 +28,9 @@ def is_secret(name: str) -> bool:
     words = [word.upper() for word in words if not word.isdigit()]
     for at, word in enumerate(words):
         before, behind = words[at - 1] if at else "", words[at + 1] if at + 1 < len(words) else ""
-        glued = re.search(r"(?:API|ACCESS|SECRET|PRIVATE|AUTH)(?:KEY|TOKEN)$|PASSW(?:OR)?D$", word)  # WANDBAPIKEY, PGPASSWORD
+        glued = re.search(
+            r"(?:API|ACCESS|SECRET|PRIVATE|AUTH)(?:KEY|TOKEN)$|PASSW(?:OR)?D$", word
+        )  # WANDBAPIKEY, PGPASSWORD
         named = word in _ALWAYS or (word == "PWD" and before) or glued
         if (named or (word in _KEYS and before not in _NO_SECRET_BEFORE)) and behind not in _NO_SECRET_BEHIND:
             return True

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from convrec_r1.lists import Item, fold, lines, parse_line
+from convrec_r1.lists import Item, fold, lines, parse_line, strip_thoughts
 
 SCORES = range(-2, 3)
 """Allowed ratings (arXiv 2510.20150)."""
@@ -48,8 +48,19 @@ _OTHER_YEARS = (  # (1999 film), (1999-2003), (dir. X, 1999), [1999]; - 1999 at 
 _EMPHASISED = re.compile(r"(?:\*\*|__|[\"\u201c*_])(?P<title>.+?)(?:\*\*|__|[\"\u201d*_])\s*(?:[:\u2013\u2014-]\s.*)?")
 _MOST_WORDS = 14
 """Words of the longest title: Don't Be a Menace to South Central While Drinking Your Juice in the Hood."""
-_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_UNFINISHED_THOUGHT = re.compile(r"\A\s*<think(?:ing)?>", re.IGNORECASE)
+
+
+def unusable(kind: str, text: str) -> str | None:
+    """Return why an answer to a question of this kind is of no use: empty, only thoughts, or no list. None: it can be read.
+
+    Ratings and descriptions that cannot be read are asked for again one by one.
+    """
+    said = _spoken(text)
+    if not said.strip():
+        return "the answer holds thoughts and nothing else" if text.strip() else "the answer is empty"
+    if kind == "recommend" and not recommended(said):
+        return f"no item can be read in the answer, which begins {' '.join(said.split())[:120]!r}"
+    return None
 
 
 def recommended(text: str, *, has_yearless: bool = True) -> list[Item]:
@@ -215,9 +226,7 @@ def _one_line(text: str) -> str:
 
 
 def _spoken(text: str) -> str:
-    """Return the answer without the model's thoughts; nothing if it was cut off while thinking."""
-    text = _THOUGHT.sub("", _encodable(text), count=1)
-    return "" if _UNFINISHED_THOUGHT.match(text) else text
+    return strip_thoughts(_encodable(text))
 
 
 def _encodable(text: str) -> str:

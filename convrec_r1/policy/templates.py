@@ -17,7 +17,16 @@ from convrec_r1.base.errors import UserError
 _log = logging.getLogger(__name__)
 _SUPPLIED = {
     *("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception"),
-    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token", "additional_special_tokens"),
+    *(
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "pad_token",
+        "sep_token",
+        "cls_token",
+        "mask_token",
+        "additional_special_tokens",
+    ),
 }
 """Variables that transformers sets."""
 _OPENS_A_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
@@ -63,7 +72,9 @@ def dated(template: str, day: str) -> str:
     named = [call for call in calls if isinstance(call.node, jinja2.nodes.Name) and call.node.name == "strftime_now"]
     if not named:
         return template
-    formats = {a.value for call in named for a in call.args if isinstance(a, jinja2.nodes.Const) and isinstance(a.value, str)}
+    formats = {
+        a.value for call in named for a in call.args if isinstance(a, jinja2.nodes.Const) and isinstance(a.value, str)
+    }
     known = {form: date.fromisoformat(day).strftime(form) for form in sorted(formats)}
     return f"{{%- macro strftime_now(form) -%}}{{{{ {known!r}.get(form, {day!r}) }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
 
@@ -82,7 +93,9 @@ def warn_of_thoughts(prompt_end: str) -> None:
 def _parsed(template: str) -> jinja2.nodes.Template:
     # `generation` marks the assistant's part for transformers, and has no influence on variables.
     plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
     try:
         return environment.parse(plain)
     except jinja2.TemplateSyntaxError:
