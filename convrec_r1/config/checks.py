@@ -15,6 +15,7 @@ from convrec_r1.config.schema import Config
 from convrec_r1.data import checks as data_checks
 from convrec_r1.distill import checks as distill_checks
 from convrec_r1.evaluate import checks as evaluation_checks
+from convrec_r1.modules import launch
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
@@ -37,6 +38,7 @@ def problems(cfg: Config) -> list[str]:
         wrong += _runs(cfg) if task == "compare" else []
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
+        wrong += launch.problems(cfg.trainer, trains=task == "train")
         if task != "distill":
             wrong += [*_paths(cfg), *_plug_ins(cfg)]
             wrong += (
@@ -83,7 +85,8 @@ def _paths(cfg: Config) -> list[str]:
 
 
 def _combinations(cfg: Config) -> list[str]:
-    algo, rl, world = cfg.algo, cfg.rl, cfg.trainer.world
+    algo, rl = cfg.algo, cfg.rl
+    world = (launch.devices_for(cfg.trainer, launch.launched()) or 1) * cfg.trainer.nodes
     reinforces = algo.stage is Stage.rl
     wrong = cfg.reward.problems() if isinstance(cfg.reward, RankRewardConfig) else []
     wrong += evaluation_checks.problems(cfg.eval, cfg.n, cfg.metrics, cfg.baselines, reinforces=reinforces)
