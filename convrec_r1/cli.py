@@ -143,7 +143,11 @@ def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> f
                  "Leave out the launcher (one run after another), or use submitit_slurm (one GPU per run).")  # fmt: skip
         return None
     side_by_side = "BasicLauncher" not in launcher
-    environment = {_FULL_ERROR: "", ledger.CELL: str(cell.file), progress.LABEL: f"[{cell.number}] " if side_by_side else ""}
+    environment = {
+        _FULL_ERROR: "",
+        ledger.CELL: str(cell.file),
+        progress.LABEL: f"[{cell.number}] " if side_by_side else "",
+    }
     arguments = [*config_flags(hydra_cfg), *hydra_cfg.overrides.task]
     arguments += ["hydra.mode=RUN", f"hydra.run.dir={quote(str(folder.path))}"]
     process = start_cell(arguments, os.environ | environment, on_cpu=on_cpu)

@@ -9,11 +9,17 @@ from convrec_r1.config.checks import problems as config_problems
 from convrec_r1.modules.config import TrainerConfig
 from convrec_r1.modules.launch import LAUNCHERS, Launch, launched, problems
 
-SLURM = {"SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "4711", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+SLURM = {
+    "SLURM_JOB_NAME": "train",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
 STARTED = {
     "torchrun": lambda n: {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": str(n), "RANK": "0", "LOCAL_RANK": "0"},
     "Slurm": lambda n: {**SLURM, "SLURM_NTASKS": str(n), "SLURM_NTASKS_PER_NODE": str(n), "SLURM_NNODES": "1"},
-    "LSF": lambda n: {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "f", "JSM_NAMESPACE_LOCAL_RANK": "0", "JSM_NAMESPACE_SIZE": str(n)},
+    "LSF": lambda n: {"LSB_JOBID": "1", "JSM_NAMESPACE_LOCAL_RANK": "0", "JSM_NAMESPACE_SIZE": str(n)},
     "a launcher": lambda n: {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": str(n)},
 }  # fmt: skip
 
@@ -70,7 +76,10 @@ def test_where_lightning_starts_the_processes_itself(environment):
     ("changes", "says"),
     [
         ({"SLURM_NTASKS_PER_NODE": ""}, "needs --ntasks-per-node"),
-        ({"SLURM_NTASKS_PER_NODE": "1"}, r"starts 1 processes on a node \(SLURM_NTASKS_PER_NODE\), but trainer.devices=2"),
+        (
+            {"SLURM_NTASKS_PER_NODE": "1"},
+            r"starts 1 processes on a node \(SLURM_NTASKS_PER_NODE\), but trainer.devices=2",
+        ),
         ({"SLURM_NNODES": "2"}, r"uses 2 nodes \(SLURM_NNODES\), but trainer.nodes=1"),
     ],
 )

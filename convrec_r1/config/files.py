@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from hydra.core.config_store import ConfigStore
 
-from convrec_r1.config.quoting import quote, readable, texts_of
+from convrec_r1.config.quoting import as_text, readable, texts_of
 
 _HERE = Path(__file__).resolve().parents[1]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -24,7 +24,7 @@ def conf_folder() -> Path:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Expand `model=VALUE` for a Hub id or a folder, if conf/model has no choice of this name, and quote what Hydra cannot read.
+    """Expand `model=VALUE` for a Hub id or a folder that is no choice of conf/model, and quote what Hydra cannot read.
 
     One value becomes `model=hub model.path=VALUE model.name=LAST_PART`. In a sweep each Hub id and each folder becomes a choice
     of the group, so they can be mixed with names of conf/model: `-m model=tiny,Qwen/Qwen3-0.6B,./mine`.
@@ -45,7 +45,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         else:
             path = os.path.expanduser(models[0])
             name = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-            result += ["model=hub", f"model.path={quote(path)}", f"model.name={quote(name)}"]
+            result += ["model=hub", f"model.path={as_text(path)}", f"model.name={as_text(name)}"]
     return readable(result)
 
 

@@ -44,6 +44,11 @@ def quote(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
 
 
+def as_text(text: str) -> str:
+    """Return a text as Hydra reads it: quoted where it must be."""
+    return text if _reads_as(f"key={text}", text) else quote(text)
+
+
 def texts_of(value: str) -> list[str]:
     """Return A and B of a value `A,B`, each as it is or quoted. A value that names a file or folder is one."""
     if _is_there(os.path.expanduser(value)):
@@ -77,8 +82,8 @@ def _readable(argument: str, before: str) -> str:
     if any(not part or _STRUCTURED.match(part) for part in parts):
         by_hand = "['text 1','text (2)']" if is_list else quote(value)
         raise UserError(
-            f"{argument}\ncannot be read: {error}\nQuote texts with special characters for Hydra, and the whole argument for the "
-            f"shell: {_for_shell(f'{key}={by_hand}')}"
+            f"{argument}\ncannot be read: {error}\nQuote texts with special characters for Hydra, and the whole argument for "
+            f"the shell: {_for_shell(f'{key}={by_hand}')}"
         )
     quoted = [part if is_list and _error(f"key={part}") is None else quote(os.path.expanduser(part)) for part in parts]
     return f"{key}=[{','.join(quoted)}]" if is_list else f"{key}={','.join(quoted)}"
@@ -104,7 +109,9 @@ def _reads_as(argument: str, text: str) -> bool:
 
 def _quoted_path(path: str, key: str) -> str:
     if "${" in path:
-        raise UserError(f"{key}={path}: ${{ begins a reference to another key, also in quotes. Rename the file or folder.")
+        raise UserError(
+            f"{key}={path}: ${{ begins a reference to another key, also in quotes. Rename the file or folder."
+        )
     return quote(path)
 
 
@@ -113,7 +120,9 @@ def _error(argument: str) -> str | None:
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException as error:
-        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(("See ", "Error parsing"))]
+        lines = [
+            line for line in str(error).splitlines() if line.strip() and not line.startswith(("See ", "Error parsing"))
+        ]
         return lines[0].strip()
     return None
 

@@ -29,7 +29,7 @@ class TeacherConfig:
     longest_wait: float = option(600.0, least=0, identity=False)
     """Seconds that are waited if the teacher asks for it (Retry-After). If it asks for more, the job ends and says so."""
     most_refused: float = option(0.1, least=0, most=1, identity=False)
-    """Largest share of questions of a kind that may be refused, or answered with nothing usable, before the job ends."""
+    """Largest share of questions of a kind that may be refused or have no usable answer before the job ends. 1: all."""
     price_in: float | None = option(None, least=0, hint=_PRICE, identity=False)
     """US dollars for a million tokens of questions. null: costs are not estimated."""
     price_out: float | None = option(None, least=0, hint=_PRICE, identity=False)

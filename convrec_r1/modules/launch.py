@@ -78,7 +78,9 @@ def problems(cfg: TrainerConfig, *, trains: bool, environment: Mapping[str, str]
         return [
             f"{started}, but {wanted}: {_harm(launch.world, world)} Start `{start} python -m convrec_r1 ...`, or set {fitting}."
         ]
-    return [f"{line} Start `{start} python -m convrec_r1 ...`." for line in _slurm(launch, devices, cfg.nodes, environment)]
+    return [
+        f"{line} Start `{start} python -m convrec_r1 ...`." for line in _slurm(launch, devices, cfg.nodes, environment)
+    ]
 
 
 def _harm(started: int, world: int) -> str:

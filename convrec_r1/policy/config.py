@@ -56,8 +56,8 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     template: dict[str, Any] = option(factory=lambda: dict(NO_THOUGHTS))
-    """Arguments of the chat template, such as {enable_thinking: true} or {reasoning_effort: low}. false for an argument that the
-    template does not know is left out: it has nothing to switch off."""
+    """Arguments of the chat template, such as {enable_thinking: true} or {reasoning_effort: low}. An argument that the template
+    does not know is an error, unless it is false: there is nothing to switch off."""
     date: str = DATE
     """What chat templates take for today, YYYY-MM-DD: prompts are the same on every day. The default is the date that Llama's
     templates name where they do not know the day (meta-llama/Llama-3.2-1B-Instruct, tokenizer_config.json)."""

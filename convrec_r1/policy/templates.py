@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from functools import cache
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.meta
+from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from convrec_r1.base.errors import UserError
@@ -68,13 +69,11 @@ def dated(template: str, day: str) -> str:
 
     Every format that the template passes as a literal is known. A format that it computes gives YYYY-MM-DD.
     """
-    calls = _parsed(template).find_all(jinja2.nodes.Call)
-    named = [call for call in calls if isinstance(call.node, jinja2.nodes.Name) and call.node.name == "strftime_now"]
+    calls = _parsed(template).find_all(nodes.Call)
+    named = [call for call in calls if isinstance(call.node, nodes.Name) and call.node.name == "strftime_now"]
     if not named:
         return template
-    formats = {
-        a.value for call in named for a in call.args if isinstance(a, jinja2.nodes.Const) and isinstance(a.value, str)
-    }
+    formats = {a.value for call in named for a in call.args if isinstance(a, nodes.Const) and isinstance(a.value, str)}
     known = {form: date.fromisoformat(day).strftime(form) for form in sorted(formats)}
     return f"{{%- macro strftime_now(form) -%}}{{{{ {known!r}.get(form, {day!r}) }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
 
@@ -90,7 +89,7 @@ def warn_of_thoughts(prompt_end: str) -> None:
         )
 
 
-def _parsed(template: str) -> jinja2.nodes.Template:
+def _parsed(template: str) -> nodes.Template:
     # `generation` marks the assistant's part for transformers, and has no influence on variables.
     plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
     environment = ImmutableSandboxedEnvironment(
@@ -99,4 +98,4 @@ def _parsed(template: str) -> jinja2.nodes.Template:
     try:
         return environment.parse(plain)
     except jinja2.TemplateSyntaxError:
-        return jinja2.nodes.Template([])
+        return nodes.Template([])

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 """Seconds before a question is asked again, doubled from try to try, unless the teacher names a time."""
 _REFUSED = 3
-"""Refusals from which `teacher.most_refused` counts; before any answer, from which the teacher is taken to refuse everything."""
+"""Refusals from which `teacher.most_refused` counts. If no answer came before them, the teacher refuses everything."""
 _TOLD = 10.0
 """Seconds of a wait that the user is told of."""
 _EMPTY = "empty answer"
@@ -268,15 +268,15 @@ class _Session:
         refused, cfg = len(self.refusals), self.interview.cfg
         none = refused >= least and not self.known and len(self.answers) == refused
         few = refused < _REFUSED and cfg.most_refused > 0
-        if not none and (few or refused <= cfg.most_refused * self.total):
+        if cfg.most_refused >= 1 or (not none and (few or refused <= cfg.most_refused * self.total)):
             return
         verb = "gives no usable answer to" if isinstance(self.refusals[-1], Unusable) else "refuses"
         which = f"every question ({refused} so far)" if none else f"{refused} of {self.total} questions"
         limit = "" if none else f" More than teacher.most_refused={cfg.most_refused:g} of all end the job."
         self._end(
             UserError(
-                f"The teacher {verb} {which}. The last: {self.refusals[-1]}.{limit} Check teacher.*; if questions are too long for "
-                "the model, lower distill.reflect.per_question and distill.describe_batch."
+                f"The teacher {verb} {which}. The last: {self.refusals[-1]}.{limit} Check teacher.*; if questions are too long "
+                "for the model, lower distill.reflect.per_question and distill.describe_batch."
             )
         )
 
