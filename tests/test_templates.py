@@ -77,6 +77,8 @@ def test_the_day_is_chosen(tokenizer):
     assert problems(unresolved_config("model.date=26.7.2024")) == [
         "model.date=26.7.2024 is no date: write YYYY-MM-DD, as in 2024-07-26."
     ]
+    teacher = ("task=distill", "data=movieland", "teacher=vllm", "teacher.model=x", "model.date=2026-13-01")
+    assert any(line.startswith("teacher.date=2026-13-01 is no date") for line in problems(unresolved_config(*teacher)))
 
 
 @pytest.mark.parametrize("template", [ASKS_THE_DAY, ASKS_IN_A_MACRO, PLAIN_TEMPLATE, SWITCH])

@@ -13,6 +13,15 @@ DATE = "2024-07-26"
 NO_THOUGHTS = {"enable_thinking": False}
 
 
+def date_problem(key: str, value: str) -> list[str]:
+    """Return a message if `value` is not a date."""
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        return [f"{key}={value} is no date: write YYYY-MM-DD, as in {DATE}."]
+    return []
+
+
 class ModelSource(Enum):
     """Where the model comes from."""
 
@@ -81,11 +90,7 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """Return a message for each contradiction between options."""
-        wrong = []
-        try:
-            date.fromisoformat(self.date)
-        except ValueError:
-            wrong.append(f"model.date={self.date} is no date: write YYYY-MM-DD, as in 2024-07-26.")
+        wrong = date_problem("model.date", self.date)
         if self.source is not ModelSource.tiny and not self.path:
             wrong.append("model.path is empty: give a Hub id or a folder, as in model=Qwen/Qwen2.5-0.5B-Instruct.")
         if self.source is ModelSource.tiny and self.trust_remote_code:
