@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.rows import Row, describe
+from convrec_r1.data.adapters.rows import Row
 from convrec_r1.data.schema import SPLITS, Conversation, Message, Split
+from convrec_r1.data.values import describe
 
 Role = Literal["user", "assistant"]
 _MESSAGES = "a list of {role, content}"

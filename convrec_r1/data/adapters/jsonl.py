@@ -18,8 +18,9 @@ from typing import Any
 from convrec_r1.base.files import replacing
 from convrec_r1.data.adapters.base import FileAdapter
 from convrec_r1.data.adapters.common import JSONL, by_split, check_id, present, read_messages, split_by_hash
-from convrec_r1.data.adapters.rows import Row, describe, read_jsonl
+from convrec_r1.data.adapters.rows import Row, read_jsonl
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
+from convrec_r1.data.values import describe
 
 _log = logging.getLogger(__name__)
 _KEYS = {"id", "cluster", "messages", "ground_truth", "seen", "demonstration", "split", "has_instruction"}
