@@ -147,6 +147,8 @@ def to_year(value: Any) -> int | None:
 
     None, NaN, 0, blank strings and words for unknown (`\\N`, "N/A") are no year. Raises ValueError.
     """
+    if type(value) is int and 0 < value < 10_000:  # nearly always
+        return value
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         text = value.strip() if isinstance(value, str) else shown(value)
         if found := _NUMBER.fullmatch(text) or _DAY.fullmatch(text):

@@ -104,7 +104,8 @@ def _fits(cells: list[str] | csv.Error, width: int) -> bool:
 
 def _misfit(cells: list[str] | csv.Error, width: int, delimiter: str) -> str:
     if isinstance(cells, csv.Error):
-        return f"not valid {'CSV' if delimiter == ',' else 'text with delimiters'} ({cells})."
+        kind = {",": "CSV", "\t": "tab-separated text"}.get(delimiter, f'text with "{delimiter}" between cells')
+        return f"not valid {kind} ({cells})."
     advice = f' A cell with a "{delimiter}" in it must be in double quotes.' if len(cells) > width else ""
     return f"{len(cells)} cells where the header has {width}.{advice}"
 

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.base import Adapter
@@ -82,7 +82,7 @@ def known_metadata(file: str | None, adapter: Adapter, dataset: str) -> dict[Key
         if isinstance(source, Path):
             described = read_metadata(source)
         else:
-            rows = (metadata_of(Row(dict(fields), f"{dataset}, item {k}")) for k, fields in enumerate(source, 1))
+            rows = (metadata_of(dict(fields), f"{dataset}, item {k}") for k, fields in enumerate(source, 1))
             described = {key(item): item for item in rows if item}
     except UserError as error:
         if file or not isinstance(source, Path):
@@ -131,8 +131,7 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     found: dict[Key, Metadata] = {}
     for value, where in read_entries(path, "metadata", notes):
         with faults:
-            fields = value if isinstance(value, dict) else dict(zip(("title", "year"), to_item(value), strict=True))
-            metadata = metadata_of(Row(fields, where), notes)
+            metadata = metadata_of(value, where, notes)
             if metadata is None or _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial has such a row
                 notes.add("rows without a title were left out", where)
             elif found.setdefault(key(metadata), metadata) is not metadata:
@@ -145,10 +144,14 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     return found
 
 
-def metadata_of(row: Row, notes: Notes | None = None) -> Metadata | None:
-    """Return the metadata in the fields of a row, see `read_metadata`; None without a title. Raises UserError."""
+def metadata_of(value: Any, where: str, notes: Notes | None = None) -> Metadata | None:
+    """Return the metadata of an item and its other fields, see `read_metadata`; None without a title.
+
+    Raises UserError that begins with the item's place `where`.
+    """
+    row = Row(value if isinstance(value, dict) else {}, where)
     try:
-        title, year = to_item(row.fields, notes, row.where)
+        title, year = to_item(value, notes, where)
     except NoTitleError:
         return None
     except ValueError as error:
