@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,10 +13,10 @@ import numpy as np
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.plugins import TARGET, build
 from convrec_r1.data.adapters.base import Adapter
+from convrec_r1.data.audit import endings, leaks, truths_once
 from convrec_r1.data.config import DataConfig, PromptStyle
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset
-from convrec_r1.lists import Item
 from convrec_r1.matching import Folded, Matching
 
 _log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
     adapter = make_adapter(cfg, n, match)
     data = adapter.load()
     data = Dataset(data.catalog, {split: _cut(data[split], cfg.sizes.get(split), cfg.seed) for split in SPLITS})
-    doubled = _once(data, match)
+    doubled = truths_once(data, match)
     if empty := [split for split in need if not data[split]]:
         raise UserError(
             f"data={cfg.name}: no conversations in the split {', '.join(empty)} of {cfg.path}. "
@@ -59,7 +58,7 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
         for split in SPLITS:
             data.splits[split] = [adapter.without_instruction(c) if c.has_instruction else c for c in data[split]]
     for note in (*doubled, *leaks(data), *endings(data)):
-        _log.warning(note)
+        _log.warning("Data %s: %s", cfg.name, note)
     if cfg.demonstrations == "neighbours":
         data = add_demonstrations(data, n, match)
     sizes = ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS)
@@ -103,69 +102,6 @@ def sample(conversations: Sequence[Conversation], size: int, seed: int) -> list[
         drawn[cluster] += 1
         order.append((drawn[cluster], len(order), place))
     return [conversations[place] for place in sorted(place for *_, place in sorted(order)[:size])]
-
-
-def _once(data: Dataset, match: Matching) -> list[str]:
-    """Name each ground truth of a conversation once, and return a note on how many were repeated."""
-    repeated = 0
-    for split in SPLITS:
-        for at, conversation in enumerate(data[split]):
-            if len(truths := conversation.ground_truth) > 1:
-                unique: dict[tuple[str, int | None], Item] = {}
-                for item in truths:
-                    unique.setdefault(match.item_key(item), item)
-                if len(unique) < len(truths):
-                    repeated += len(truths) - len(unique)
-                    data.splits[split][at] = replace(conversation, ground_truth=tuple(unique.values()))
-    return [f"{repeated:,} ground truths stand twice in their conversation and count once."] if repeated else []
-
-
-def leaks(data: Dataset) -> list[str]:
-    """Return a note on each two splits that share clusters, or conversations with the same text and the same truths."""
-    notes = []
-    for at, split in enumerate(SPLITS):
-        for other in SPLITS[at + 1 :]:
-            clusters, texts, truths = (
-                {key(c) for c in data[split]} & {key(c) for c in data[other]} for key in (_cluster, _text, _answer)
-            )
-            if clusters or texts:
-                notes.append(
-                    f"{other} shares {len(clusters):,} clusters and the text of {len(texts):,} conversations with {split} "
-                    f"({len(truths):,} with the same ground truth): what is measured on them is partly memory. Give each "
-                    "cluster one split."
-                )
-    return notes
-
-
-def _cluster(conversation: Conversation) -> str:
-    return conversation.cluster
-
-
-def _text(conversation: Conversation) -> int:
-    return hash(conversation.messages)
-
-
-def _answer(conversation: Conversation) -> int:
-    return hash((conversation.messages, frozenset(conversation.ground_truth)))
-
-
-def endings(data: Dataset) -> list[str]:
-    """Return notes on conversations that end with the recommender's turn, and on those whose last turn names a truth."""
-    last = [(c, c.messages[-1]) for split in SPLITS for c in data[split] if c.messages and not c.has_instruction]
-    said = [(c, message.content) for c, message in last if message.role == "assistant"]
-    told = sum(any(_names(text, item.title) for item in c.ground_truth) for c, text in said)
-    notes = [
-        f"{len(said):,} of {len(last):,} conversations end with the recommender's turn, which a list would follow."
-    ]
-    if told:
-        notes.append(
-            f"{told:,} conversations end with the recommender naming a ground truth: cut that turn, it gives the answer."
-        )
-    return notes if said else []
-
-
-def _names(text: str, title: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(title.strip())}(?!\w)", text) is not None
 
 
 def _check_catalog(data: Dataset, cfg: DataConfig, match: Matching) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.data import items
 from convrec_r1.data.faults import Faults, Notes
 from convrec_r1.data.files import read_lines
 from convrec_r1.data.items import TITLES, holds_year, plain_name
@@ -20,6 +21,7 @@ _DELIMITERS = {"::": _SEPARATOR, "\t": "\t", ";": ";", ",": ",", "|": "|"}
 _QUOTED: dict[str, Any] = {}
 _ESCAPED: dict[str, Any] = {"escapechar": "\\", "doublequote": False}  # Book-Crossing's "a \"quote\""
 _RAW: dict[str, Any] = {"quoting": csv.QUOTE_NONE}  # IMDb's, where a quotation mark is part of the title
+_WHOLE = re.compile(r'"(?:[^"]|"")*"')
 _HEAD, _ENOUGH = 300, 0.9
 """Rows that the layout is told by, and the share of them that must agree."""
 _TOLERATED = 0.01
@@ -44,6 +46,8 @@ class _Layout(NamedTuple):
     header: tuple[str, ...]
     skip: int
     """Rows before the first of the data."""
+    guess: str = ""
+    """Name that was taken for the titles'."""
 
 
 def read_table(
@@ -63,6 +67,8 @@ def read_table(
     lines = list(read_lines(path, notes))
     delimiter = _announced(lines) or delimiter or _delimiter(lines)
     layout = _layout(path, lines, delimiter, columns)
+    if layout.guess:
+        notes.add(f"column was taken for the titles: {layout.guess!r}")
     width, place = len(layout.header), f"{path.name}, line"
     faults, number = Faults(), 0
     for line, cells in islice(_rows(lines, layout), layout.skip, None):
@@ -92,7 +98,12 @@ def _rows(lines: Sequence[str], layout: _Layout) -> Iterator[tuple[int, list[str
             yield rows.line_num, error
         else:
             if any(cell.strip() for cell in cells):
-                yield rows.line_num, cells
+                yield rows.line_num, list(map(_unquoted, cells)) if layout.style is _RAW else cells
+
+
+def _unquoted(cell: str) -> str:
+    """Return a cell without the quotation marks around it, where all inside are doubled: rows may differ in that."""
+    return cell[1:-1].replace('""', '"') if _WHOLE.fullmatch(cell) else cell
 
 
 def _fits(cells: list[str] | csv.Error, width: int) -> bool:
@@ -155,8 +166,7 @@ def _layout(path: Path, lines: Sequence[str], delimiter: str, columns: Sequence[
         rows = _head(lines, delimiter, style)
         if not rows:
             continue
-        header, skip = _header(path, rows, delimiter, columns)
-        layout = _Layout(delimiter, style, header, skip)
+        layout = _Layout(delimiter, style, *_header(path, rows, delimiter, columns))
         bad = sum(
             not _fits(cells, len(header)) or _swallowed(cells) for _, cells in islice(_rows(lines, layout), skip, None)
         )
@@ -178,18 +188,22 @@ def _swallowed(cells: list[str] | csv.Error) -> bool:
 
 def _header(
     path: Path, rows: Sequence[Sequence[str]], delimiter: str, columns: Sequence[str]
-) -> tuple[tuple[str, ...], int]:
-    """Return the names of the columns, and the rows before the first of the data."""
+) -> tuple[tuple[str, ...], int, str]:
+    """Return the names of the columns, the rows before the first of the data, and a name that was taken for the titles'."""
     first = [cell.strip().lower() for cell in rows[0]]
     if columns:
         if missing := [name for name in columns if name not in first]:
             raise UserError(f"{path.name}: the header must name a column `{missing[0]}`, found {listed(first)}.")
-        return tuple(first), 1
+        return tuple(first), 1, ""
     if _names_titles(first):
-        return _unique(first, rows), 1
+        return _unique(first, rows), 1, ""
     width = len(first)
+    if (delimiter, width) in _PUBLISHED and first[0].isdigit():
+        return _PUBLISHED[delimiter, width], 0, ""
     titled = [at for at in range(width) if _mostly(rows[1:] or rows, at, holds_year)]
     dated = [at for at in range(width) if _mostly(rows[1:] or rows, at, _is_year)]
+    if len(titled) != 1 and (named := items.columns(tuple(first))[0]):  # a name like "Display title"
+        return _unique(first, rows), 1, named[0]
     if len(titled) != 1 and not (width == 2 and len(dated) == 1):
         found = " | ".join(shorten(cell.strip(), 30) for cell in rows[0])
         raise UserError(
@@ -198,11 +212,9 @@ def _header(
         )
     title = titled[0] if len(titled) == 1 else 1 - dated[0]
     if not (holds_year(first[title]) if titled else _is_year(first[dated[0]])):
-        return tuple("title" if at == title else name for at, name in enumerate(_unique(first, rows))), 1
-    if (delimiter, width) in _PUBLISHED:
-        return _PUBLISHED[delimiter, width], 0
+        return tuple("title" if at == title else name for at, name in enumerate(_unique(first, rows))), 1, first[title]
     names = {title: "title", **({dated[0]: "year"} if len(dated) == 1 and width == 2 else {})}
-    return tuple(names.get(at, f"column {at + 1}") for at in range(width)), 0
+    return tuple(names.get(at, f"column {at + 1}") for at in range(width)), 0, ""
 
 
 def _unique(names: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
