@@ -48,7 +48,7 @@ ENCODINGS = {
     "utf-16-le without a mark": lambda text: text.encode("utf-16-le"),
     "utf-16-be without a mark": lambda text: text.encode("utf-16-be"),
     "utf-32": lambda text: text.encode("utf-32"),
-    "latin-1": lambda text: text.replace("–", "-").encode("latin-1"),
+    "latin-1": lambda text: text.replace("\u2013", "-").encode("latin-1"),
     "windows-1252": lambda text: text.encode("cp1252"),
     "windows line ends": lambda text: text.replace("\n", "\r\n").encode(),
     "old mac line ends": lambda text: text.replace("\n", "\r").encode(),

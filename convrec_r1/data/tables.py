@@ -167,9 +167,8 @@ def _layout(path: Path, lines: Sequence[str], delimiter: str, columns: Sequence[
         if not rows:
             continue
         layout = _Layout(delimiter, style, *_header(path, rows, delimiter, columns))
-        bad = sum(
-            not _fits(cells, len(header)) or _swallowed(cells) for _, cells in islice(_rows(lines, layout), skip, None)
-        )
+        rest = islice(_rows(lines, layout), layout.skip, None)
+        bad = sum(not _fits(cells, len(layout.header)) or _swallowed(cells) for _, cells in rest)
         if best is None or bad < best[0]:
             best = bad, layout
         if not bad:
