@@ -144,7 +144,10 @@ def test_jsonl_without_splits_deals_clusters_out_whole(tmp_path):
         ({"messages": None}, '"messages" must be a list of {role, content}, found null'),
         ({"messages": ["hello"]}, '"messages", message 1 must be an object'),
         ({"messages": [*MESSAGES, {"role": "narrator", "content": "x"}]}, 'message 2: "role" must be "user"'),
-        ({"messages": [{"role": "user", "content": " "}]}, '"messages" has no message of "user" or "assistant" with text'),
+        (
+            {"messages": [{"role": "user", "content": " "}]},
+            '"messages" has no message of "user" or "assistant" with text',
+        ),
         ({"messages": [{"role": "user", "content": 3}]}, '"content" must be a string or a list of parts, found int 3'),
         ({"messages": [{"role": ["user"], "content": "x"}]}, 'message 1: "role" must be "user" or "assistant" (or'),
         ({"ground_truth": [["Heat", 1995], 3]}, '"ground_truth", entry 2: an item must be'),

@@ -58,9 +58,7 @@ def read(tmp_path, *rows, name="train.jsonl"):
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-@pytest.mark.parametrize(
-    ("who", "what"), [("role", "content"), ("from", "value"), ("speaker", "text"), ("author", "utterance")]
-)
+@pytest.mark.parametrize("keys", ["role content", "from value", "speaker text", "author utterance"])
 def test_every_role_under_every_key_with_every_content(tmp_path, content, keys):
     who, what = keys.split()
     for role, meaning in ROLES.items():
@@ -160,7 +158,7 @@ PUBLISHED = {
     "a first message that says so": [("user", "Name 20. Here is the conversation: USER: Like Ronin?"),
                                      ("assistant", "Which kind?"), ("user", "Heists.")],
     "a last message that says so": [("system", "You know films."),
-                                    ("user", "Here is the conversation:\nUSER: Like Ronin?\nSYSTEM: Which kind?\nUSER: Heists.")],
+                                    ("user", "Here is the conversation:\nUSER: Like Ronin?\nSYSTEM:Which kind?\nUSER:Heists.")],
     "plain turns": [(m.role, m.content) for m in SPOKEN],
 }  # fmt: skip
 
@@ -246,19 +244,17 @@ def test_notes_are_logged_once_when_the_data_is_loaded(tmp_path, caplog):
 
     catalog = write_catalog(tmp_path)
     twice = {**ROW, "ground_truth": [["Heat", 1995], "Heat (1995)"]}
+    said = [*ROW["messages"], {"role": "bot", "content": "Heat?"}]
     for split in SPLITS:
-        write_rows(
-            tmp_path / f"{split}.jsonl",
-            {**twice, "id": split, "messages": said},
-        )
+        write_rows(tmp_path / f"{split}.jsonl", {**twice, "id": split, "messages": said})
     cfg = make_config("data=jsonl", f"data.path={tmp_path}", f"data.catalog={catalog}")
     with caplog.at_level(logging.WARNING):
         data = load_data(cfg.data, cfg.n)
     assert data["train"][0].ground_truth == (Item("Heat", 1995),)
     for told in (
         "3 ground truths stand twice",
-        "test shares 0 clusters and the text of 1",
+        "validation shares 0 clusters and the text of 1",
         "3 of 3 conversations end",
-        "naming a",
+        "naming a ground truth",
     ):
         assert caplog.text.count(told) == 1

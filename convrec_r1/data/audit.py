@@ -34,8 +34,8 @@ def leaks(data: Dataset) -> list[str]:
             if clusters or texts:
                 notes.append(
                     f"{other} shares {len(clusters):,} clusters and the text of {len(texts):,} conversations with {split} "
-                    f"({len(truths):,} with the same ground truth): what is measured on them is partly memory. Give each "
-                    "cluster one split."
+                    f"({len(truths):,} with the same ground truth). Unless these are mere greetings, results on {other} are "
+                    "partly memory: give each cluster one split."
                 )
     return notes
 
