@@ -258,3 +258,17 @@ def test_notes_are_logged_once_when_the_data_is_loaded(tmp_path, caplog):
         "naming a ground truth",
     ):
         assert caplog.text.count(told) == 1
+
+
+def test_a_large_file_shows_its_progress(tmp_path, monkeypatch, capsys):
+    from convrec_r1.data import files
+
+    monkeypatch.setattr(files, "_LARGE", 1000)
+    monkeypatch.setattr(files, "_STEP", 1000)
+    path = tmp_path / "train.jsonl"
+    jsonl.dump([talk(str(k)) for k in range(3000)], path)
+    for name in (path, tmp_path / "train.jsonl.gz"):
+        name.write_bytes(path.read_bytes() if name == path else gzip.compress(path.read_bytes()))
+        assert len(jsonl.read(name)) == 3000
+        steps = -(-name.stat().st_size // 1000)
+        assert f"Reading {name.name} (MB): {steps}/{steps}" in capsys.readouterr().out

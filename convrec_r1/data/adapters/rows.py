@@ -62,7 +62,7 @@ class Row:
 
     def seen(self, key: str) -> tuple[str, ...]:
         """Return the titles of a list of items or titles, empty if absent. Blank ones are left out."""
-        values = self.array(key, "a list of titles or items", [])
+        values = self.array(key, "a list of titles", [])
         return tuple(
             self._item(key, number, value).title
             for number, value in enumerate(values, start=1)
