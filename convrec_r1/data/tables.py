@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.data import items
@@ -106,7 +106,7 @@ def _unquoted(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if _WHOLE.fullmatch(cell) else cell
 
 
-def _fits(cells: list[str] | csv.Error, width: int) -> bool:
+def _fits(cells: list[str] | csv.Error, width: int) -> TypeGuard[list[str]]:
     """Return whether a row has the header's cells; blank ones may follow, as spreadsheets write them."""
     return not isinstance(cells, csv.Error) and (
         len(cells) == width or (len(cells) > width and not any(cell.strip() for cell in cells[width:]))

@@ -188,11 +188,14 @@ def _values(row: Row, name: str) -> list[str]:
         if not (value.strip().startswith("[") and value.strip().endswith("]")):
             return value.split(next((mark for mark in "|;" if mark in value), ","))
         value = _literal(row, name, value.strip())
-    values = (_name(entry) if isinstance(entry, dict) else entry for entry in value)
-    for number, entry in enumerate(values := [entry for entry in values if entry is not None], start=1):
-        if not isinstance(entry, str):
-            raise row.error(f'"{name}", entry {number}: it must be a string, found {describe(entry)}.')
-    return values
+    names = []
+    for number, entry in enumerate(value, start=1):
+        found = _name(entry) if isinstance(entry, dict) else entry
+        if isinstance(found, str):
+            names.append(found)
+        elif found is not None:
+            raise row.error(f'"{name}", entry {number}: it must be a string, found {describe(found)}.')
+    return names
 
 
 def _literal(row: Row, name: str, text: str) -> list[object]:
