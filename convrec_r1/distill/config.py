@@ -185,7 +185,7 @@ class DistillConfig:
     reflect: ReflectConfig = field(default_factory=ReflectConfig)
     adjust: AdjustConfig = field(default_factory=AdjustConfig)
     metadata: str | None = None
-    """A file of items' metadata (JSONL, JSON or CSV). null: the dataset's own if it has any, else the teacher is asked."""
+    """A file of items' metadata, in any form of a catalog. null: the dataset's own if it has any, else the teacher is asked."""
     describe: bool = True
     """Ask the teacher about items without metadata. false: they have their title and year only."""
     describe_batch: int = option(20, least=1)
