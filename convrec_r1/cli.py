@@ -16,9 +16,11 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from convrec_r1.base import progress
 from convrec_r1.base.errors import UserError
@@ -27,6 +29,7 @@ from convrec_r1.base.signals import REQUEUE, Interrupted, requeue, run_to_its_en
 from convrec_r1.base.visible import visible
 from convrec_r1.config.files import conf_folder, expand
 from convrec_r1.config.help import help_text
+from convrec_r1.config.quoting import quote
 from convrec_r1.config.schema import Config
 from convrec_r1.config.store import USER_ERROR, register
 from convrec_r1.modules.hardware import is_cpu_only
@@ -36,6 +39,9 @@ from convrec_r1.studies import ledger
 
 OK, FAULT, INTERRUPTED = 0, 1, 130
 """Exit status: success, internal error, after Ctrl-C. Of a user error: USER_ERROR."""
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError)
+"""What is wrong in a config, with Hydra's own words, a file that is no YAML, or a reference to a missing key."""
 
 
 register()
@@ -46,8 +52,14 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(sys.argv[1:]))
         return
-    sys.argv[1:] = expand(sys.argv[1:])
+    try:
+        sys.argv[1:] = expand(sys.argv[1:])
+    except UserError as error:
+        print(f"\n{visible(str(error))}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     sys.path.append(os.getcwd())  # for users' plug-ins: the console script does not add it
+    debug = os.environ.get(_FULL_ERROR) == "1"
+    os.environ[_FULL_ERROR] = "1"  # Hydra raises its errors; without it, it prints some with a trace, and exits
     launch = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
     broke_off = False
     try:
@@ -63,7 +75,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command resumes from the last checkpoint.", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except Exception:
+    except Exception as error:
+        if not _started and not debug and isinstance(error, _CONFIG_ERRORS):
+            said = [str(e) for e in (error, error.__cause__) if e is error or isinstance(e, OmegaConfBaseException)]
+            print("\nThe config cannot be read:", visible("\n".join(said)), file=sys.stderr)
+            if ledger.opened:
+                ledger.opened.close()
+            sys.exit(USER_ERROR)
         if not ledger.opened:
             raise
         traceback.print_exc()  # the launcher failed; the ledger holds the started cells
@@ -125,14 +143,28 @@ def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> f
                  "Leave out the launcher (one run after another), or use submitit_slurm (one GPU per run).")  # fmt: skip
         return None
     side_by_side = "BasicLauncher" not in launcher
-    environment = {ledger.CELL: str(cell.file), progress.LABEL: f"[{cell.number}] " if side_by_side else ""}
-    given = [source.path for source in hydra_cfg.runtime.config_sources if source.provider == "command-line"]
-    arguments = [*(f"--config-dir={path}" for path in given), *hydra_cfg.overrides.task]
-    arguments += ["hydra.mode=RUN", f"hydra.run.dir={folder.path}"]
+    environment = {
+        _FULL_ERROR: "",
+        ledger.CELL: str(cell.file),
+        progress.LABEL: f"[{cell.number}] " if side_by_side else "",
+    }
+    arguments = [*config_flags(hydra_cfg), *hydra_cfg.overrides.task]
+    arguments += ["hydra.mode=RUN", f"hydra.run.dir={quote(str(folder.path))}"]
     process = start_cell(arguments, os.environ | environment, on_cpu=on_cpu)
     status = run_to_its_end(process)
     cell.end(status)
     return objective(read_json(folder.summary)) if status == OK else None
+
+
+def config_flags(hydra_cfg: HydraConf) -> list[str]:
+    """Return the arguments with which a run finds the config files of its sweep."""
+    found = {source.provider: source.path for source in hydra_cfg.runtime.config_sources if source.schema == "file"}
+    flags = [f"--config-dir={found['command-line']}"] if "command-line" in found else []
+    if (main := found.get("main")) and Path(main) != conf_folder():
+        flags.append(f"--config-path={main}")
+    if hydra_cfg.job.config_name not in (None, "config"):
+        flags.append(f"--config-name={hydra_cfg.job.config_name}")
+    return flags + [text for text in hydra_cfg.overrides.hydra if text.lstrip("+").startswith("hydra.searchpath=")]
 
 
 def start_cell(

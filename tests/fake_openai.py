@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 SLOW = 1.5
 """Seconds that a slow answer takes; more than the time-out of the tests."""
 
-Plan = Callable[[str, int], str | None]
-"""(question, how often it was asked before) -> what goes wrong with it, None: nothing."""
+Plan = Callable[[str, int], str | dict | None]
+"""(question, how often it was asked before) -> what goes wrong with it, or fields of the choice. None: nothing."""
 
 
 class FakeOpenAI:
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault = fake.plan(question, times)
             if "response_format" in body and not fake.schemas:
                 fault = "400"
-            if fault:
+            if isinstance(fault, str):
                 fake.faults[fault] += 1
         try:
             time.sleep(fake.pace)
@@ -95,10 +95,13 @@ class _Handler(BaseHTTPRequestHandler):
             with fake.lock:
                 fake.under_way -= 1
 
-    def _reply(self, question: str, fault: str | None, as_json: bool) -> None:
-        whole = json.dumps(completion(question, as_json)).encode()
+    def _reply(self, question: str, fault: str | dict | None, as_json: bool) -> None:
+        content = completion(question, as_json)
+        if isinstance(fault, dict):
+            content["choices"][0] |= fault
+        whole = json.dumps(content).encode()
         match fault:
-            case None:
+            case None | dict():
                 self._send(200, whole)
                 with self.fake.lock:
                     self.fake.delivered[question] += 1
@@ -122,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(200, json.dumps({"id": "x", "object": "chat.completion", "choices": []}).encode())
             case "page":
                 self._send(200, b"<html>Please log in</html>", kind="text/html")
+            case "moderated":
+                self._send(403, _error("Your input was flagged by the moderation of the provider"))
             case "401":
                 self._send(401, _error(f"no such key: {self.headers['Authorization'].removeprefix('Bearer ')}"))
             case status:

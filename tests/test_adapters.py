@@ -49,7 +49,7 @@ def test_a_line_of_a_megabyte(tmp_path):
         (b"\n \n", "x.jsonl is empty"),
         (b"{}\n{\n", "x.jsonl, line 2: not valid JSON"),
         (b"[]\n", "x.jsonl, line 1: each line must be a JSON object {...}, found a list of 0"),
-        (b'{}\n{"a": "\xff"}\n', "x.jsonl, line 2: not UTF-8"),
+        (b'{}\n{"a": \xff}\n', "x.jsonl, line 2: not valid JSON"),
         (b'{"a": ' + b"1" * 5000 + b"}", "x.jsonl, line 1: not readable as JSON"),
     ],
 )
@@ -143,17 +143,20 @@ def test_jsonl_without_splits_deals_clusters_out_whole(tmp_path):
         ({"messages": []}, '"messages" is empty'),
         ({"messages": None}, '"messages" must be a list of {role, content}, found null'),
         ({"messages": ["hello"]}, '"messages", message 1 must be an object'),
-        ({"messages": [*MESSAGES, {"role": "system", "content": "x"}]}, 'message 2: "role" must be "user"'),
-        ({"messages": [{"role": "user", "content": " "}]}, '"content" must be a string that is not blank'),
-        ({"messages": [{"role": ["user"], "content": "x"}]}, '"role" must be "user" or "assistant", found a list of 1'),
-        ({"ground_truth": []}, '"ground_truth" is empty'),
+        ({"messages": [*MESSAGES, {"role": "narrator", "content": "x"}]}, 'message 2: "role" must be "user"'),
+        (
+            {"messages": [{"role": "user", "content": " "}]},
+            '"messages" has no message of "user" or "assistant" with text',
+        ),
+        ({"messages": [{"role": "user", "content": 3}]}, '"content" must be a string or a list of parts, found int 3'),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, 'message 1: "role" must be "user" or "assistant" (or'),
         ({"ground_truth": [["Heat", 1995], 3]}, '"ground_truth", entry 2: an item must be'),
         ({"ground_truth": [["Heat", "95a"]]}, '"ground_truth", entry 1: a year must be'),
         ({"ground_truth": {"title": "Heat"}}, '"ground_truth" must be a list of items'),
         ({"demonstration": [["", 1995]]}, '"demonstration", entry 1: the title is blank'),
         ({"seen": "Heat"}, '"seen" must be a list of titles'),
-        ({"seen": [["Heat", 1995]]}, '"seen", entry 1: a title must be a string'),
-        ({"split": "valid"}, "\"split\" must be one of train, validation, test, found str 'valid'"),
+        ({"seen": [["Heat", 1995], 3]}, '"seen", entry 2: an item must be'),
+        ({"split": "held"}, "\"split\" must be one of train, validation, test, found str 'held'"),
         ({"split": ["train"]}, '"split" must be one of'),
         ({"split": "test"}, '"split" is test, but the file is the train split'),
         ({"has_instruction": 1}, '"has_instruction" must be true or false'),
@@ -198,14 +201,14 @@ def test_jsonl_without_data_or_catalog(tmp_path):
 
 words = st.text(min_size=1, max_size=12).filter(str.strip)
 titles = words.filter(lambda title: "(" not in title and "\n" not in title)
-items = st.builds(Item, titles, st.none() | st.integers(0, 9999))
+items = st.builds(Item, titles, st.none() | st.integers(1, 9999))
 conversations = st.builds(
     Conversation,
     id=words,
     cluster=words,
     messages=st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), words), min_size=1).map(tuple),
     ground_truth=st.lists(items, min_size=1, max_size=3).map(tuple),
-    seen=st.lists(st.text(max_size=5), max_size=3).map(tuple),
+    seen=st.lists(titles.map(str.strip), max_size=3).map(tuple),
     demonstration=st.none() | st.lists(items, max_size=3).map(tuple),
     split=st.sampled_from(SPLITS),
     has_instruction=st.booleans(),

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl, write_text
+from convrec_r1.config.naming import run_dir
 from convrec_r1.evaluate.config import EvalConfig
 from convrec_r1.evaluate.labels import styles
 from convrec_r1.evaluate.scoring import Evaluation
@@ -230,6 +231,11 @@ def test_patterns_name_runs_or_the_folder_that_holds_them(tmp_path):
     assert find_runs(str(tmp_path / "study" / "*")) == both
     assert find_runs(str(tmp_path / "study")) == both
     assert find_runs([str(both[1]), str(tmp_path / "study" / "*")]) == both[::-1]
+    (tmp_path / "study").rename(tmp_path / "study [1]?")
+    assert [run.name for run in find_runs(str(tmp_path / "study [1]?" / "*"))] == ["one", "two"]
+    assert [run.name for run in find_runs(str(tmp_path / "stud*" / "*"))] == ["one", "two"]
+    beside = run_dir(_root_=OmegaConf.create({"task": {"name": "compare"}, "runs": str(tmp_path / "study [1]?" / "*")}))
+    assert beside == str(tmp_path / "study [1]?" / "comparison")
     with pytest.raises(UserError, match=r"runs=.*nowhere.*no such folder"):
         find_runs(str(tmp_path / "nowhere*"))
     with pytest.raises(UserError, match="needs runs=PATTERN"):

@@ -1,6 +1,7 @@
 """task=distill as people run it: one command, killed and run again, over HTTP, in part; and SFT on what it makes."""
 
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -8,20 +9,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_openai import FakeOpenAI
-from support import ROOT, SMOKE, assert_user_error, make_config, run_command, start_command
+from support import ROOT, SHARED, SMOKE, assert_user_error, make_config, run_command, start_command
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import read_json, read_jsonl
+from convrec_r1.base.files import read_json, read_jsonl, write_jsonl
 from convrec_r1.config.checks import check
 from convrec_r1.data import movieland
 from convrec_r1.data.load import load_data
+from convrec_r1.data.schema import Conversation, Message
+from convrec_r1.distill import adjust
+from convrec_r1.distill.card import render
 from convrec_r1.distill.config import TeacherConfig
+from convrec_r1.distill.embedders.tfidf import TfidfEmbedder
 from convrec_r1.distill.export import read_demonstrations, write_dataset
-from convrec_r1.distill.pipeline import Setup, run
+from convrec_r1.distill.measure import Measure, card_values
+from convrec_r1.distill.pipeline import Setup, asked_about, conversations_only, run
+from convrec_r1.distill.questions import recommend
 from convrec_r1.distill.teachers.base import Answer, make_teacher
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
+from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item
+from convrec_r1.policy.prompts import dialogue
 
 pytestmark = pytest.mark.long
 
@@ -220,11 +229,15 @@ class Silent:
 
 @pytest.mark.parametrize("choice", ["full", "without_remap", "matched"])
 def test_a_teacher_that_names_nothing(tmp_path, choice):
-    """Then the context alone has a say, and without Remap there are no lists."""
-    cfg = make_config(*SMALL, f"distill={choice}")
+    """Allowed by the config, the context alone has a say, and without Remap there are no lists. Else it is a fault."""
+    cfg = make_config(*SMALL, f"distill={choice}", "teacher.most_refused=1")
     data = load_data(cfg.data, cfg.n, need=["train"])
     with AnswerCache(tmp_path / "cache") as cache, Interview(Silent(), cache, cfg.teacher) as interview:
         found = run(setup_of(cfg), data, interview, tmp_path)
+        with pytest.raises(UserError, match=r"gives no usable answer to every question.*teacher\.extra_tokens"):
+            Interview(Silent(), cache, make_config(*SMALL).teacher).ask(
+                [recommend(data["train"][0], 5, "{n}")], "Lists"
+            )
     chosen = list(found.stages.values())[-1]
     assert (chosen >= 0).all() if choice == "full" else (chosen < 0).all()
     if found.judged:
@@ -364,29 +377,110 @@ def test_demonstrations_of_other_data_are_refused(tmp_path):
     assert_user_error(done, "was made for another conversation")
 
 
+def published(files: Path, folder: Path) -> Path:
+    """The dataset of `files` with published prompts: one message that holds the instruction and the conversation."""
+    said = "Pretend you are a movie recommender system. Reply with 5 movies. Here is the conversation: "
+    for split in ("train", "validation", "test"):
+        rows = read_jsonl(files / f"{split}.jsonl")
+        for row in rows:
+            turns = (f"{'USER' if m['role'] == 'user' else 'SYSTEM'}: {m['content']}" for m in row["messages"])
+            row |= {"messages": [{"role": "user", "content": said + " ".join(turns)}], "has_instruction": True}
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    shutil.copy(files / "catalog.csv", folder)
+    return folder
+
+
+def test_remap_and_the_judge_get_the_conversation_and_not_the_instruction(tmp_path, files, monkeypatch):
+    """The teacher is asked with the published prompt as it is; then nothing of its instruction is left."""
+    embedded = []
+
+    def embed(self, items, conversations):
+        embedded.extend(conversations)
+        return original(self, items, conversations)
+
+    original = TfidfEmbedder.embed
+    monkeypatch.setattr(TfidfEmbedder, "embed", embed)
+    (tmp_path / "data").mkdir()
+    with FakeOpenAI() as server:
+        cfg = make_config(*over_http(published(files, tmp_path / "data"), server), "data.prompt=published")
+        data = load_data(cfg.data, cfg.n, need=["train"])
+        assert all(c.has_instruction for c in data["train"])
+        asked_of(cfg.teacher, cfg, data, tmp_path)
+        assert sum(question.startswith("Pretend you are") for question in server.asked) > 10
+        judged = [question for question in server.asked if "Score -2" in question]
+    heard = [dialogue(c) for c in conversations_only(setup_of(cfg).adapter, asked_about(cfg.distill, data))]
+    plain = load_data(make_config("data=jsonl", f"data.path={files}", *SMALL).data, cfg.n, need=["train"])
+    turns = [[(m.role, m.content) for m in c.messages] for c in asked_about(cfg.distill, plain)]
+    assert embedded == heard == [dialogue(c) for c in asked_about(cfg.distill, plain)], turns[:1]
+    assert len(judged) > 10
+    assert not any("Pretend" in text or "Here is the conversation" in text for text in [*judged, *embedded])
+
+
+def test_a_prompt_whose_instruction_cannot_be_told_is_counted(caplog, files):
+    cfg = make_config("data=jsonl", f"data.path={files}")
+    whole = Conversation("c", "c", (Message("user", "Name 5 movies for me, please."),), (), has_instruction=True)
+    with caplog.at_level("WARNING", "convrec_r1"):
+        (heard,) = conversations_only(setup_of(cfg).adapter, [whole])
+    assert heard.messages == whole.messages
+    assert "1 published prompts are used whole as context" in caplog.text
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "reddit_v2").is_dir(), reason="needs ../shared/data/reddit_v2")
+def test_the_words_of_the_instruction_draw_no_film_to_every_conversation():
+    """The Conversation (1974) was among the 10 nearest films of 74 of 75 published samples."""
+    cfg = make_config("data=reddit_v2", f"data.path={SHARED / 'data' / 'reddit_v2' / 'jsonl'}", "data.prompt=published")
+    data = load_data(cfg.data, cfg.n, need=["train"])
+    every = [c for split in data.splits.values() for c in split]
+    heard = conversations_only(setup_of(cfg).adapter, every)
+    near = {}
+    for name, conversations in (("whole", every), ("heard", heard)):
+        films, said = TfidfEmbedder(cfg.embedder).embed([*map(str, data.catalog)], [dialogue(c) for c in conversations])
+        top = np.argsort(-(said @ films.T).toarray(), axis=1, kind="stable")[:, :10]
+        place = list(data.catalog).index(Item("The Conversation", 1974))
+        near[name] = int((top == place).any(axis=1).sum())
+    assert len(every) == 75
+    assert near == {"whole": 74, "heard": 0}
+
+
+def test_the_card_says_that_adjust_did_not_converge(tmp_path, monkeypatch):
+    monkeypatch.setattr(adjust, "_MOST_ITERATIONS", 1)
+    cfg, data, found = staged(tmp_path, "distill.reflect.enabled=false")
+    assert found.adjustment is not None
+    assert not found.adjustment.converged
+    popularity = Popularity.from_conversations(data["train"], data.catalog, setup_of(cfg).matching)
+    measure = Measure(lambda *_: None, [5], "ndcg@5", 10, 0.95)
+    values = card_values(setup_of(cfg), cfg.teacher, found, popularity, {}, measure)
+    assert values["adjust"]["converged"] is False
+    said = render({**values, "asked": {"kinds": {}, "retries": {}}, "seconds": 1.0})
+    assert "Adjust did not converge" in said
+    assert "not converged in every fold" in said
+
+
 @pytest.mark.slow(reason="starts a server of vLLM's, which takes a minute; test_vllm_server has one of its own")
 def test_a_teacher_that_vllm_serves_here(tmp_path, files):
     """A real server with a small model that knows nothing: asked, counted, judged unreadable, and gone in the end."""
     from support import tiny_policy
 
+    from convrec_r1.policy.prompts import PLAIN_TEMPLATE
     from convrec_r1.rollout.config import vllm_version
 
     if vllm_version() is None:
         pytest.skip("vLLM is not installed (make setup-vllm)")
     policy = tiny_policy()
+    policy.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + PLAIN_TEMPLATE
     policy.causal_lm.save_pretrained(tmp_path / "model")
     policy.tokenizer.save_pretrained(tmp_path / "model")
     done = run_command(
         "task=distill", "data=jsonl", f"data.path={files}", "teacher=vllm", f"teacher.model={tmp_path / 'model'}",
         "teacher.dtype=float32", *SMALL, "data.train_size=3", "data.validation_size=2", "distill.describe=false",
-        "distill.reflect.candidates=4", "distill.reflect.repairs=0",
+        "distill.reflect.candidates=4", "distill.reflect.repairs=0", "teacher.most_refused=1",
         "data.domain=movies", "data.instruction='Name {n} movies.'", "distill.adjust.strength=1",
         cwd=tmp_path, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     card = the_card(tmp_path)
-    assert card["asked"]["kinds"]["recommend"]["asked"] == 5
-    assert card["asked"]["kinds"]["judge"]["asked"] == 5
+    for kind in ("recommend", "judge"):
+        assert card["asked"]["kinds"][kind]["asked"] + card["asked"]["kinds"][kind]["refused"] == 5
     assert card["asked"]["kinds"]["recommend"]["completion_tokens"] > 5
     assert card["reflect"]["candidates"] == 20
     assert card["asked"]["retries"] == {}

@@ -39,13 +39,14 @@ def test_of_rows_for_one_item_the_first_counts(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("m.txt", "x", r"must be \.jsonl, \.json, \.csv"),
+        ("m.xlsx", "x", r"Save the sheet as CSV"),
         ("m.jsonl", '{"title": "Heat"}\n{"title": 3}\n', "line 2"),
         ("m.jsonl", '{"title": "Heat", "genre": [1]}\n', '"genre", entry 1'),
         ("m.jsonl", '{"title": "Heat", "plot": ["x"]}\n', '"plot"'),
         ("m.jsonl", "", "is empty"),
         ("m.json", "[]", "describes no items"),
-        ("m.json", "{}", "must be a list of objects"),
+        ("m.json", "{}", "describes no items"),
+        ("m.json", "3", "must be a list of items"),
         ("m.json", "[3]", "item 1"),
         ("m.csv", "title,plot\nHeat,a,b\n", "3 cells where the header has 2"),
         ("m.csv", "title,genres\nHeat,[broken]\n", "looks like a list"),

@@ -1,12 +1,14 @@
 """Asking a teacher over HTTP that fails in every way: nothing is lost, nothing is paid for twice, all of it is counted."""
 
 import json
+import re
 import sqlite3
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
-import fake_openai
 import pytest
 from fake_openai import FakeOpenAI, completion
 from support import make_config
@@ -20,7 +22,7 @@ from convrec_r1.distill.teachers.base import Answer, Chat, Question
 from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.cost import Estimate, estimate, in_words, price
 from convrec_r1.distill.teachers.interview import Interview
-from convrec_r1.distill.teachers.openai import OpenAITeacher
+from convrec_r1.distill.teachers.openai import OpenAITeacher, seconds_of
 from convrec_r1.lists import Item
 
 pytestmark = pytest.mark.long
@@ -272,12 +274,161 @@ def test_an_endpoint_without_schemas_is_asked_for_text_and_remembered(tmp_path):
         assert "JSON" not in server.bodies[1]["messages"][-1]["content"]
 
 
-def test_a_model_that_thinks_its_tokens_away_ends_with_the_key_to_raise(tmp_path, monkeypatch):
-    cut_off = completion("question 0")
-    cut_off["choices"][0] |= {"message": {"role": "assistant", "content": None}, "finish_reason": "length"}
-    monkeypatch.setattr(fake_openai, "completion", lambda question, as_json=False: cut_off)
-    with FakeOpenAI() as server, pytest.raises(UserError, match=r"teacher\.extra_tokens"):
-        Asked(server, tmp_path)(texts(20))
+def said(content: str | None, finish_reason: str = "stop", **more) -> dict:
+    """A choice of a reply."""
+    return {"message": {"role": "assistant", "content": content, **more}, "finish_reason": finish_reason}
+
+
+LIST = "1. Heat (1995)\n2. Alien (1979)"
+OF_NO_USE = {
+    "empty": (said(""), "the answer is empty.*extra_tokens"),
+    "blank": (said(" \n"), "the answer is empty.*extra_tokens"),
+    "none": (said(None), "the answer is empty.*enable_thinking"),
+    "a thought": (said("<think>Heat (1995)?</think>\n"), "thoughts and nothing else.*extra_tokens"),
+    "cut off": (said(None, "length"), r"used all its tokens.*teacher\.extra_tokens"),
+    "cut off in a thought": (said("<think>\nmaybe Ronin (1998)", "length"), r"used all its tokens.*teacher\.template"),
+    "thought apart": (said("", "stop", reasoning_content="Heat (1995)"), "the answer is empty.*extra_tokens"),
+    "refused in a field": (said(None, "stop", refusal="I can't help with that."), "declines: .I can.t help"),
+    "refused in prose": (said("I'm sorry, but I can't help with that."), "no item can be read.*sorry"),
+    "withheld": (said(None, "content_filter"), "content filter"),
+}
+
+
+@pytest.mark.parametrize("name", OF_NO_USE)
+def test_an_answer_of_no_use_is_one_refused_question_and_never_kept(tmp_path, caplog, name):
+    choice, says = OF_NO_USE[name]
+    with FakeOpenAI(lambda text, times: choice if text == "question 7" and server.odd else None) as server:
+        server.odd = True
+        ask = Asked(server, tmp_path)
+        with caplog.at_level("WARNING", "convrec_r1"):
+            answers, counts = ask(texts(20))
+        assert [at for at, answer in enumerate(answers) if not answer.text] == [7]
+        kind = counts["kinds"]["recommend"]
+        assert (kind["asked"], kind["refused"]) == (19, 1)
+        assert re.search(f"1 of 20 questions have no usable answer.*{says}", caplog.text, re.DOTALL)
+        server.odd = False
+        before = sum(server.asked.values())
+        answers, counts = ask(texts(20))
+        assert all(answer.text for answer in answers)
+        assert sum(server.asked.values()) == before + 1, "it is asked again, and no other"
+        assert counts["kinds"]["recommend"]["refused"] == 0
+
+
+@pytest.mark.parametrize("name", OF_NO_USE)
+def test_a_teacher_that_gives_nothing_of_use_is_left_alone(tmp_path, name):
+    choice, says = OF_NO_USE[name]
+    with FakeOpenAI(lambda text, times: choice) as server:
+        with pytest.raises(UserError, match=rf"(?s)gives no usable answer to every question.*{says}"):
+            Asked(server, tmp_path, "teacher.concurrency=2", "teacher.retries=1")(texts(50))
+        assert sum(server.asked.values()) <= 10
+
+
+def test_more_refused_questions_than_allowed_end_the_job(tmp_path):
+    """A fifth of them, where a tenth is allowed; and all answers are kept."""
+    with FakeOpenAI(lambda text, times: "400" if text.endswith(("3", "8")) else None) as server:
+        with pytest.raises(UserError, match=r"refuses \d+ of 40 questions.*teacher\.most_refused=0\.1"):
+            Asked(server, tmp_path, "teacher.concurrency=1")(texts(40))
+        answers, counts = Asked(server, tmp_path, "teacher.most_refused=0.2")(texts(40))
+        assert sum(not answer.text for answer in answers) == counts["kinds"]["recommend"]["refused"] == 8
+        assert set(server.delivered.values()) == {1}
+        with pytest.raises(UserError, match="1 of 4 questions"):
+            Asked(server, tmp_path, "teacher.most_refused=0")([question("x 1"), question("x 3"), *texts(2)])
+
+
+def test_few_questions_are_no_reason_to_give_up(tmp_path):
+    with FakeOpenAI(lambda text, times: "400" if text == "question 3" else None) as server:
+        answers, _ = Asked(server, tmp_path)(texts(4))
+        assert [bool(answer.text) for answer in answers] == [True, True, True, False]
+
+
+def test_an_empty_answer_is_asked_for_once_more(tmp_path):
+    with FakeOpenAI(lambda text, times: said("") if times == 0 else None) as server:
+        answers, counts = Asked(server, tmp_path)(texts(5))
+        assert all(answer.text for answer in answers)
+        assert counts["retries"] == {"empty answer": 5}
+
+
+def test_an_empty_answer_of_an_older_cache_is_asked_for_again(tmp_path):
+    with FakeOpenAI() as server:
+        ask = Asked(server, tmp_path)
+        ask(texts(3))
+        db = sqlite3.connect(tmp_path / "answers.sqlite")
+        db.execute("UPDATE answers SET text = '' WHERE key = (SELECT min(key) FROM answers)")
+        db.commit()
+        db.close()
+        answers, counts = ask(texts(3))
+        assert all(answer.text for answer in answers)
+        assert counts["kinds"]["recommend"]["asked"] == 1
+        assert ask(texts(3))[1]["kinds"]["recommend"]["asked"] == 0
+
+
+def test_thoughts_are_no_part_of_an_answer_and_are_said_to_be_ignored(tmp_path, caplog):
+    def plan(text: str, times: int) -> dict:
+        if text == "question 0":
+            return said(f"<think>\n3. Ronin (1998)\n</think>\n{LIST}")
+        return said(LIST, reasoning_content="Ronin (1998)?")
+
+    with FakeOpenAI(plan) as server, caplog.at_level("INFO", "convrec_r1"):
+        for _ in range(2):  # as it comes, and from the cache
+            answers, _ = Asked(server, tmp_path)(texts(4))
+            assert [answer.text.strip() for answer in answers] == [LIST] * 4
+    assert caplog.text.count("sends its thoughts apart (reasoning_content)") == 1
+
+
+@pytest.mark.parametrize("form", ["86400", "date"])
+def test_a_teacher_that_asks_for_a_day_is_given_up_at_once(tmp_path, form):
+    later = format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True)
+    with FakeOpenAI(lambda text, times: "429", retry_after=later if form == "date" else form) as server:
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"asks to wait 86(400|39\d) s .*slow down.*teacher\.longest_wait=600"):
+            Asked(server, tmp_path, "teacher.concurrency=2")(texts(50))
+        assert time.monotonic() - began < 10
+        assert sum(server.asked.values()) <= 2
+
+
+def test_a_wait_that_is_not_too_long_is_told_of_and_ends_with_the_job(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(interviews, "_TOLD", 0.2)
+
+    def plan(text: str, times: int) -> str | None:
+        return "429" if times == 0 else None
+
+    with FakeOpenAI(plan, retry_after="0.5") as server, caplog.at_level("WARNING", "convrec_r1"):
+        answers, _ = Asked(server, tmp_path, "teacher.concurrency=4")(texts(4))
+        assert all(answer.text for answer in answers)
+        assert caplog.text.count("The teacher asks to wait") == 1
+
+    def other(text: str, times: int) -> str | None:
+        return "429" if text == "question 1" else "401"
+
+    with FakeOpenAI(other, retry_after="500") as server:
+        began = time.monotonic()
+        with pytest.raises(UserError, match="is refused by"):
+            Asked(server, tmp_path / "other", "teacher.concurrency=2")([question("question 1"), question("question 2")])
+        assert time.monotonic() - began < 10, "nobody waits for what will not be asked"
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("5", 5.0), ("0.5", 0.5), ("", None), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
+)
+def test_the_two_forms_of_retry_after(header, seconds):
+    assert seconds_of(header) == seconds
+
+
+def test_a_question_that_is_moderated_is_one_refused_question(tmp_path):
+    with FakeOpenAI(lambda text, times: "moderated" if text == "question 7" else None) as server:
+        answers, _ = Asked(server, tmp_path)(texts(20))
+        assert [at for at, answer in enumerate(answers) if not answer.text] == [7]
+
+
+def test_template_arguments_are_sent_and_make_another_teacher(tmp_path):
+    with FakeOpenAI() as server:
+        Asked(server, tmp_path)(texts(1))
+        assert "chat_template_kwargs" not in server.bodies[-1]
+        assert "template" not in OpenAITeacher(config(server)).identity, "answers of before are found"
+        Asked(server, tmp_path, "+teacher.template.enable_thinking=false")(texts(1))
+        assert server.bodies[-1]["chat_template_kwargs"] == {"enable_thinking": False}
+        assert len(server.bodies) == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,16 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def written_out(pattern: Path) -> Path:
+    """Return the leading folders of a glob pattern: those without wildcards, or that exist with them in their name."""
+    folder = Path()
+    for part in pattern.parts:
+        if re.search(r"[*?[]", part) and not (folder / part).is_dir():
+            break
+        folder /= part
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,10 +4,10 @@ Here are the checks across rooms. Bounds are at the fields (base/options.py), an
 """
 
 import os
-import re
 from dataclasses import asdict
 from typing import Any
 
+from convrec_r1.base.confidential import holds, secrets_in
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds, walk
 from convrec_r1.base.plugins import is_own, locate, plain, targets
@@ -15,11 +15,10 @@ from convrec_r1.config.schema import Config
 from convrec_r1.data import checks as data_checks
 from convrec_r1.distill import checks as distill_checks
 from convrec_r1.evaluate import checks as evaluation_checks
+from convrec_r1.modules import launch
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
-
-_SECRET = re.compile(r"KEY$|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 
 def check(cfg: Config) -> None:
@@ -39,6 +38,7 @@ def problems(cfg: Config) -> list[str]:
         wrong += _runs(cfg) if task == "compare" else []
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
+        wrong += launch.problems(cfg.trainer, trains=task == "train")
         if task != "distill":
             wrong += [*_paths(cfg), *_plug_ins(cfg)]
             wrong += (
@@ -85,7 +85,8 @@ def _paths(cfg: Config) -> list[str]:
 
 
 def _combinations(cfg: Config) -> list[str]:
-    algo, rl, world = cfg.algo, cfg.rl, cfg.trainer.world
+    algo, rl = cfg.algo, cfg.rl
+    world = (launch.devices_for(cfg.trainer, launch.launched()) or 1) * cfg.trainer.nodes
     reinforces = algo.stage is Stage.rl
     wrong = cfg.reward.problems() if isinstance(cfg.reward, RankRewardConfig) else []
     wrong += evaluation_checks.problems(cfg.eval, cfg.n, cfg.metrics, cfg.baselines, reinforces=reinforces)
@@ -136,13 +137,13 @@ def _hardware(cfg: Config) -> list[str]:
 
 def _secrets(cfg: Config) -> list[str]:
     """Find values of secret environment variables, which config.yaml, logs and W&B would show."""
-    secrets = {value: name for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
+    secrets = secrets_in(os.environ, getattr(cfg.teacher, "api_key_env", ""))
     return [
         f"{key} holds the value of the environment variable {secrets[secret]}, which config.yaml and W&B would show. Leave "
         "it out; keys of teachers are read from the environment (teacher.api_key_env)."
         for key, value in _leaves(cfg)
         for secret in secrets
-        if isinstance(value, str) and secret in value
+        if isinstance(value, str) and holds(value, secret)
     ]
 
 

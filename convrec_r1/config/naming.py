@@ -1,6 +1,5 @@
 """The folder of a run, outputs/<study>/<run>, derived from its config. The same command finds the same run again."""
 
-import itertools
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import written_out
 from convrec_r1.run.identity import as_dict, identity, left_out, with_sources
 
 OUTPUTS = "outputs"
@@ -57,8 +57,7 @@ def run_dir(*, _root_: DictConfig) -> str:
     if _root_.task.name == "compare" and _root_.runs:
         patterns = [_root_.runs] if isinstance(_root_.runs, str) else list(_root_.runs)
         beside = os.path.commonpath([os.path.dirname(os.path.abspath(str(pattern))) for pattern in patterns])
-        fixed = itertools.takewhile(lambda part: not re.search(r"[*?[]", part), Path(beside).parts)
-        return str(Path(*fixed) / "comparison")
+        return str(written_out(Path(beside)) / "comparison")
     return f"{study_dir(_root_=_root_)}/{run_name(_root_=_root_)}"
 
 

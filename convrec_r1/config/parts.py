@@ -44,7 +44,15 @@ def corpus(cfg: Config, data: Dataset) -> list[str]:
 
 def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
     """Build the encoder of prompts for `policy`'s tokenizer."""
-    return PromptEncoder(policy.tokenizer, cfg.data.instruction, cfg.n, cfg.model.max_prompt_length)
+    model = cfg.model
+    return PromptEncoder(
+        policy.tokenizer,
+        cfg.data.instruction,
+        cfg.n,
+        model.max_prompt_length,
+        template=model.template,
+        date=model.date,
+    )
 
 
 def judge(cfg: Config, catalog: Catalog) -> Judge:
@@ -127,6 +135,7 @@ def evaluation_key(cfg: Config, data: Dataset) -> str:
         "eval": [list(cfg.eval.ks), cfg.eval.ideal, position(cfg), plain(cfg.match)],
         "metrics": [cfg.metrics, cfg.baselines, source_digests(chosen)],
         "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
+        "prompts": [cfg.model.template, cfg.model.date],
         "engine": cfg.rollout.evaluation_identity,
     }
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()

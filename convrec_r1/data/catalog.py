@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.rows import encodable, one_line, read_entries, to_item
+from convrec_r1.data.entries import read_entries
+from convrec_r1.data.faults import Faults, Notes
+from convrec_r1.data.items import BAD_YEARS, NoTitleError, columns, plain_name, to_item
+from convrec_r1.data.values import encodable, listed, one_line
 from convrec_r1.lists import Item, fold
 from convrec_r1.matching import Folded, Matching
 
@@ -38,32 +41,30 @@ class Catalog:
 
     @classmethod
     def load(cls, path: str | Path) -> "Catalog":
-        """Read a catalog file. The extension says which form it has.
+        """Read a catalog file: a table, JSON, JSON Lines, Parquet or a pickle (forms: `data.entries`; columns: `data.items`).
 
-        .csv (header with `title`, and `year` if there are years; other columns are ignored), .json (a list) and .jsonl
-        (one a line) of `["Title", 1999]`, `{"title": ..., "year": ...}`, `{"name": "Title (1999)"}` or "Title (1999)",
-        and .pkl (a list of `(title, year)`, the form in which Reddit-v2 is released).
+        What is left out or doubtful is counted and logged in one line: rows without a title, repeated items, years that are
+        none, columns that are not read, lines in another encoding.
 
-        Raises UserError for a file that is missing, of another kind, malformed (it names the row) or without items.
+        Raises:
+            UserError: a file that is missing, of another kind, malformed (the first ten rows are named), without items, or
+                whose years are mostly none.
         """
         path = Path(path)
-        items, untitled = [], []
-        for value, where in read_entries(path, "a catalog", "items", ("title",)):
-            try:
-                title, year = to_item(value)
-            except ValueError as error:
-                raise UserError(f"{where}: {error}") from None
-            if _ONLY_A_YEAR.fullmatch(title):  # ReDial's metadata has such a row
-                untitled.append(where)
-                continue
-            items.append(Item(one_line(encodable(title)), year))  # a pickle's strings come unread
-        if untitled:
-            _log.warning(
-                "%s: left out %d rows with a year but no title, first %s", path.name, len(untitled), untitled[0]
-            )
+        notes, faults = Notes(), Faults()
+        items = list(read_items(path, notes, faults))
+        faults.check()
+        catalog = cls(item for item, _ in items)
+        known: set[tuple[str, int | None]] = set()
+        for item, where in items if len(catalog) < len(items) else ():
+            if (name := (fold(item.title), item.year)) in known:
+                notes.add("items stand there already", f"{where}: {item}")
+            known.add(name)
         if not items:
-            raise UserError(f"The catalog {path} has no items.")
-        return cls(items)
+            raise UserError(f"The catalog {path} has no items{f' ({notes})' if str(notes) else ''}.")
+        if str(notes):
+            _log.warning("%s: %s items; %s", path.name, f"{len(catalog):,}", notes)
+        return catalog
 
     @property
     def has_yearless(self) -> bool:
@@ -101,3 +102,29 @@ class Catalog:
 
     def __repr__(self) -> str:
         return f"Catalog({len(self)} items)"
+
+
+def read_items(path: Path, notes: Notes, faults: Faults) -> Iterator[tuple[Item, str]]:
+    """Yield (item, place) for the entries of a catalog file. See `Catalog.load`."""
+    dated, keys, read = 0, set(), set()
+    for value, where in read_entries(path, "a catalog", notes):
+        try:
+            title, year = to_item(value, notes, where)
+        except NoTitleError:
+            notes.add("rows without a title were left out", where)
+            continue
+        except ValueError as error:
+            faults.add(f"{where}: {error}")
+            continue
+        if isinstance(value, dict):
+            keys |= value.keys()
+            read |= {name for names in columns(tuple(value)) for name in names}
+        if _ONLY_A_YEAR.fullmatch(title):  # ReDial's metadata has such a row
+            notes.add("rows without a title were left out", where)
+            continue
+        dated += year is not None
+        yield Item(one_line(encodable(title)), year), where  # a pickle's strings come unread
+    if (bad := notes.counts[BAD_YEARS]) > dated:
+        raise UserError(f"{notes.first[BAD_YEARS]} So it is with {bad:,} of {bad + dated:,} years of the file.")
+    if ignored := {key for key in keys - read if plain_name(key)}:
+        notes.add(f"columns are not read: {listed(sorted(map(str, ignored)))}", number=len(ignored))

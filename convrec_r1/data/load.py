@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.plugins import TARGET, build
 from convrec_r1.data.adapters.base import Adapter
+from convrec_r1.data.audit import endings, leaks, truths_once
 from convrec_r1.data.config import DataConfig, PromptStyle
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset
@@ -45,6 +47,7 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
     adapter = make_adapter(cfg, n, match)
     data = adapter.load()
     data = Dataset(data.catalog, {split: _cut(data[split], cfg.sizes.get(split), cfg.seed) for split in SPLITS})
+    doubled = truths_once(data, match)
     if empty := [split for split in need if not data[split]]:
         raise UserError(
             f"data={cfg.name}: no conversations in the split {', '.join(empty)} of {cfg.path}. "
@@ -56,6 +59,8 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
     if cfg.prompt is PromptStyle.ours:  # our own instruction is put before the dialogue later
         for split in SPLITS:
             data.splits[split] = [adapter.without_instruction(c) if c.has_instruction else c for c in data[split]]
+    for note in (*doubled, *leaks(data), *endings(data)):
+        _log.warning("Data %s: %s", cfg.name, note)
     if cfg.demonstrations == "neighbours":
         data = add_demonstrations(data, n, match)
     sizes = ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS)
@@ -83,6 +88,22 @@ def _cut(conversations: list[Conversation], size: int | None, seed: int) -> list
         return conversations
     chosen = np.sort(np.random.default_rng(seed).permutation(len(conversations))[:size])
     return [conversations[i] for i in chosen]
+
+
+def sample(conversations: Sequence[Conversation], size: int, seed: int) -> list[Conversation]:
+    """Return `size` conversations of as many clusters as there are, in their order: rows of one context stand side by side.
+
+    One conversation of each cluster is drawn before the second of any, by `seed`. A smaller choice is part of a larger one.
+    """
+    if size >= len(conversations):
+        return list(conversations)
+    drawn: Counter[str] = Counter()
+    order = []
+    for place in np.random.default_rng(seed).permutation(len(conversations)):
+        cluster = conversations[place].cluster
+        drawn[cluster] += 1
+        order.append((drawn[cluster], len(order), place))
+    return [conversations[place] for place in sorted(place for *_, place in sorted(order)[:size])]
 
 
 def _check_catalog(data: Dataset, cfg: DataConfig, match: Matching) -> None:

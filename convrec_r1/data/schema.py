@@ -12,9 +12,9 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `role` is "user" (the seeker) or "assistant" (the recommender)."""
+    """One turn. `role` is "user" (the seeker) or "assistant" (the recommender); "system" in published prompts only."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str
 
 

@@ -42,6 +42,7 @@ class Adjustment:
     """Mean nats a ground truth, on the training pairs and without the regulariser. nan: no pairs."""
     iterations: int
     converged: bool
+    """False: L-BFGS stopped at its limit of iterations, or could not go lower."""
 
 
 class Validated(NamedTuple):
@@ -52,6 +53,8 @@ class Validated(NamedTuple):
     """Mean nats a ground truth."""
     se: float
     """Its standard error over users (clusters)."""
+    converged: bool = True
+    """Whether the fits of all folds converged."""
 
 
 class CrossValidation(NamedTuple):
@@ -130,15 +133,17 @@ def cross_validate(
     read = store.read(rows.start + chosen).__getitem__  # [M, C]
     wanted = Wanted.of(np.arange(len(chosen)), [truths[at] for at in chosen], store.columns)
     nll = {strength: np.zeros(len(chosen)) for strength in strengths}
+    converged = dict.fromkeys(strengths, True)
     with bar("Adjust, strengths", folds * len(nll)) as progress:
         for number in range(folds):
             fitted = None
             for strength in sorted(nll, reverse=True):  # a weaker one starts from the solution of the stronger one
                 fitted = _fit(read, wanted.only(fold != number), strength, fitted)
+                converged[strength] &= fitted.converged
                 nll[strength][fold == number] = _nll(read, wanted.only(fold == number), fitted.w, fitted.b)
                 progress.advance()
     number = wanted.counts.sum(axis=1)
-    table = [Validated(strength, *_mean(nll[strength], number, cluster)) for strength in strengths]
+    table = [Validated(s, *_mean(nll[s], number, cluster), converged[s]) for s in strengths]
     return CrossValidation(min(table, key=lambda row: (row.nll, -row.strength)).strength, table)
 
 

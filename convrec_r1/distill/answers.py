@@ -32,6 +32,19 @@ class Ratings:
     """All other numbers, ascending: missing, out of range, fractional or rated twice differently."""
 
 
+def unusable(kind: str, text: str) -> str | None:
+    """Return why an answer to a question of this kind is of no use: empty, only thoughts, or no list. None: it can be read.
+
+    Ratings and descriptions that cannot be read are asked for again one by one.
+    """
+    said = _spoken(text)
+    if not said.strip():
+        return "the answer holds thoughts and nothing else" if text.strip() else "the answer is empty"
+    if kind == "recommend" and not recommended(said):
+        return f"no item can be read in the answer, which begins {' '.join(said.split())[:120]!r}"
+    return None
+
+
 def recommended(text: str, *, has_yearless: bool = True) -> list[Item]:
     """Return a teacher's list as items, best first, each once (same folded title and year).
 
@@ -157,7 +170,6 @@ def _one_line(text: str) -> str:
 
 
 def _spoken(text: str) -> str:
-    """Return the answer without the model's thoughts; nothing if it was cut off while thinking."""
     return strip_thoughts(_encodable(text))
 
 

@@ -187,12 +187,24 @@ def _favour(card: Mapping[str, Any]) -> Table:
 
 
 def _asked(card: Mapping[str, Any]) -> Table:
-    counted = ("asked", "from_cache", "prompt_tokens", "completion_tokens")
+    counted = ("asked", "from_cache", "refused", "prompt_tokens", "completion_tokens")
     rows = [
         [kind, *(f"{found[key]:,}" for key in counted), _dollars(found["cost_now"]), _dollars(found["cost"])]
         for kind, found in card["asked"]["kinds"].items()
     ]
-    return _table(("question", "asked", "from cache", "tokens in", "tokens out", "cost, now", "cost, in all"), rows)
+    return _table(
+        (
+            "question",
+            "asked",
+            "from cache",
+            "refused or unusable",
+            "tokens in",
+            "tokens out",
+            "cost, now",
+            "cost, in all",
+        ),
+        rows,
+    )
 
 
 def _facts(card: Mapping[str, Any]) -> list[str]:
@@ -220,10 +232,20 @@ def _facts(card: Mapping[str, Any]) -> list[str]:
             f"Adjust: strength {adjusted['strength']:g} ({how}), {adjusted['iterations']} iterations; w {spread['w']}, "
             f"b {spread['b']} (5th, 50th, 95th percentile)."
         )
+        if not adjusted.get("converged", True):  # cards before 0.2 do not say
+            facts.append(
+                "Adjust did not converge: w and b are those of its last iteration, not the optimum. Give a larger "
+                "distill.adjust.strength, or more conversations."
+            )
         facts += [
             f"Adjust, strength {row['strength']:g}: {row['nll']:.4f} +- {row['se']:.4f} nats a held-out ground truth"
+            + ("" if row.get("converged", True) else ", not converged in every fold")
             for row in adjusted["table"]
         ]
+    if refused := sum(found["refused"] for found in card["asked"]["kinds"].values()):
+        facts.append(
+            f"Refused, or answered with nothing usable: {refused:,} questions. They count as answered with nothing."
+        )
     if retried := card["asked"]["retries"]:
         facts.append("Retries: " + ", ".join(f"{count:,} after {cause}" for cause, count in retried.items()) + ".")
     return facts

@@ -16,6 +16,7 @@ from convrec_r1.distill.config import (
     TeacherConfig,
     VLLMTeacherConfig,
 )
+from convrec_r1.policy.config import date_problem
 
 
 def problems(teacher: TeacherConfig, embedder: Any, distill: DistillConfig, data: DataConfig) -> list[str]:
@@ -31,6 +32,8 @@ def problems(teacher: TeacherConfig, embedder: Any, distill: DistillConfig, data
         wrong.append(f"teacher={teacher.name} needs teacher.model=NAME, {what}.")
     if isinstance(teacher, OpenAITeacherConfig) and teacher.base_url:
         wrong += address_problem("teacher.base_url", teacher.base_url, "http://HOST:PORT/v1")
+    if isinstance(teacher, VLLMTeacherConfig):
+        wrong += date_problem("teacher.date", teacher.date)
     if isinstance(teacher, VLLMTeacherConfig) and find_spec("vllm") is None:
         wrong.append(
             "teacher=vllm needs vLLM, which is not installed: pip install 'convrec-r1[vllm]' on GPUs, "

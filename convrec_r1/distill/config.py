@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from convrec_r1.base.options import option
+from convrec_r1.policy.config import NO_THOUGHTS
 
 _PRICE = "US dollars for a million tokens; null if it is not known."
 
@@ -25,6 +26,10 @@ class TeacherConfig:
     """Tokens of questions and answers together."""
     retries: int = option(6, least=0, identity=False)
     """Retries of a question after 429, 5xx, a timeout, a broken connection or a broken answer."""
+    longest_wait: float = option(600.0, least=0, identity=False)
+    """Seconds that are waited if the teacher asks for it (Retry-After). If it asks for more, the job ends and says so."""
+    most_refused: float = option(0.1, least=0, most=1, identity=False)
+    """Largest share of questions of a kind that may be refused or have no usable answer before the job ends. 1: all."""
     price_in: float | None = option(None, least=0, hint=_PRICE, identity=False)
     """US dollars for a million tokens of questions. null: costs are not estimated."""
     price_out: float | None = option(None, least=0, hint=_PRICE, identity=False)
@@ -56,6 +61,9 @@ class ChatTeacherConfig(TeacherConfig):
     """The API's name for the largest number of tokens of an answer. Newer OpenAI models: max_completion_tokens."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Fields added to every request, such as {reasoning_effort: low}."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template on the server, such as {enable_thinking: false}: the field chat_template_kwargs of each
+    request, which vLLM and SGLang know. Empty: not sent."""
     extra_tokens: int = option(0, least=0)
     """Tokens allowed beyond the length of the answer, for models that think before they answer."""
     timeout: float = option(120.0, above=0, identity=False)
@@ -83,6 +91,9 @@ class VLLMTeacherConfig(ChatTeacherConfig):
     concurrency: int = option(64, least=1, identity=False)
     price_in: float | None = option(0.0, least=0, hint=_PRICE, identity=False)
     price_out: float | None = option(0.0, least=0, hint=_PRICE, identity=False)
+    template: dict[str, Any] = option(factory=lambda: dict(NO_THOUGHTS))
+    date: str = "${model.date}"
+    """What the chat template takes for today."""
     max_model_len: int | None = option(None, least=1)
     dtype: str = "auto"
     memory_fraction: float = option(0.9, above=0, most=1, identity=False)
@@ -174,7 +185,7 @@ class DistillConfig:
     reflect: ReflectConfig = field(default_factory=ReflectConfig)
     adjust: AdjustConfig = field(default_factory=AdjustConfig)
     metadata: str | None = None
-    """A file of items' metadata (JSONL, JSON or CSV). null: the dataset's own if it has any, else the teacher is asked."""
+    """A file of items' metadata, in any form of a catalog. null: the dataset's own if it has any, else the teacher is asked."""
     describe: bool = True
     """Ask the teacher about items without metadata. false: they have their title and year only."""
     describe_batch: int = option(20, least=1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from convrec_r1.data.schema import Dataset
 from convrec_r1.distill.metadata import ask_about, key, known_metadata
-from convrec_r1.distill.pipeline import Setup, asked_about
+from convrec_r1.distill.pipeline import Setup, asked_about, conversations_only
 from convrec_r1.distill.questions import judge, recommend
 from convrec_r1.distill.scores import blocks
 from convrec_r1.distill.teachers.base import Question
@@ -51,7 +51,7 @@ def forecast(setup: Setup, data: Dataset, cache: AnswerCache, identity: str) -> 
         # Without Remap only the teacher's own items are judged.
         size = min(cfg.reflect.candidates, len(data.catalog), *([] if cfg.remap.enabled else [setup.n]))
         items = list(data.catalog)
-        sample = conversations[:: max(1, len(conversations) // _SAMPLE)]
+        sample = conversations_only(setup.adapter, conversations[:: max(1, len(conversations) // _SAMPLE)])
         parts = blocks(size, cfg.reflect.per_question)
         questions = (judge(c, items[part.start : part.stop], domain) for c in sample for part in parts)
         times = cfg.reflect.shuffles * len(conversations) / max(1, len(sample))

@@ -84,6 +84,7 @@ def card_values(
             "strength": adjustment.strength,
             "table": [row._asdict() for row in found.adjust_table],
             "iterations": adjustment.iterations,
+            "converged": adjustment.converged,
             "w": np.percentile(adjustment.w, [5, 50, 95]).tolist(),
             "b": np.percentile(adjustment.b, [5, 50, 95]).tolist(),
         },

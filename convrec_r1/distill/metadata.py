@@ -1,23 +1,20 @@
 """Metadata of items: from files, or from the teacher. Items are embedded by it."""
 
 import ast
+import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.base import Adapter
-from convrec_r1.data.adapters.rows import (
-    Row,
-    describe,
-    one_line,
-    read_json,
-    read_jsonl,
-    read_table,
-    to_item,
-)
+from convrec_r1.data.adapters.rows import Row
+from convrec_r1.data.entries import read_entries
+from convrec_r1.data.faults import Faults, Notes
+from convrec_r1.data.items import UNKNOWN, NoTitleError, plain_name, to_item
+from convrec_r1.data.values import describe, encodable, one_line
 from convrec_r1.distill.answers import descriptions
 from convrec_r1.distill.questions import describe as describe_items
 from convrec_r1.distill.scores import blocks
@@ -30,12 +27,17 @@ _log = logging.getLogger(__name__)
 Key = tuple[str, int | None]
 """Folded title and year, as in a catalog."""
 
-_GENRES = ("genre", "genres")
-_KEYWORDS = ("keyword", "keywords", "theme", "themes", "tag", "tags")
+_GENRES = ("genre", "genres", "listedin", "category", "categories")
+_KEYWORDS = ("keyword", "keywords", "plotkeywords", "theme", "themes", "tag", "tags")
 _PEOPLE = (
-    "director", "directors", "writer", "writers", "star", "stars", "actor", "actors", "cast", "author", "authors", "people",
+    "director", "directors", "directorname", "writer", "writers", "star", "stars", "actor", "actors", "actor1name",
+    "actor2name", "actor3name", "cast", "author", "authors", "bookauthor", "people",
 )  # fmt: skip
-_PLOT = ("plot", "overview", "description", "summary", "synopsis")
+_PLOT = ("plot", "overview", "description", "bookdescription", "plotsummary", "summary", "synopsis")
+_NAMES = ("name", "title", "keyword", "genre")
+"""Keys of the name where a list holds objects, as TMDB's do."""
+_FLAG = "is:"
+"""Begins the columns of MovieLens 100K that say with 1 or 0 whether a film is of a genre."""
 _ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
 
 
@@ -80,8 +82,8 @@ def known_metadata(file: str | None, adapter: Adapter, dataset: str) -> dict[Key
         if isinstance(source, Path):
             described = read_metadata(source)
         else:
-            rows = (metadata_of(Row(dict(fields), f"{dataset}, item {k}")) for k, fields in enumerate(source, 1))
-            described = {key(item): item for item in rows}
+            rows = (metadata_of(dict(fields), f"{dataset}, item {k}") for k, fields in enumerate(source, 1))
+            described = {key(item): item for item in rows if item}
     except UserError as error:
         if file or not isinstance(source, Path):
             raise
@@ -115,53 +117,56 @@ def ask_about(items: Sequence[Item], domain: str, batch: int) -> list[tuple[Sequ
 
 
 def read_metadata(path: str | Path) -> dict[Key, Metadata]:
-    """Read a file of items' metadata, by `key`: .jsonl (an object a line), .json (a list of objects) or .csv (with a header).
+    """Read a file of items' metadata, by `key`, in any form in which a catalog is read (`Catalog.load`).
 
-    The item is `title` or `name`, as `Title (Year)` or with `year` beside it. Its other fields, in upper or lower case:
-    genre(s), keyword(s), theme(s) or tag(s); director(s), writer(s), star(s), actor(s), cast, author(s) or people, joined in
-    this order; the first of plot, overview, description, summary, synopsis that is not blank. Several genres, keywords or
-    people are a list, or a string with `|` or else `,` between them (in a CSV also a list as JSON or Python writes it). Null
+    Fields beside title and year, by their names in small letters without signs: genres, keywords, people (joined in the order
+    of `_PEOPLE`), and the first of `_PLOT` that is not blank. Several genres, keywords or people are a list of strings or of
+    objects with a name (in a table as JSON or Python writes it), or a string with `|`, else `;`, else `,` between them. Null
     and blank values are unknown; other fields are ignored. Of rows for the same item the first counts.
 
-    Raises UserError for a file that is missing, of another kind, malformed (it names the row) or without items.
+    Raises UserError for a file that is missing, of another kind, malformed (the first ten rows are named) or without items.
     """
     path = Path(path)
-    readers = {".jsonl": read_jsonl, ".json": _read_json, ".csv": read_table}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: metadata must be {', '.join(readers)}, found {path.suffix or 'no extension'}.")
+    notes, faults = Notes(), Faults()
     found: dict[Key, Metadata] = {}
-    untitled = repeated = 0
-    for row in reader(path):
-        metadata = metadata_of(row)
-        if _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial has such a row
-            untitled += 1
-            continue
-        repeated += key(metadata) in found
-        found.setdefault(key(metadata), metadata)
-    if untitled or repeated:
-        _log.warning("%s: left out %d rows without a title and %d repeated items", path.name, untitled, repeated)
+    for value, where in read_entries(path, "metadata", notes):
+        with faults:
+            metadata = metadata_of(value, where, notes)
+            if metadata is None or _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial has such a row
+                notes.add("rows without a title were left out", where)
+            elif found.setdefault(key(metadata), metadata) is not metadata:
+                notes.add("items stand there already", where)
+    faults.check()
+    if str(notes):
+        _log.warning("%s: %s", path.name, notes)
     if not found:
         raise UserError(f"{path} describes no items.")
     return found
 
 
-def metadata_of(row: Row) -> Metadata:
-    """Return the metadata in the fields of a row, see `read_metadata`. Raises UserError that names the row."""
-    row = Row({name.strip().lower(): value for name, value in row.fields.items()}, row.where)
+def metadata_of(value: Any, where: str, notes: Notes | None = None) -> Metadata | None:
+    """Return the metadata of an item and its other fields, see `read_metadata`; None without a title.
+
+    Raises UserError that begins with the item's place `where`.
+    """
+    row = Row(value if isinstance(value, dict) else {}, where)
     try:
-        title, year = to_item(row.fields)
+        title, year = to_item(value, notes, where)
+    except NoTitleError:
+        return None
     except ValueError as error:
         raise row.error(str(error)) from None
-    plots = (one_line(row.get(name, str, "a string", "")) for name in _PLOT)
-    return Metadata(
-        one_line(title),
-        year,
-        _all(row, _GENRES),
-        _all(row, _KEYWORDS),
-        _all(row, _PEOPLE),
-        next(filter(None, plots), ""),
+    names = {plain_name(name): name for name in row.fields}
+    plots = (one_line(row.get(names[name], str, "a string", "")) for name in _PLOT if name in names)
+    flags = [name.removeprefix(_FLAG) for name, value in row.fields.items() if name.startswith(_FLAG) and value == "1"]
+    genres, keywords, people = (
+        _all(row, [names[name] for name in group if name in names]) for group in (_GENRES, _KEYWORDS, _PEOPLE)
     )
+    return Metadata(one_line(title), year, (*genres, *flags), keywords, people, next(filter(_known, plots), ""))
+
+
+def _known(text: str) -> bool:
+    return text.strip().casefold() not in UNKNOWN and not (text.startswith("(no ") and text.endswith(" listed)"))
 
 
 def _all(row: Row, names: Iterable[str]) -> tuple[str, ...]:
@@ -169,31 +174,40 @@ def _all(row: Row, names: Iterable[str]) -> tuple[str, ...]:
     unique: dict[str, str] = {}
     for name in names:
         for value in _values(row, name):
-            unique.setdefault(fold(value), one_line(value))
-    unique.pop("", None)
+            if _known(value):
+                unique.setdefault(fold(value), one_line(value))
     return tuple(unique.values())
 
 
 def _values(row: Row, name: str) -> list[str]:
-    value = row.get(name, (str, list), "a list of strings, or a string with | or , between them", [])
+    expected = "a list of strings, or a string with | ; or , between them"
+    value = row.get(name, (str, list, float), expected, [])
+    if isinstance(value, float):  # pandas writes NaN for unknown
+        return []
     if isinstance(value, str):
         if not (value.strip().startswith("[") and value.strip().endswith("]")):
-            return value.split("|" if "|" in value else ",")
-        try:
-            value = ast.literal_eval(value.strip())  # JSON writes a list of strings like Python
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            raise row.error(f'"{name}" looks like a list but cannot be read as one, found {describe(value)}.') from None
+            return value.split(next((mark for mark in "|;" if mark in value), ","))
+        value = _literal(row, name, value.strip())
+    names = []
     for number, entry in enumerate(value, start=1):
-        if not isinstance(entry, str):
-            raise row.error(f'"{name}", entry {number}: it must be a string, found {describe(entry)}.')
-    return value
+        found = _name(entry) if isinstance(entry, dict) else entry
+        if isinstance(found, str):
+            names.append(found)
+        elif found is not None:
+            raise row.error(f'"{name}", entry {number}: it must be a string, found {describe(found)}.')
+    return names
 
 
-def _read_json(path: Path) -> Iterator[Row]:
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise UserError(f"{path.name}: it must be a list of objects, found {describe(content)}.")
-    for number, value in enumerate(content, start=1):
-        if not isinstance(value, dict):
-            raise UserError(f"{path.name}, item {number}: it must be an object {{...}}, found {describe(value)}.")
-        yield Row(value, f"{path.name}, item {number}")
+def _literal(row: Row, name: str, text: str) -> list[object]:
+    """Return a list that a cell holds as JSON or Python writes it."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return encodable(list(read(text)))
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            continue
+    raise row.error(f'"{name}" looks like a list but cannot be read as one, found {describe(text)}.')
+
+
+def _name(entry: dict) -> object:
+    """Return the name in an object, None without one."""
+    return next((entry[key] for key in _NAMES if key in entry), None)

@@ -124,6 +124,7 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
     matches = Matcher(items, popularity.counts, setup.matching, cfg.match.fuzzy).match(raw.items)
     found = Stage1(conversations, len(data["train"]), raw, matches)
     found.seconds["teacher"] = time.monotonic() - start
+    heard = conversations_only(setup.adapter, conversations)
     seen = _seen(conversations, items, setup.matching)
     named = [pd.unique(places[places >= 0]) for places in (matches.index[ids] for ids in raw.lists)]
     found.stages["matched"] = lists = np.full((len(named), n), -1, dtype=np.int64)
@@ -133,7 +134,7 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
     if cfg.as_said:
         return found
     with found.timed("metadata and embeddings"):
-        inputs = _inputs(setup, items, interview, found)
+        inputs = _inputs(setup, items, interview, found, heard)
     # Without Remap, items that the teacher did not name have no score, and are neither judged nor listed.
     only = None if cfg.remap.enabled else named
     with ScoreStore(scratch, len(conversations), len(items)) as store:
@@ -147,7 +148,7 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
             with found.timed("reflect"):
                 shown = found.candidates = store.top(cfg.reflect.candidates, exclude=seen, only=only)
                 about = {"domain": setup.data.domain, "seed": setup.data.seed}
-                found.ratings, found.judged = reflect(interview, conversations, shown, items, cfg.reflect, **about)
+                found.ratings, found.judged = reflect(interview, heard, shown, items, cfg.reflect, **about)
                 row, column = np.nonzero(shown >= 0)
                 store.add(row, shown[row, column], cfg.reflect.gamma * found.ratings[row, column])
                 found.stages["reflect"] = store.top(n, exclude=seen, only=only)
@@ -163,6 +164,22 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
 def asked_about(cfg: DistillConfig, data: Dataset) -> list[Conversation]:
     """Return the training conversations, then the held-out ones."""
     return [*data["train"], *data["validation"][: cfg.held_out]]
+
+
+def conversations_only(adapter: Adapter, conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Return the conversations without published instructions: what Remap embeds and the judge reads.
+
+    An instruction is the same in every prompt, and its words (movie, conversation) would draw the same items to all of them.
+    """
+    heard = [adapter.without_instruction(c) if c.has_instruction else c for c in conversations]
+    uncut = sum(c.has_instruction and c.messages == h.messages for c, h in zip(conversations, heard, strict=True))
+    if uncut:
+        _log.warning(
+            "%d published prompts are used whole as context: where the instruction ends is not known. Separate it with the "
+            "words `Here is the conversation:`, or give the turns as messages, without has_instruction.",
+            uncut,
+        )
+    return heard
 
 
 def demonstrations(found: Stage1, data: Dataset, n: int, *, as_said: bool) -> Dataset:
@@ -193,8 +210,10 @@ def _ask_lists(interview: Interview, conversations: Sequence[Conversation], n: i
     return RawLists([answer.text for answer in answers], list(items.values()), lists)
 
 
-def _inputs(setup: Setup, items: list[Item], interview: Interview, found: Stage1) -> RemapInputs:
-    """Embed the catalog's items, the teacher's items and the conversations."""
+def _inputs(
+    setup: Setup, items: list[Item], interview: Interview, found: Stage1, heard: Sequence[Conversation]
+) -> RemapInputs:
+    """Embed the catalog's items, the teacher's items and the conversations as `heard`: without instructions."""
     cfg, index = setup.distill, found.matches.index
     if not cfg.remap.enabled:
         return RemapInputs(found.raw.lists, index, len(items))
@@ -212,7 +231,7 @@ def _inputs(setup: Setup, items: list[Item], interview: Interview, found: Stage1
     embedder = build(setup.embedder, "embedder", Embedder)
     # Rows: the catalog's items, then the foreign ones, in the order of the teacher's items.
     vectors, conversations = embedder.embed(
-        [texts.get(item) or str(item) for item in (*items, *foreign)], [dialogue(c) for c in found.conversations]
+        [texts.get(item) or str(item) for item in (*items, *foreign)], [dialogue(c) for c in heard]
     )
     rows = np.where(index >= 0, index, len(items) + np.cumsum(index < 0) - 1)
     return RemapInputs(found.raw.lists, index, len(items), vectors[: len(items)], vectors[rows], conversations)

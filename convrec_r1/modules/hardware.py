@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convrec_r1.modules.config import TrainerConfig
+from convrec_r1.modules.launch import devices_for, launched
 
 
 def choose_hardware(cfg: TrainerConfig, *, per_step: tuple[int, ...]) -> tuple[TrainerConfig, str]:
@@ -14,7 +15,7 @@ def choose_hardware(cfg: TrainerConfig, *, per_step: tuple[int, ...]) -> tuple[T
     """
     gpus = gpu_count() if cfg.accelerator != "cpu" else 0
     on_gpu = cfg.accelerator == "gpu" or (cfg.accelerator == "auto" and gpus > 0)
-    devices = cfg.devices
+    devices = devices_for(cfg, launched())
     why = ""
     if devices is None:
         devices = 1

@@ -1,11 +1,25 @@
 """Options of the model (conf/model)."""
 
 from dataclasses import dataclass, field
+from datetime import date
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
 from convrec_r1.base.options import option
+
+DATE = "2024-07-26"
+NO_THOUGHTS = {"enable_thinking": False}
+
+
+def date_problem(key: str, value: str) -> list[str]:
+    """Return a message if `value` is not a date."""
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        return [f"{key}={value} is no date: write YYYY-MM-DD, as in {DATE}."]
+    return []
 
 
 class ModelSource(Enum):
@@ -50,6 +64,12 @@ class ModelConfig:
     """`attn_implementation` of transformers, as in sdpa or flash_attention_2. null: the choice of transformers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    template: dict[str, Any] = option(factory=lambda: dict(NO_THOUGHTS))
+    """Arguments of the chat template, such as {enable_thinking: true} or {reasoning_effort: low}. An argument that the template
+    does not know is an error, unless it is false: there is nothing to switch off."""
+    date: str = DATE
+    """What chat templates take for today, YYYY-MM-DD: prompts are the same on every day. The default is the date that Llama's
+    templates name where they do not know the day (meta-llama/Llama-3.2-1B-Instruct, tokenizer_config.json)."""
     max_prompt_length: int = option(2048, least=1)
     """Tokens. Longer prompts lose their oldest turns."""
     max_completion_length: int = option(1024, least=1)
@@ -70,7 +90,7 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """Return a message for each contradiction between options."""
-        wrong = []
+        wrong = date_problem("model.date", self.date)
         if self.source is not ModelSource.tiny and not self.path:
             wrong.append("model.path is empty: give a Hub id or a folder, as in model=Qwen/Qwen2.5-0.5B-Instruct.")
         if self.source is ModelSource.tiny and self.trust_remote_code:

@@ -1,16 +1,19 @@
 """Encode conversations as prompt tokens and lists as completion tokens."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from convrec_r1 import lists
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.schema import Conversation
 from convrec_r1.lists import Item
+from convrec_r1.policy import templates
+from convrec_r1.policy.config import DATE, NO_THOUGHTS
 
 SPEAKERS = {"user": "User", "assistant": "Recommender"}
 
@@ -32,12 +35,34 @@ class PromptEncoder:
     dropped (`shorten`), because its turns are not known.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, instruction: str, n: int, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        instruction: str,
+        n: int,
+        max_length: int,
+        *,
+        template: Mapping[str, Any] = NO_THOUGHTS,
+        date: str = DATE,
+    ) -> None:
+        """
+        Args:
+            tokenizer: gets PLAIN_TEMPLATE if it has no chat template.
+            instruction: `data.instruction`.
+            n: items in a list.
+            max_length: tokens of a prompt.
+            template: `model.template`.
+            date: `model.date`.
+        Raises:
+            UserError: the chat template does not know an argument, or cannot be rendered.
+        """
         self.tokenizer = tokenizer
         self.instruction = instruction.format(n=n)
         self.max_length = max_length
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
+        self.arguments = templates.arguments(tokenizer.get_chat_template(), template, date)
+        templates.warn_of_thoughts(self._render([{"role": "user", "content": self.instruction}], tokenize=False)[-40:])
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the token ids of a prompt, at most `max_length`, up to where the reply begins.
@@ -79,10 +104,16 @@ class PromptEncoder:
         return ids
 
     def _encode(self, conversation: Conversation) -> list[int]:
-        messages = chat(conversation, self.instruction)
-        # transformers annotates the result of each mode at once.
-        encoded: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        return list(self._render(chat(conversation, self.instruction), return_dict=True)["input_ids"])
+
+    def _render(self, messages: list[dict[str, str]], **form: bool) -> Any:  # transformers annotates all forms at once
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **form, **self.arguments)
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"The model's chat template cannot be rendered: {error}. Check model.template, and the roles of published "
+                "prompts (data.prompt=ours puts our own instruction before the conversation)."
+            ) from error
 
     def completion(self, items: Sequence[Item]) -> list[int]:
         """Return the token ids of a list as the policy should write it, with EOS at the end."""

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import read_jsonl
+from convrec_r1.base.files import read_jsonl, written_out
 from convrec_r1.evaluate.config import EvalConfig, metric_in_effect
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.run.folder import RunFolder
@@ -135,8 +135,9 @@ def find_runs(patterns: str | Sequence[str] | None) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(str(pattern)).expanduser()
-        # The name of a folder may contain wildcards.
-        matches = [path] if path.is_dir() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        fixed = written_out(path)  # names of folders may contain wildcards
+        rest = str(Path(glob.escape(str(fixed)), path.relative_to(fixed)))
+        matches = [path] if path.is_dir() else [Path(match) for match in sorted(glob.glob(rest, recursive=True))]
         folders = [match for match in matches if match.is_dir()]
         if not folders:
             raise UserError(f"runs={pattern}: no such folder (relative to {Path.cwd()}).")

@@ -12,6 +12,7 @@ from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
 from convrec_r1.config.parts import base_policy, encoder_for, evaluation_key, evaluator, judge, objective, rl_settings
 from convrec_r1.config.schema import Config
+from convrec_r1.data.load import sample
 from convrec_r1.doctor.plan import plan_of
 from convrec_r1.evaluate.baselines import PolicyName
 from convrec_r1.evaluate.config import Select
@@ -179,7 +180,7 @@ class Job:
         module = RLModule(
             policy, engine, encoder, judge(cfg, self.data.catalog), objective(cfg), rl_settings(cfg), self.tracker, loader.at
         )  # fmt: skip
-        held_out = self.data["validation"][: cfg.eval.validation_size] if cfg.eval.every else []
+        held_out = sample(self.data["validation"], cfg.eval.validation_size, cfg.data.seed) if cfg.eval.every else []
 
         def validate(step: int) -> float:
             evaluation = self.evaluator.policy(policy, engine, encoder, held_out, "  validation")

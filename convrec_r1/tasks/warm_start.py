@@ -17,7 +17,7 @@ from convrec_r1.base.processes import barrier, is_first, rank
 from convrec_r1.config.parts import base_policy, encoder_for
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
-from convrec_r1.data.load import fingerprint, with_demonstrations
+from convrec_r1.data.load import fingerprint, sample, with_demonstrations
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader
@@ -85,6 +85,7 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
 def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     policy = base_policy(cfg, data)
     encoder = encoder_for(cfg, policy)
+    held_out = [c for c in data["validation"] if c.demonstration]
     train, validation = (
         [
             Example(encoder.prompt(c), encoder.completion(c.demonstration), c.id)
@@ -93,7 +94,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
         ]
         for conversations in (
             with_demonstrations(data["train"], cfg.n, cfg.data.name),
-            data["validation"],
+            sample(held_out, cfg.sft.eval_batches * cfg.sft.batch_size, cfg.data.seed),
         )
     )
     steps = cfg.sft.steps_for(len(train))
@@ -121,10 +122,9 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     shutil.rmtree(folder / "policy", ignore_errors=True)
     # Copied from the checkpoint: under FSDP the policy in memory is only a shard.
     shutil.copytree(checkpoints / "last" / "policy", folder / "policy")
-    held_out = validation[: cfg.sft.eval_batches * cfg.sft.batch_size]
-    if held_out:
+    if validation:
         trained = load_policy(folder / "policy", cfg.model, temperature=policy.temperature).to(device_for(cfg.trainer))
-        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, held_out, cfg.trainer.pass_size)})
+        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, validation, cfg.trainer.pass_size)})
     # Written last: it marks a finished warm start.
     write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name})
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -51,15 +51,22 @@ class Adapter(Protocol):
     def without_instruction(self, conversation: Conversation) -> Conversation:
         """Return a conversation with its published prompt (`has_instruction`) as plain turns, for `data.prompt=ours`.
 
-        The prompt's instruction ends in "here is the conversation:"; its turns begin with USER: and SYSTEM:.
+        All messages stay but the system's, which are the instruction. In a user's message the instruction ends in "here is the
+        conversation:"; turns after it, or in the first message, begin with USER: and SYSTEM:.
         """
-        text = conversation.messages[-1].content
-        start = _DIALOGUE.search(text)
-        first, *parts = _SPEAKER.split(text[start.end() :] if start else text)
-        turns: list[tuple[Role, str]] = [("user", first)]
-        pairs = zip(parts[::2], parts[1::2], strict=True)
-        turns.extend(("user" if who == "USER" else "assistant", said) for who, said in pairs)
-        return replace(conversation, messages=merge_turns(turns) or conversation.messages, has_instruction=False)
+        turns: list[tuple[Role, str]] = []
+        for message in conversation.messages:
+            text, role = message.content, message.role
+            start = _DIALOGUE.search(text) if role == "user" else None
+            if role == "user" and (start or not turns):
+                first, *parts = _SPEAKER.split(text[start.end() :] if start else text)
+                turns.append(("user", first))
+                pairs = zip(parts[::2], parts[1::2], strict=True)
+                turns.extend(("user" if who == "USER" else "assistant", said) for who, said in pairs)
+            elif role != "system":
+                turns.append((role, text))
+        kept = merge_turns(turns) or tuple(message for message in conversation.messages if message.role != "system")
+        return replace(conversation, messages=kept, has_instruction=False)
 
     def metadata(self) -> Path | Iterable[Mapping[str, Any]] | None:
         """Return what is known of the items for Stage 1: a file in a form of `distill.metadata`, or its rows. None: nothing."""

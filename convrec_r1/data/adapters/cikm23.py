@@ -15,9 +15,11 @@ from urllib.parse import unquote
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.common import alternating
 from convrec_r1.data.adapters.dialogues import DialogueAdapter
-from convrec_r1.data.adapters.rows import Row, describe, encodable, one_line, read_json
+from convrec_r1.data.adapters.rows import Row
 from convrec_r1.data.catalog import Catalog
+from convrec_r1.data.files import read_json
 from convrec_r1.data.schema import Conversation
+from convrec_r1.data.values import describe, encodable, one_line
 from convrec_r1.lists import Item
 
 _NAME = re.compile(r"<?(?:https?://dbpedia\.org/resource/)?(.+?)>?")

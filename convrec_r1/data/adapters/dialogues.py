@@ -12,6 +12,7 @@ from convrec_r1.data.adapters.base import FileAdapter
 from convrec_r1.data.adapters.common import check_id, present, split_by_hash
 from convrec_r1.data.adapters.rows import Row, read_jsonl
 from convrec_r1.data.catalog import Catalog
+from convrec_r1.data.faults import Faults, Notes
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Message, Split
 from convrec_r1.lists import Item
 from convrec_r1.matching import Matching
@@ -44,21 +45,28 @@ class DialogueAdapter(FileAdapter):
         """Numbers of what was left out, for `report`."""
         self.places: dict[str, str] = {}
         """Place of each id."""
+        self.notes, self.faults = Notes(), Faults()
 
     def load(self) -> Dataset:
         """Raises UserError for a path without such files, a malformed row, and an id used twice."""
         self.counts.clear()
         self.places.clear()
+        self.notes, self.faults = Notes(), Faults()
         read = self.read(self.split_files())
         missing: list[Split] = [split for split in SPLITS[1:] if split not in read] if self.fills_splits else []
+        self.faults.check()
         catalog = self.make_catalog([row for rows in read.values() for row in rows])
         splits: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
         for split, rows in read.items():
             for row in rows:
-                for found in self.conversations(row, catalog):
-                    check_id(row, found.id, self.places)
-                    place = split_by_hash(found.cluster, missing) if split == "train" else split
-                    splits[place].append(replace(found, split=place))
+                with self.faults:
+                    for found in self.conversations(row, catalog):
+                        check_id(row, found.id, self.places)
+                        place = split_by_hash(found.cluster, missing) if split == "train" else split
+                        splits[place].append(replace(found, split=place))
+        self.faults.check()
+        if str(self.notes):
+            _log.warning("%s: %s", self.path, self.notes)
         number = sum(map(len, splits.values()))
         _log.info("%s: %d conversations; %s", type(self).__name__.lower(), number, self.report.format_map(self.counts))
         return Dataset(catalog, splits)
@@ -76,7 +84,7 @@ class DialogueAdapter(FileAdapter):
 
     def rows(self, file: Path) -> Iterable[Row]:
         """Yield the rows of a file, each a dialogue or a turn."""
-        return read_jsonl(file)
+        return read_jsonl(file, self.notes, self.faults)
 
     def make_catalog(self, rows: Iterable[Row]) -> Catalog:
         """Return the catalog. rows: of all files, for a catalog of the items that they mention."""

@@ -15,9 +15,12 @@ from typing import Any, ClassVar
 
 from convrec_r1.data.adapters.common import Role, check_id, merge_turns
 from convrec_r1.data.adapters.dialogues import DialogueAdapter
-from convrec_r1.data.adapters.rows import Row, describe, encodable, one_line, read_table, split_title
+from convrec_r1.data.adapters.rows import Row
 from convrec_r1.data.catalog import Catalog
+from convrec_r1.data.items import split_title
 from convrec_r1.data.schema import Conversation, Split
+from convrec_r1.data.tables import read_table
+from convrec_r1.data.values import describe, encodable, one_line
 from convrec_r1.lists import Item
 
 _log = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ class Inspired(DialogueAdapter):
 
     def rows(self, file: Path) -> Iterator[Row]:
         """Yield a row for each dialogue: `name`, `rows` (its utterances), `films` (name in the file -> item)."""
-        utterances = read_table(file, _COLUMNS, delimiter="\t")
+        utterances = (Row(*found) for found in read_table(file, self.notes, columns=_COLUMNS, delimiter="\t"))
         for name, group in groupby(utterances, key=lambda row: row.text("dialog_id")):
             rows = list(group)
             films = _film_names(rows[0])

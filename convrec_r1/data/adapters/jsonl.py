@@ -1,12 +1,14 @@
-"""Conversations in our own schema as JSON Lines: any domain, items with years or without.
+"""Conversations in our own schema: any domain, items with years or without.
 
-One object a line:
+JSON Lines, a JSON list, or Parquet. One object a line:
 
     {"id": "c1", "cluster": "thread-7", "messages": [{"role": "user", "content": "..."}],
      "ground_truth": [["Title", 1999], {"title": "Title", "year": null}, "Title (1999)"],
      "seen": ["Title"], "demonstration": [["Title", 1999]], "split": "train", "has_instruction": false}
 
-`id`, `messages` and `ground_truth` are required. Without `cluster`, a conversation is a cluster of its own.
+`messages` and `ground_truth` are required. Without `id` a conversation is named by its file and line, without `cluster` it is a
+cluster of its own. Messages are read as chat APIs and ShareGPT write them, see `read_messages`; seen titles are also read as
+items.
 """
 
 import json
@@ -15,20 +17,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import replacing
 from convrec_r1.data.adapters.base import FileAdapter
-from convrec_r1.data.adapters.common import JSONL, by_split, check_id, present, read_messages, split_by_hash
-from convrec_r1.data.adapters.rows import Row, describe, read_jsonl
+from convrec_r1.data.adapters.common import (
+    JSONL,
+    SPLIT_NAMES,
+    by_split,
+    check_id,
+    present,
+    read_messages,
+    split_by_hash,
+)
+from convrec_r1.data.adapters.rows import Row, read_rows
+from convrec_r1.data.faults import Faults, Notes
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
+from convrec_r1.data.values import describe, listed
 
 _log = logging.getLogger(__name__)
-_KEYS = {"id", "cluster", "messages", "ground_truth", "seen", "demonstration", "split", "has_instruction"}
+_MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns")
+"""Names of the messages: ours, ShareGPT's, and others that people use."""
+_KEYS = {*_MESSAGES, "id", "cluster", "ground_truth", "seen", "demonstration", "split", "has_instruction"}
 
 
 class Jsonl(FileAdapter):
     """data=jsonl: conversations at `path` (see `read`), and a catalog file: `catalog`, or catalog.* beside or above `path`."""
 
-    catalog_names = ("catalog.csv", "catalog.json", "catalog.jsonl", "catalog.pkl")
+    catalog_names = tuple(
+        f"catalog{kind}" for kind in (".csv", ".json", ".jsonl", ".pkl", ".tsv", ".txt", ".parquet", ".csv.gz")
+    )
 
     def load(self) -> Dataset:
         """Raises UserError for what `read` refuses, and if there is no catalog."""
@@ -37,27 +54,38 @@ class Jsonl(FileAdapter):
 
 
 def read(path: str | Path) -> list[Conversation]:
-    """Return the conversations of a folder with {train,validation,test}.jsonl, or of one file.
+    """Return the conversations of a folder with a file for each split (train.jsonl, validation.jsonl, ...), or of one file.
 
     The split of a row in a single file is its `split`, else it follows from a hash of its cluster: 80 % train, 10 % validation,
-    10 % test.
+    10 % test. What is left out of messages, and rows without ground truth, are counted in one warning.
 
     Raises:
-        UserError: a missing or empty file, a malformed row, an id used twice, or a `split` that contradicts the file's name.
+        UserError: a missing or empty file, malformed rows (the first ten are named), an id used twice, or a `split` that
+            contradicts the file's name.
     """
     path = Path(path)
     files: Mapping[Split | None, Path] = {**present(path, JSONL)} if path.is_dir() else {None: path}
     places: dict[str, str] = {}
+    notes, faults = Notes(), Faults()
     unread: set[str] = set()
     conversations = []
     for split, file in files.items():
-        for row in read_jsonl(file):
-            conversation = _conversation(row, split)
-            check_id(row, conversation.id, places)
-            conversations.append(conversation)
-            unread |= row.fields.keys() - _KEYS
+        for row in read_rows(file, "a file of conversations", notes, faults):
+            with faults:
+                conversation = _conversation(row, split, notes)
+                unread |= row.fields.keys() - _KEYS
+                check_id(row, conversation.id, places)
+                if conversation.ground_truth:
+                    conversations.append(conversation)
+                else:
+                    notes.add("rows without ground truth were left out, as no list can be right", row.where)
+    faults.check()
     if unread:
-        _log.warning("%s: keys that are not read: %s", path, ", ".join(sorted(unread)))
+        notes.add(f"keys are not read: {listed(sorted(unread))}", number=len(unread))
+    if str(notes):
+        _log.warning("%s: %s", path, notes)
+    if not conversations:
+        raise UserError(f"{path} has no conversation that can be used ({notes}).")
     return conversations
 
 
@@ -68,21 +96,19 @@ def dump(conversations: Iterable[Conversation], path: str | Path) -> None:
             file.write(_encode(_row(conversation)) + b"\n")
 
 
-def _conversation(row: Row, file_split: Split | None) -> Conversation:
-    identifier = row.text("id")
+def _conversation(row: Row, file_split: Split | None, notes: Notes) -> Conversation:
+    identifier = row.text("id", row.where.replace(", line ", "-").replace(", item ", "-"))
     cluster = row.text("cluster", identifier)
-    ground_truth = row.items("ground_truth")
-    if not ground_truth:
-        raise row.error('"ground_truth" is empty, so no list can be right. Leave the row out.')
+    complete = row.get("has_instruction", bool, "true or false", False)
     return Conversation(
         id=identifier,
         cluster=cluster,
-        messages=read_messages(row, "messages"),
-        ground_truth=ground_truth,
-        seen=row.titles("seen"),
+        messages=read_messages(row, next(filter(row.fields.get, _MESSAGES), "messages"), notes, complete=complete),
+        ground_truth=row.items("ground_truth"),
+        seen=row.seen("seen"),
         demonstration=row.items("demonstration", None),
         split=_split(row, cluster, file_split),
-        has_instruction=row.get("has_instruction", bool, "true or false", False),
+        has_instruction=complete,
     )
 
 
@@ -90,8 +116,10 @@ def _split(row: Row, cluster: str, file_split: Split | None) -> Split:
     split = row.fields.get("split")
     if split is None:
         return file_split or split_by_hash(cluster)
-    if split not in SPLITS:
+    named = SPLIT_NAMES.get(split) if isinstance(split, str) else None
+    if named is None:
         raise row.error(f'"split" must be one of {", ".join(SPLITS)}, found {describe(split)}.')
+    split = named
     if file_split not in (None, split):
         raise row.error(f'"split" is {split}, but the file is the {file_split} split. Move the row or drop the key.')
     return split

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from convrec_r1.data.adapters.common import alternating
 from convrec_r1.data.adapters.dialogues import DialogueAdapter
-from convrec_r1.data.adapters.rows import Row, one_line, read_jsonl
+from convrec_r1.data.adapters.rows import Row, read_jsonl
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import SPLITS, Conversation, Split
+from convrec_r1.data.values import one_line
 from convrec_r1.lists import Item
 
 

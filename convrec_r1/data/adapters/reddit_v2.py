@@ -10,14 +10,17 @@ of (title, year), or a CSV file.
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from convrec_r1 import lists
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.progress import Bar, bar
 from convrec_r1.data.adapters.base import FileAdapter
 from convrec_r1.data.adapters.common import JSONL, by_split, check_id, digest, present, read_messages
-from convrec_r1.data.adapters.rows import Row, read_jsonl
+from convrec_r1.data.adapters.rows import Row, read_rows
+from convrec_r1.data.faults import Faults, Notes
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 from convrec_r1.lists import Item
 from convrec_r1.matching import Matching
@@ -25,6 +28,8 @@ from convrec_r1.matching import Matching
 _log = logging.getLogger(__name__)
 ARROW: dict[Split, tuple[str, ...]] = {split: (f"{split}/state.json",) for split in SPLITS}
 """A file of each arrow folder."""
+_LARGE = 50_000
+"""Rows of a folder whose reading shows its progress."""
 
 
 class RedditV2(FileAdapter):
@@ -51,15 +56,20 @@ class RedditV2(FileAdapter):
         counts: Counter[str] = Counter()
         places: dict[str, str] = {}
         conversations = []
-        for split, number, row in _rows(self.path):
-            conversation = _conversation(row, split, number)
-            check_id(row, conversation.id, places)
-            if not conversation.ground_truth:
-                counts["empty"] += 1
-                continue
-            counts["without"] += conversation.demonstration is None
-            counts["foreign"] += sum(catalog.find(item, self.match) is None for item in conversation.ground_truth)
-            conversations.append(conversation)
+        notes, faults = Notes(), Faults()
+        for split, number, row in _rows(self.path, notes, faults):
+            with faults:
+                conversation = _conversation(row, split, number, notes)
+                check_id(row, conversation.id, places)
+                if not conversation.ground_truth:
+                    counts["empty"] += 1
+                    continue
+                counts["without"] += conversation.demonstration is None
+                counts["foreign"] += sum(catalog.find(item, self.match) is None for item in conversation.ground_truth)
+                conversations.append(conversation)
+        faults.check()
+        if str(notes):
+            _log.warning("%s: %s", self.path, notes)
         _log.info(
             "reddit_v2: %d conversations, %d without a demonstration; left out %d rows without ground truth; "
             "%d ground truths are not in the catalog",
@@ -68,11 +78,12 @@ class RedditV2(FileAdapter):
         return Dataset(catalog, by_split(conversations))
 
 
-def _rows(path: Path) -> Iterator[tuple[Split, int, Row]]:
+def _rows(path: Path, notes: Notes, faults: Faults) -> Iterator[tuple[Split, int, Row]]:
     """Yield (split, number from 1, row)."""
     arrow = any((path / split / "state.json").is_file() for split in SPLITS)
     for split, file in present(path, ARROW if arrow else JSONL).items():
-        for number, row in enumerate(_read_arrow(file.parent) if arrow else read_jsonl(file), start=1):
+        rows = _read_arrow(file.parent) if arrow else read_rows(file, "a file of conversations", notes, faults)
+        for number, row in enumerate(rows, start=1):
             yield split, number, row
 
 
@@ -84,10 +95,12 @@ def _read_arrow(folder: Path) -> Iterator[Row]:
         table: Any = load_from_disk(str(folder)).with_format("arrow")
         table.data.validate(full=True)  # a length that is wrong in the file would be followed out of it
         number = 0
-        for batch in table.iter(batch_size=1000):
-            for fields in batch.to_pylist():
-                number += 1
-                yield Row(fields, f"{folder.name}, row {number}")
+        with bar(f"Reading {folder.name}", len(table)) if len(table) > _LARGE else nullcontext(Bar()) as progress:
+            for batch in table.iter(batch_size=1000):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Row(fields, f"{folder.name}, row {number}")
+                progress.advance(len(batch))
     except UserError:
         raise
     except Exception as error:  # damaged files and foreign types raise nearly anything
@@ -96,14 +109,14 @@ def _read_arrow(folder: Path) -> Iterator[Row]:
         ) from error
 
 
-def _conversation(row: Row, split: Split, number: int) -> Conversation:
-    messages = read_messages(row, "prompt")
+def _conversation(row: Row, split: Split, number: int, notes: Notes) -> Conversation:
+    messages = read_messages(row, "prompt", notes, complete=True)
     return Conversation(
         id=row.text("sample_id", f"{split}-{number}"),
         cluster=digest("\x1e".join(f"{message.role}\x1f{message.content}" for message in messages)),
         messages=messages,
         ground_truth=row.items("groundtruth_with_release_year"),
-        seen=row.titles("seen_titles"),
+        seen=row.seen("seen_titles"),
         demonstration=_demonstration(row),
         split=split,
         has_instruction=True,

@@ -15,9 +15,11 @@ from urllib.parse import unquote
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.common import Role, merge_turns
 from convrec_r1.data.adapters.dialogues import DialogueAdapter
-from convrec_r1.data.adapters.rows import Row, describe, one_line, split_title
+from convrec_r1.data.adapters.rows import Row
 from convrec_r1.data.catalog import Catalog
+from convrec_r1.data.items import split_title
 from convrec_r1.data.schema import Conversation
+from convrec_r1.data.values import describe, one_line
 from convrec_r1.lists import Item
 
 _MENTION = re.compile(r"@(\d+)")

@@ -8,6 +8,11 @@ from convrec_r1.base.plugins import TARGET, build
 from convrec_r1.distill.config import TeacherConfig
 
 Kind = Literal["recommend", "describe", "judge"]
+THINKS = (
+    "If the model thinks before it answers, switch that off (teacher.template.enable_thinking=false on vLLM and SGLang, "
+    "+teacher.extra.reasoning_effort=low at OpenAI), or give teacher.extra_tokens=2000 or more"
+)
+"""Advice where an answer has no text."""
 
 
 class Chat(NamedTuple):
@@ -58,7 +63,8 @@ class NoAnswer(Exception):
         Args:
             cause: one to three words, by which failures are counted.
             message: what happened.
-            wait: seconds until the next attempt. None: a time that doubles from attempt to attempt.
+            wait: seconds until the next attempt; beyond `teacher.longest_wait` the job ends. None: a time that doubles from
+                attempt to attempt.
         """
         super().__init__(message)
         self.cause, self.wait = cause, wait
@@ -66,6 +72,15 @@ class NoAnswer(Exception):
 
 class Refused(Exception):
     """The teacher refuses this question (too long, against its rules). It may answer others."""
+
+
+class Unusable(Refused):
+    """An answer without usable content: empty, nothing but thoughts, no list. Counts as refused, and is never cached."""
+
+    def __init__(self, message: str, read: int = 0, written: int = 0) -> None:
+        """read, written: tokens of the question and of the answer, which are paid for."""
+        super().__init__(message)
+        self.read, self.written = read, written
 
 
 @runtime_checkable
@@ -90,7 +105,7 @@ class Teacher(Protocol):
 
         Raises:
             NoAnswer: asking again may help.
-            Refused: another question may be answered.
+            Refused, Unusable: another question may be answered.
             UserError: no question can be answered (no such model, invalid key).
         """
         ...

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.distill.answers import unusable
 from convrec_r1.distill.teachers.base import Answer, Kind, Question
 
 _AT_A_TIME = 500
@@ -36,23 +37,28 @@ class AnswerCache:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{self.path.parent}: {error.strerror}. Give teacher.cache=FOLDER.") from error
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")  # readers do not wait for the writer
-            self._db.execute("PRAGMA synchronous=NORMAL")  # whole after kill -9; the last few may go with a power cut
-            # cut_off is unused: the format stays, so that answers of older versions are found.
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, teacher BLOB, kind TEXT, text TEXT, "
-                "prompt_characters INT, prompt_tokens INT, expected_tokens INT, completion_tokens INT, cut_off INT) "
-                "WITHOUT ROWID"
-            )
-            self._db.execute("CREATE INDEX IF NOT EXISTS by_teacher ON answers (teacher, kind)")
+            with FileLock(
+                f"{self.path}.lock"
+            ):  # two that change the journal's mode at once would not wait for each other
+                self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+                self._db.execute("PRAGMA journal_mode=WAL")  # readers do not wait for the writer
+                self._db.execute(
+                    "PRAGMA synchronous=NORMAL"
+                )  # whole after kill -9; the last few may go with a power cut
+                # cut_off is unused: the format stays, so that answers of older versions are found.
+                self._db.execute(
+                    "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, teacher BLOB, kind TEXT, text TEXT, "
+                    "prompt_characters INT, prompt_tokens INT, expected_tokens INT, completion_tokens INT, cut_off INT) "
+                    "WITHOUT ROWID"
+                )
+                self._db.execute("CREATE INDEX IF NOT EXISTS by_teacher ON answers (teacher, kind)")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
     def find(self, identity: str, questions: Sequence[Question]) -> list[Answer | None]:
-        """Return the answer of `identity` to each question, or None."""
+        """Return the answer of `identity` to each question. None: there is none, or none of use (older versions kept those)."""
         keys = [_key(identity, question) for question in questions]
         found: dict[bytes, Answer] = {}
         with self._explained():
@@ -61,16 +67,22 @@ class AnswerCache:
                 marks = ",".join("?" * len(part))
                 query = f"SELECT key, text, prompt_tokens, completion_tokens FROM answers WHERE key IN ({marks})"
                 found |= {key: Answer(*row) for key, *row in self._db.execute(query, part)}
-        return [found.get(key) for key in keys]
+        answers = [found.get(key) for key in keys]
+        return [
+            answer if answer is not None and not unusable(question.kind, answer.text) else None
+            for question, answer in zip(questions, answers, strict=True)
+        ]
 
     def add(self, identity: str, question: Question, answer: Answer) -> None:
-        """Store an answer. The first one to a question stays."""
+        """Store an answer. The first one of use to a question stays."""
+        if self.find(identity, [question]) != [None]:
+            return
         row = (
             _key(identity, question), _digest(identity), question.kind, answer.text, characters(question),
             answer.prompt_tokens, question.expected_tokens, answer.completion_tokens,
         )  # fmt: skip
         with self._explained():
-            self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)", row)
+            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)", row)
 
     def rates(self, identity: str, kind: Kind) -> tuple[float, float]:
         """Return tokens a character of this teacher's questions, and tokens of its answers by those expected.

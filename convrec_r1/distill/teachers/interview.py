@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiolimiter import AsyncLimiter
@@ -13,17 +15,22 @@ from filelock import Timeout
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.progress import Bar, bar
+from convrec_r1.distill.answers import unusable
 from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.teachers import cost
-from convrec_r1.distill.teachers.base import Answer, NoAnswer, Question, Refused, Teacher
+from convrec_r1.distill.teachers.base import THINKS, Answer, NoAnswer, Question, Refused, Teacher, Unusable
 from convrec_r1.distill.teachers.cache import AnswerCache, characters
+from convrec_r1.lists import strip_thoughts
 
 _log = logging.getLogger(__name__)
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 """Seconds before a question is asked again, doubled from try to try, unless the teacher names a time."""
 _REFUSED = 3
-"""Refusals, before any answer, from which the teacher is taken to refuse everything."""
+"""Refusals from which `teacher.most_refused` counts. If no answer came before them, the teacher refuses everything."""
+_TOLD = 10.0
+"""Seconds of a wait that the user is told of."""
+_EMPTY = "empty answer"
 
 
 class Counts:
@@ -37,8 +44,14 @@ class Counts:
         """Cause -> failed attempts that were followed by an answer."""
 
     def add(self, question: Question, answer: Answer, *, paid: bool) -> None:
-        read, written = answer.prompt_tokens, answer.completion_tokens
-        counts = {"asked" if paid else "from_cache": 1, "prompt_tokens": read, "completion_tokens": written}
+        self._count(question, "asked" if paid else "from_cache", answer.prompt_tokens, answer.completion_tokens, paid)
+
+    def refused(self, question: Question, refusal: Refused) -> None:
+        read, written = (refusal.read, refusal.written) if isinstance(refusal, Unusable) else (0, 0)
+        self._count(question, "refused", read, written, True)
+
+    def _count(self, question: Question, how: str, read: int, written: int, paid: bool) -> None:
+        counts = {how: 1, "prompt_tokens": read, "completion_tokens": written}
         self.kinds[question.kind].update(counts | ({"paid_in": read, "paid_out": written} if paid else {}))
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,11 +99,12 @@ class Interview:
     def ask(self, questions: Sequence[Question], title: str) -> list[Answer]:
         """Return the answer to each question, in order. Equal questions are asked once.
 
-        Answers are cached as they arrive. A question that the teacher refuses while it answers others has an empty answer,
-        which is counted and not cached.
+        Answers are cached as they arrive, and returned without thoughts. A question that the teacher refuses, or answers with
+        nothing usable, has an empty answer, which is counted and not cached.
 
-        Raises UserError if no question can be asked, if all are refused, and, after all others were asked, for questions
-        without an answer: the same command then asks only those.
+        Raises UserError if no question can be asked, if more than `cfg.most_refused` are refused, if the teacher asks to wait
+        longer than `cfg.longest_wait`, and, after all others were asked, for questions without an answer: the same command
+        then asks only those.
         """
         known = self._known(questions)
         with contextlib.ExitStack() as stack:
@@ -102,7 +116,8 @@ class Interview:
                     self.counts.add(question, answer, paid=False)
             missing = [question for question, answer in known.items() if answer is None]
             answers = {**known, **self._ask(missing, len(known) - len(missing), title)} if missing else known
-        return [answer for question in questions if (answer := answers[question]) is not None]
+        found = [answer for question in questions if (answer := answers[question]) is not None]
+        return [replace(answer, text=strip_thoughts(answer.text)) for answer in found]
 
     async def take(self, requests: int, tokens: float) -> None:
         """Wait until so many requests and tokens are within the limits per minute."""
@@ -148,6 +163,7 @@ class _Session:
         """known: questions of the same call that were answered before."""
         self.interview, self.known, self.progress = interview, known, progress
         self.waiting = deque(questions)
+        self.total = known + len(questions)
         self.answers: dict[Question, Answer] = {}
         self.refusals: list[Refused] = []
         self.failures: list[NoAnswer] = []
@@ -155,6 +171,9 @@ class _Session:
         self.failed_in_a_row = 0
         self.fatal: UserError | None = None
         """Why no more questions are asked. Those in flight are still awaited: they may be paid for."""
+        self.over = asyncio.Event()
+        """Set with `fatal`: nobody waits for another attempt."""
+        self.told_until = 0.0
 
     @property
     def given_up(self) -> bool:
@@ -170,6 +189,11 @@ class _Session:
             raise several.exceptions[0] from None
         if not self.failures:
             self._check_refusals(least=1)
+        if self.refusals:
+            _log.warning(
+                "%d of %d questions have no usable answer, and count as answered with nothing. The last: %s",
+                *(len(self.refusals), self.known + len(self.answers), self.refusals[-1]),
+            )
         if self.fatal or self.failures:
             raise self.fatal or self._unanswered()
 
@@ -180,18 +204,20 @@ class _Session:
                 self.answers[question] = await self._settle(question)
                 self.progress.advance(1, self.interview.counts.paid())
             except Refused as refusal:
-                if not self.refusals:
-                    _log.warning("A question is refused and has an empty answer, as all refused ones: %s", refusal)
                 self.refusals.append(refusal)
                 self.answers[question] = Answer("", 0, 0)
-                self.interview.counts.kinds[question.kind]["refused"] += 1
-                self.progress.advance(1)
+                self.interview.counts.refused(question, refusal)
+                self.progress.advance(1, self.interview.counts.paid())
                 self._check_refusals(least=_REFUSED)
             except NoAnswer as failure:
                 self.failures.append(failure)
                 self.failed_in_a_row += 1
             except UserError as error:
-                self.fatal = self.fatal or error
+                self._end(error)
+
+    def _end(self, error: UserError) -> None:
+        self.fatal = self.fatal or error
+        self.over.set()
 
     async def _settle(self, question: Question) -> Answer:
         """Ask until there is an answer or no retry left."""
@@ -202,13 +228,21 @@ class _Session:
             await interview.take(1, reserved)
             try:
                 answer = await interview.teacher.answer(question)
-                break
+                why = unusable(question.kind, answer.text)
+                if why is None:
+                    break
+                if answer.text.strip() or _EMPTY in causes or not interview.cfg.retries:
+                    advice = "" if strip_thoughts(answer.text).strip() else f". {THINKS}"
+                    raise Unusable(why + advice, answer.prompt_tokens, answer.completion_tokens)
+                causes.append(_EMPTY)  # an accident of the endpoint, or else the same again: asked once more
             except NoAnswer as failure:
+                self._check_wait(failure)
                 if len(causes) >= interview.cfg.retries or self.given_up:
                     raise
                 backoff = min(FIRST_WAIT * 2 ** len(causes), LONGEST_WAIT) * random.uniform(0.75, 1)
                 causes.append(failure.cause)
-                await asyncio.sleep(backoff if failure.wait is None else failure.wait)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.over.wait(), backoff if failure.wait is None else failure.wait)
         interview.cache.add(interview.teacher.identity, question, answer)  # before anything else can fail
         interview.counts.retries.update(causes)
         interview.counts.add(question, answer, paid=True)
@@ -216,14 +250,35 @@ class _Session:
         await interview.take(0, answer.prompt_tokens + answer.completion_tokens - reserved)
         return answer
 
-    def _check_refusals(self, least: int) -> None:
-        """Stop if there are at least so many refusals, and no answers."""
-        refused = len(self.refusals)
-        if refused >= least and not self.known and len(self.answers) == refused:
-            self.fatal = self.fatal or UserError(
-                f"The teacher refuses every question ({refused} so far): {self.refusals[-1]}. Check teacher.*; if questions "
-                "are too long for the model, lower distill.reflect.per_question and distill.describe_batch."
+    def _check_wait(self, failure: NoAnswer) -> None:
+        """Tell of a long wait, once for all that wait. Raises UserError beyond `teacher.longest_wait`."""
+        seconds, cfg, now = failure.wait or 0.0, self.interview.cfg, time.monotonic()
+        if seconds > cfg.longest_wait:
+            raise UserError(
+                f"The teacher asks to wait {seconds:.0f} s ({failure}), longer than teacher.longest_wait={cfg.longest_wait:g}. "
+                f"Answers so far are kept in {self.interview.cache.path}: the same command goes on with the rest, after that "
+                "time or with another teacher.api_key_env."
             )
+        if seconds >= _TOLD and now >= self.told_until:
+            self.told_until = now + seconds
+            _log.warning("The teacher asks to wait %.0f s (%s)", seconds, failure)
+
+    def _check_refusals(self, least: int) -> None:
+        """Stop if there are at least so many refusals, and no answers; or too many for the number of questions."""
+        refused, cfg = len(self.refusals), self.interview.cfg
+        none = refused >= least and not self.known and len(self.answers) == refused
+        few = refused < _REFUSED and cfg.most_refused > 0
+        if cfg.most_refused >= 1 or (not none and (few or refused <= cfg.most_refused * self.total)):
+            return
+        verb = "gives no usable answer to" if isinstance(self.refusals[-1], Unusable) else "refuses"
+        which = f"every question ({refused} so far)" if none else f"{refused} of {self.total} questions"
+        limit = "" if none else f" More than teacher.most_refused={cfg.most_refused:g} of all end the job."
+        self._end(
+            UserError(
+                f"The teacher {verb} {which}. The last: {self.refusals[-1]}.{limit} Check teacher.*; if questions are too long "
+                "for the model, lower distill.reflect.per_question and distill.describe_batch."
+            )
+        )
 
     def _unanswered(self) -> UserError:
         causes = Counter(failure.cause for failure in self.failures)

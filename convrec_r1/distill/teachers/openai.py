@@ -3,6 +3,9 @@
 import json
 import logging
 import os
+import re
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,17 +13,18 @@ import openai
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.distill.config import ChatTeacherConfig, OpenAITeacherConfig
-from convrec_r1.distill.teachers.base import Answer, NoAnswer, Question, Refused, Structure
+from convrec_r1.distill.teachers.base import THINKS, Answer, NoAnswer, Question, Refused, Structure, Unusable
 from convrec_r1.distill.teachers.cache import characters
+from convrec_r1.lists import strip_thoughts
 
 OPENAI = "https://api.openai.com/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_REFUSED = (400, 413, 422)
-"""Statuses by which endpoints refuse one question: malformed, or too long for the model."""
+_REFUSED = (400, 413, 422, 451)
+"""Statuses by which endpoints refuse one question: malformed, too long for the model, not allowed."""
+_MODERATED = re.compile(r"moderat|flagged|content.?(?:policy|filter)|safety", re.IGNORECASE)
+"""What a 403 says that refuses one question; else it refuses the key."""
 _RETRIED = (408, 409, 425, 429)
 """Statuses below 500 that are not permanent."""
-_LONGEST_WAIT = 60.0
-"""Seconds of a Retry-After that are waited for."""
 _log = logging.getLogger(__name__)
 
 for _name in ("httpx", "httpx2", "openai"):  # they log every request
@@ -34,10 +38,15 @@ class ChatClient:
     from then on.
     """
 
-    def __init__(self, cfg: ChatTeacherConfig, base_url: str, key_env: str = "") -> None:
+    def __init__(
+        self, cfg: ChatTeacherConfig, base_url: str, key_env: str = "", *, template: dict | None = None
+    ) -> None:
+        """template: arguments of the chat template. None: those of `cfg`."""
         self.cfg, self.base_url, self.key_env = cfg, base_url.rstrip("/"), key_env
+        self.template = cfg.template if template is None else template
         self._client: openai.AsyncOpenAI | None = None
         self._structured = True
+        self._told_of_thoughts = False
 
     async def answer(self, question: Question) -> Answer:
         if not self._structured or question.structure is None:
@@ -69,12 +78,21 @@ class ChatClient:
             raise NoAnswer("timeout or broken connection", self._clean(said)) from None
         except (openai.APIError, ValueError) as error:  # not the API's JSON
             raise NoAnswer("broken answer", self._clean(f"{type(error).__name__}: {error}")) from None
-        return _read(completion, question)
+        answer = _read(completion, question)
+        if _thoughts_apart(completion) and not self._told_of_thoughts:
+            self._told_of_thoughts = True
+            _log.info(
+                "%s sends its thoughts apart (reasoning_content): they are paid for, and otherwise ignored",
+                self.base_url,
+            )
+        return answer
 
     def _request(self, question: Question, structure: Structure | None) -> dict[str, Any]:
         messages = [message._asdict() for message in question.messages]
         limit = {self.cfg.limit_field: question.max_tokens + self.cfg.extra_tokens}
-        request = {"model": self.cfg.model, "messages": messages, "extra_body": {**limit, **self.cfg.extra}}
+        template = {"chat_template_kwargs": dict(self.template)} if self.template else {}
+        extra = {**limit, **template, **self.cfg.extra}
+        request = {"model": self.cfg.model, "messages": messages, "extra_body": extra}
         if structure is not None:
             messages[-1]["content"] += f"\n{structure.request}"
             schema = {"name": question.kind, "strict": True, "schema": dict(structure.schema)}
@@ -99,16 +117,14 @@ class ChatClient:
         status = error.status_code
         said = error.body.get("message") or error.body if isinstance(error.body, dict) else error.message
         where = f"{self.base_url} (status {status}): {self._clean(str(said))}"
-        if status == 429 and "insufficient_quota" in (error.code, error.type):
+        if status == 402 or (status == 429 and "insufficient_quota" in (error.code, error.type)):
             return UserError(
                 f"The account is out of quota at {where}. Answers so far are kept: add credit and run again."
             )
         if status >= 500 or status in _RETRIED:
-            wait = error.response.headers.get("retry-after", "")
-            seconds = float(wait) if wait.replace(".", "", 1).isdecimal() else _LONGEST_WAIT + 1
             cause = "rate limit" if status == 429 else f"status {status}"
-            return NoAnswer(cause, where, seconds if seconds <= _LONGEST_WAIT else None)
-        if status in _REFUSED:
+            return NoAnswer(cause, where, seconds_of(error.response.headers.get("retry-after", "")))
+        if status in _REFUSED or (status == 403 and _MODERATED.search(where)):
             return Refused(where)
         if status in (401, 403):
             return UserError(f"The key in {self.key_env} is refused by {where}")
@@ -134,7 +150,18 @@ class OpenAITeacher(ChatClient):
 def identity_of(cfg: ChatTeacherConfig, **who: str) -> str:
     """Return as JSON what decides an answer: `who` (endpoint or weights), model and sampling options."""
     how = {"temperature": cfg.temperature, "extra": cfg.extra, "extra_tokens": cfg.extra_tokens}
+    how |= {"template": cfg.template} if cfg.template else {}
     return json.dumps({"model": cfg.model, **who, **how}, sort_keys=True, default=str)
+
+
+def seconds_of(retry_after: str) -> float | None:
+    """Return the seconds of a Retry-After header: a number, or a date (RFC 9110, 10.2.3). None: neither."""
+    if retry_after.strip().replace(".", "", 1).isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
 
 
 def _read(completion: Any, question: Question) -> Answer:
@@ -148,15 +175,21 @@ def _read(completion: Any, question: Question) -> Answer:
         raise NoAnswer("empty answer", "the reply has no choices") from None
     if not isinstance(text, str | None):
         raise NoAnswer("broken answer", f"an answer's content is of type {type(text).__name__}")
-    if not text and cut_off:
-        raise UserError(
-            "The teacher used all tokens of an answer before it wrote any text: it thinks before it answers. Give "
-            "teacher.extra_tokens=2000 or more."
-        )
     text = (text or "").encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
     usage = getattr(completion, "usage", None)
     read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
     # Endpoints that do not count tokens: 4 characters a token, as in English text.
     read = read if isinstance(read, int) else characters(question) // 4
     written = written if isinstance(written, int) else len(text) // 4
+    if refusal := getattr(choice.message, "refusal", None):
+        raise Unusable(f"the teacher declines: {str(refusal)[:200]!r}", read, written)
+    if choice.finish_reason == "content_filter" and not text.strip():
+        raise Unusable("the endpoint's content filter withholds the answer", read, written)
+    if cut_off and not strip_thoughts(text).strip():
+        raise Unusable(f"an answer used all its tokens before it said anything. {THINKS}", read, written)
     return Answer(text, read, written)
+
+
+def _thoughts_apart(completion: Any) -> bool:
+    message = completion.choices[0].message
+    return bool(getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None))

@@ -5,12 +5,14 @@ import logging
 import os
 import shutil
 import tempfile
+from datetime import date
 from pathlib import Path
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.distill.config import VLLMTeacherConfig
 from convrec_r1.distill.teachers.base import Answer, NoAnswer, Question
 from convrec_r1.distill.teachers.openai import ChatClient, identity_of
+from convrec_r1.policy.templates import dated
 from convrec_r1.rollout.vllm.options import runs_on_cpu
 from convrec_r1.rollout.vllm.process import LocalProcess
 from convrec_r1.rollout.vllm.server import Server, ServerFault
@@ -26,9 +28,8 @@ class VLLMTeacher:
 
     def __init__(self, options: VLLMTeacherConfig) -> None:
         self.cfg = options
-        self.identity = identity_of(
-            options, weights=_weights(str(options.model)), length=str(options.max_model_len), dtype=options.dtype
-        )
+        who = {"weights": _weights(str(options.model)), "length": str(options.max_model_len)}
+        self.identity = identity_of(options, **who, dtype=options.dtype, date=options.date)
         self._process: LocalProcess | None = None
         self._client: ChatClient | None = None
         self._folder: Path | None = None
@@ -71,8 +72,11 @@ class VLLMTeacher:
             raise UserError(f"The server of teacher.model={self.cfg.model} died {_STARTS} times. Its log says:\n{said}")
         self._starts += 1
         self._folder = self._folder or Path(tempfile.mkdtemp(prefix="convrec_r1-teacher-"))
-        process = LocalProcess(flags(self.cfg), self._folder / "server.log", self._folder, settings={})
-        self._process, self._client = process, ChatClient(self.cfg, f"{process.address}/v1")
+        given = [*flags(self.cfg), *_fixed_day(self.cfg, self._folder)]
+        process = LocalProcess(given, self._folder / "server.log", self._folder, settings={})
+        day = date.fromisoformat(self.cfg.date).strftime("%d %b %Y")  # Llama's form
+        template = {"date_string": day, **self.cfg.template}  # vLLM leaves out what the template does not know
+        self._process, self._client = process, ChatClient(self.cfg, f"{process.address}/v1", template=template)
         _log.info("Starting a server of %s, which takes a minute or more. Its log: %s", self.cfg.model, process.log)
         server = Server(process.address, timeout=self.cfg.timeout)
         try:
@@ -106,6 +110,20 @@ def flags(cfg: VLLMTeacherConfig) -> list[str]:
         found["--gpu-memory-utilization"] = cfg.memory_fraction
     listed = [text for flag, value in found.items() for text in (flag, str(value))]
     return [*listed, "--enforce-eager"] if runs_on_cpu() else listed
+
+
+def _fixed_day(cfg: VLLMTeacherConfig, folder: Path) -> list[str]:
+    """Return the flag for a chat template that takes `cfg.date` for today. None is needed if it does not ask."""
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    try:
+        template = AutoTokenizer.from_pretrained(cfg.model).get_chat_template()
+    except (OSError, ValueError):  # no tokenizer or no template: the server will say so
+        return []
+    if (fixed := dated(template, cfg.date)) == template:
+        return []
+    (folder / "template.jinja").write_text(fixed, encoding="utf-8")
+    return ["--chat-template", str(folder / "template.jinja")]
 
 
 def _weights(model: str) -> str:

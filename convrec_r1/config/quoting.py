@@ -1,0 +1,131 @@
+"""Arguments KEY=VALUE of the command line as people write them, in Hydra's grammar.
+
+Hydra's grammar gives meaning to `= ( ) [ ] { } , ' "` and has no accents, `~` or `#`. A value that it cannot read but that is
+plainly text, and a value that names an existing file or folder, is quoted here.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from convrec_r1.base.errors import UserError
+
+_ARGUMENT = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_STRUCTURED = re.compile(r"""\s*(?:[\[{("']|\w+\()""")
+"""Begins like a list, a mapping, a quoted string or a function of Hydra's."""
+_SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--help", "-h", "--hydra-help", "--version")
+"""Flags of Hydra's without a value."""
+
+
+def readable(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with values quoted that Hydra would not read, or would read as something else.
+
+    Raises:
+        UserError: an argument that is neither a flag nor KEY=VALUE, or a value that must be quoted by hand.
+    """
+    made: list[str] = []
+    is_value = False
+    for argument in arguments:
+        if is_value or argument.startswith(("-", "~")):
+            flag = re.match(r"--config-(?:dir|path)=(?=~)", argument)
+            made.append(flag[0] + os.path.expanduser(argument[flag.end() :]) if flag else argument)
+        else:
+            made.append(_readable(argument, made[-1] if made else ""))
+        is_value = argument.startswith("-") and "=" not in argument and argument not in _SWITCHES
+    return made
+
+
+def quote(text: str) -> str:
+    """Return a text as a quoted string of Hydra's grammar."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def as_text(text: str) -> str:
+    """Return a text as Hydra reads it: quoted where it must be."""
+    return text if _reads_as(f"key={text}", text) else quote(text)
+
+
+def texts_of(value: str) -> list[str]:
+    """Return A and B of a value `A,B`, each as it is or quoted. A value that names a file or folder is one."""
+    if _is_there(os.path.expanduser(value)):
+        return [value]
+    try:
+        override = OverridesParser.create().parse_override(f"key={value}")
+        found = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    except HydraException:
+        return value.split(",")
+    return [each.text if isinstance(each, QuotedString) else str(each) for each in found]
+
+
+def _readable(argument: str, before: str) -> str:
+    found = _ARGUMENT.fullmatch(argument)
+    if found is None:
+        raise UserError(
+            f"{argument!r} is not KEY=VALUE. "
+            + (f"If it belongs to {before!r}, quote both together: '{before} {argument}'. " if before else "")
+            + "There is no space around the = sign. All keys: python -m convrec_r1 --cfg job"
+        )
+    key, value = found["key"], found["value"]
+    path = os.path.expanduser(value)
+    if _is_there(path):
+        return argument if _reads_as(argument, path) else f"{key}={_quoted_path(path, key)}"
+    if value.startswith("~/"):
+        return f"{key}={quote(path)}"
+    if (error := _error(argument)) is None:
+        return argument
+    is_list = value.startswith("[") and value.endswith("]")
+    parts = (value[1:-1] if is_list else value).split(",")
+    if any(not part or _STRUCTURED.match(part) for part in parts):
+        by_hand = "['text 1','text (2)']" if is_list else quote(value)
+        raise UserError(
+            f"{argument}\ncannot be read: {error}\nQuote texts with special characters for Hydra, and the whole argument for "
+            f"the shell: {_for_shell(f'{key}={by_hand}')}"
+        )
+    quoted = [part if is_list and _error(f"key={part}") is None else quote(os.path.expanduser(part)) for part in parts]
+    return f"{key}=[{','.join(quoted)}]" if is_list else f"{key}={','.join(quoted)}"
+
+
+def _is_there(path: str) -> bool:
+    """Whether a text names a file or folder, or a new one in a folder whose own name has a comma: it is no sweep then."""
+    folder = os.path.dirname(path)
+    return bool(path) and (os.path.exists(path) or ("," in folder and os.path.isdir(folder)))
+
+
+def _reads_as(argument: str, text: str) -> bool:
+    """Whether Hydra reads the value as this text; a number, true, false and null are what they are also beside such a file."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    value = override.value()
+    if override.is_sweep_override() or "${" in text:
+        return False
+    return value is None or isinstance(value, bool) or str(value) == text
+
+
+def _quoted_path(path: str, key: str) -> str:
+    if "${" in path:
+        raise UserError(
+            f"{key}={path}: ${{ begins a reference to another key, also in quotes. Rename the file or folder."
+        )
+    return quote(path)
+
+
+def _error(argument: str) -> str | None:
+    """Return what Hydra's grammar has against an argument, in a line."""
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        lines = [
+            line for line in str(error).splitlines() if line.strip() and not line.startswith(("See ", "Error parsing"))
+        ]
+        return lines[0].strip()
+    return None
+
+
+def _for_shell(argument: str) -> str:
+    return f'"{argument}"' if not re.search(r'[$"`\\!]', argument) else "'" + argument.replace("'", "'\\''") + "'"
