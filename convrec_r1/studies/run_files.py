@@ -19,12 +19,12 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.evaluate.config import EvalConfig, metric_in_effect
 from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.run.checkpoints import run_of
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.identity import SOURCES, flatten, identity
 
 History = dict[str, pd.DataFrame]
 """Logged metrics by split: a row per step, a column per metric. NaN: not logged."""
-_CHECKPOINT_DEPTH = 3  # RUN/checkpoints/last/policy
 
 
 class NotARun(Exception):
@@ -262,15 +262,11 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 
 def _checkpoint_config(config: dict[str, Any]) -> dict[str, Any] | None:
     """Return the config of the run that trained a checkpoint, with the settings of the evaluation. None: not found."""
-    path = Path(str(config.get("checkpoint"))).expanduser()
-    for folder in [path, *list(path.parents)[:_CHECKPOINT_DEPTH]]:
-        if (file := RunFolder(folder).config).exists():
-            made = _config(file)
-            if made["task.name"] != "train":
-                return None
-            own = {k: v for k, v in config.items() if k == "n" or k.startswith(("task.", "data.", "eval.", "rollout."))}
-            return made | own
-    return None
+    run = run_of(str(config.get("checkpoint")))
+    made = _config(RunFolder(run).config) if run is not None else None
+    if made is None or made["task.name"] != "train":
+        return None
+    return made | {k: v for k, v in config.items() if k == "n" or k.startswith(("task.", "data.", "eval.", "rollout."))}
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """task=eval: evaluate the policy of a run, of a folder, or from the Hub."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,11 @@ from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
 from convrec_r1.rollout.base import make_engine
-from convrec_r1.run.checkpoints import require_whole
+from convrec_r1.run.checkpoints import policy_path, require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
 from convrec_r1.studies.run_report import report
+from convrec_r1.tasks import inputs
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
     """Evaluate `cfg.checkpoint` and the baselines that need no policy. Return the content of summary.json."""
     data = load_data(cfg.data, cfg.n, matching(cfg), need=[cfg.eval.split])
+    inputs.begin(cfg, folder, data)
     judged = evaluator(cfg, data)
     assert cfg.checkpoint is not None  # config/checks.py
     path = policy_path(cfg.checkpoint)
@@ -53,15 +54,3 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
         return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels)
     finally:
         log.close(systems[name].summary())
-
-
-def policy_path(checkpoint: str) -> str | Path:
-    """Return the folder of the policy in the folder of a run, checkpoint or policy. Otherwise `checkpoint`, a Hub id."""
-    path = Path(checkpoint).expanduser()
-    chosen = "checkpoints/last/policy"
-    if (path / "summary.json").exists():  # it names the selected policy
-        chosen = json.loads((path / "summary.json").read_text(encoding="utf-8")).get("policy", chosen)
-    for candidate in (path / chosen, path / "policy", path):
-        if (candidate / "config.json").exists():
-            return candidate
-    return checkpoint

@@ -3,13 +3,12 @@
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
-from filelock import FileLock
-
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.locks import locked
 from convrec_r1.distill.teachers.base import Answer, Kind, Question
 
 _AT_A_TIME = 500
@@ -87,9 +86,9 @@ class AnswerCache:
             return 1 / _CHARACTERS_PER_TOKEN, 1.0
         return prompt / max(1, characters), completion / max(1, expected)
 
-    def asking(self, identity: str) -> FileLock:
+    def asking(self, identity: str, timeout: float = -1) -> AbstractContextManager[None]:
         """Return the lock to hold while asking this teacher: two processes never pay for the same answer."""
-        return FileLock(f"{self.path}.{_digest(identity).hex()}.lock")
+        return locked(f"{self.path}.{_digest(identity).hex()}.lock", timeout)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
