@@ -1,7 +1,7 @@
 """What task=eval takes over from the run that trained its checkpoint: n, data, instruction, limits, matching, scoring, model.
 
-The command line wins over the run's config.yaml, which wins over the project's defaults. The file is read as plain values, and may
-be another person's: of import paths only those of built-in choices are taken over, and nothing that lets a model bring code.
+The command line wins over the run's config.yaml, which wins over the project's defaults. The file may be another person's. It
+is read as plain values: of import paths only those of built-in choices are taken over, and nothing that lets a model bring code.
 """
 
 import functools
@@ -67,13 +67,16 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
         now = OmegaConf.select(cfg, key, default=None)
         if name.split(".")[0] in groups or any(within(key, k) or within(k, key) for k in keys):
             if _text(now) != _text(value) and (key in keys or key in _SHOWN):
-                overridden.append(f"{key}={_text(now)} (there {_text(value)})")
+                overridden.append(f"{_label(key)}={_text(now)} (there {_text(value)})")
         elif _has(cfg, key):
             if isinstance(value, str) and "${" in value:
-                raise UserError(f"{RunFolder(run).config}: {key} holds ${{...}}, which is not resolved. Give {key} yourself.")
+                raise UserError(
+                    f"{RunFolder(run).config}: {key} holds ${{...}}, which is not resolved. Give {key} yourself."
+                )
             OmegaConf.update(cfg, key, value)
-            taken += [f"{key}={_text(value)}"] if key in _SHOWN else []
-    said = f"From {run}: {', '.join(taken)}, data, instruction, matching and scoring" if taken else f"From {run}: nothing"
+            taken.append(key)
+    shown = [f"{_label(key)}={_text(stored[key])}" for key in _SHOWN if key in taken]
+    said = f"From {run}: {', '.join([*shown, 'instruction and scoring'])}" if taken else f"From {run}: nothing"
     return "; ".join([said, *([f"overridden: {', '.join(overridden)}"] if overridden else []), *notes]) + "."
 
 
@@ -135,7 +138,11 @@ def _given(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[set[str],
         elif name in _GLOBAL:
             for content in _contents(folders, name, str(override.value())):
                 for entry in content.pop("defaults", []):
-                    groups |= {key.removeprefix("override ").lstrip("/") for key in entry} if isinstance(entry, dict) else set()
+                    groups |= (
+                        {key.removeprefix("override ").lstrip("/") for key in entry}
+                        if isinstance(entry, dict)
+                        else set()
+                    )
                 keys |= set(flatten(content))
         else:
             groups.add(name.split("/")[0])
@@ -153,6 +160,10 @@ def _has(cfg: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent, default=None) if parent else cfg
     return isinstance(node, DictConfig) and name in node._content  # pyright: ignore[reportOperatorIssue]
+
+
+def _label(key: str) -> str:
+    return key.removesuffix(".name").removesuffix(f".{TARGET}")
 
 
 def _text(value: Any) -> str:

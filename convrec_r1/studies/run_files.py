@@ -61,6 +61,8 @@ class Run:
     """Name of the algorithm. If the training run of an evaluated checkpoint is not found: name of the checkpoint."""
     judged: Judged
     summary: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Digests of what the run was made from (tasks/inputs.py). Empty for runs of older versions."""
     baselines: dict[str, Judged] = field(default_factory=dict)
     history: History = field(default_factory=dict)
     conversations: Path | None = None
@@ -87,6 +89,12 @@ class Run:
     def commit(self) -> str:
         """The commit of the code, with + for uncommitted changes."""
         return str(self.summary.get("git_sha") or "unknown")
+
+    @property
+    def data_digests(self) -> dict[str, Any]:
+        """Digests of the splits and the catalog."""
+        found = self.inputs.get("data")
+        return found if isinstance(found, dict) else {}
 
     @property
     def labels(self) -> dict[str, dict[str, Any]]:
@@ -181,6 +189,7 @@ class Reader:
             algo=made["algo.name"] if made is not None else checkpoint,
             judged=judged,
             summary=summary,
+            inputs=_inputs(path if is_training else run_of(str(config.get("checkpoint")))),
             baselines={name: self.judged(file, _totals(summary, name)) for name, file in files.items()},
             history=read_history(folder.metrics),
             conversations=conversations if conversations.exists() else None,
@@ -269,6 +278,11 @@ def _checkpoint_config(config: dict[str, Any]) -> dict[str, Any] | None:
     return made | {k: v for k, v in config.items() if k == "n" or k.startswith(("task.", "data.", "eval.", "rollout."))}
 
 
+def _inputs(run: Path | None) -> dict[str, Any]:
+    file = RunFolder(run).inputs if run is not None else None
+    return _summary(file) if file is not None and file.exists() else {}
+
+
 def _summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -277,7 +291,7 @@ def _summary(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file ({error}).") from error
     if not isinstance(summary, dict):
-        raise UserError(f"{path}: not the summary of a run.")
+        raise UserError(f"{path}: not a record of a run.")
     return summary
 
 

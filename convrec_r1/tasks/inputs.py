@@ -1,8 +1,8 @@
 """What a run is made from: digests of its data, of the policy it starts from and of the code, in RUN/inputs.json.
 
-A folder is found by its config, so the same command finds it although a file has changed meanwhile. Then the contents decide: a
-run of other data or another policy is refused. An interrupted run of other code is refused too: half of it would be made by each.
-A complete run of other code is returned, with a warning: its results are whole, and say which code made them.
+A folder is found by its config, so the same command finds it although a file has changed meanwhile. Then the contents decide.
+A run of other data or of another policy is refused. So is an interrupted run of other code: half of it would be made by each. A
+complete run of other code is returned with a warning: its results are whole, and say which code made them.
 """
 
 import logging

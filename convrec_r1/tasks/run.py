@@ -27,6 +27,7 @@ from convrec_r1.studies.workspace import publish
 from convrec_r1.tasks import inputs
 from convrec_r1.tasks.distill import distill, dry_run
 from convrec_r1.tasks.evaluate import evaluate
+from convrec_r1.tasks.kept import kept
 from convrec_r1.tasks.train import train
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ READERS: dict[str, Callable[[Config, Path], object]] = {
         cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples
     ),
     "workspace": lambda cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks),
+    "kept": lambda cfg, _: kept(cfg),
     "dry_run": lambda cfg, _: dry_run(cfg),
     "doctor": lambda cfg, _: doctor(cfg),
 }

@@ -10,12 +10,21 @@ import pytorch_lightning as pl
 from convrec_r1.base.files import follow, point
 from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
-from convrec_r1.config.parts import base_policy, encoder_for, evaluation_key, evaluator, judge, matching, objective, rl_settings
+from convrec_r1.config.parts import (
+    base_policy,
+    encoder_for,
+    evaluation_key,
+    evaluator,
+    judge,
+    matching,
+    objective,
+    rl_settings,
+)
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
 from convrec_r1.doctor.plan import plan_of
 from convrec_r1.evaluate.baselines import PolicyName
-from convrec_r1.evaluate.config import Select
+from convrec_r1.evaluate.config import Select, split_note
 from convrec_r1.evaluate.metrics import foreign_labels
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.evaluate.scoring import Evaluation
@@ -116,7 +125,9 @@ class Job:
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
         about = f"{cfg.model.name} on {cfg.data.name}"
         labels = foreign_labels(self.evaluator.metrics, cfg.n, cfg.ks)
-        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels)
+        chosen = self.watch is not None and (cfg.eval.select is Select.best or cfg.eval.patience is not None)
+        note = split_note(cfg.eval, trained=True, chosen=chosen)
+        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels, note=note)
         return summary | self.outcome()
 
     def use(self, kept: Path) -> None:
