@@ -22,8 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield scratch
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
-        with contextlib.suppress(OSError):  # file systems without modes
-            scratch.chmod(0o644)
+        scratch.chmod(0o644)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)

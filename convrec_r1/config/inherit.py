@@ -1,7 +1,7 @@
 """What task=eval takes over from the run that trained its checkpoint: n, data, instruction, limits, matching, scoring, model.
 
-The command line wins over the run's config.yaml, which wins over the project's defaults. The file may be another person's. It
-is read as plain values: of import paths only those of built-in choices are taken over, and nothing that lets a model bring code.
+The command line wins over the run's config.yaml, which wins over the defaults. The file may be another person's: it is read as
+plain values. Of import paths only those of built-in choices are taken over, and nothing that lets a model bring code.
 """
 
 import functools
