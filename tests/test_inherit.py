@@ -251,6 +251,9 @@ def test_an_evaluation_on_what_the_policy_was_trained_on_says_so(trained):
     assert "was trained on these conversations" in " ".join(done.stdout.split())
     assert "overridden: eval.split=train (there test)" in " ".join(done.stdout.split())
     assert json.loads((trained / "run" / "summary.json").read_text())["notes"] == []
+    strangers = ("data.seed=9", "eval.split=train", "hydra.run.dir=strangers")
+    done = run_command(*EVALUATE, "checkpoint=run", *strangers, cwd=trained)
+    assert json.loads((trained / "strangers" / "summary.json").read_text())["notes"] == [], "others that it never met"
 
 
 @whole

@@ -18,6 +18,7 @@ from yaml import YAMLError
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.plugins import TARGET
 from convrec_r1.config.files import conf_folder
+from convrec_r1.config.schema import Config
 from convrec_r1.run.checkpoints import run_of
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.identity import flatten, within
@@ -78,6 +79,15 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
     shown = [f"{_label(key)}={_text(stored[key])}" for key in _SHOWN if key in taken]
     said = f"From {run}: {', '.join([*shown, 'instruction and scoring'])}" if taken else f"From {run}: nothing"
     return "; ".join([said, *([f"overridden: {', '.join(overridden)}"] if overridden else []), *notes]) + "."
+
+
+def read_by_run(cfg: Config) -> bool:
+    """Return whether the run of `cfg.checkpoint` was made from the dataset of `cfg`. False without such a run."""
+    run = run_of(str(cfg.checkpoint))
+    stored = _stored(run) if run is not None else {}
+    return bool(stored) and all(
+        stored.get(f"data.{key}") == getattr(cfg.data, key) for key in ("_target_", "path", "seed")
+    )
 
 
 def config_folders(runtime: Any) -> list[Path]:

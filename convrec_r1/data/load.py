@@ -65,8 +65,15 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
 def digests(data: Dataset) -> dict[str, str]:
     """Return digests of the catalog with its metadata, of each split, and of the demonstrations to train on.
 
-    They cover everything that is read from a dataset.
+    They cover everything that is read from a dataset, and are computed once for it.
     """
+    known = vars(data).get("_digests")
+    if known is None:
+        known = vars(data)["_digests"] = _digests(data)
+    return dict(known)
+
+
+def _digests(data: Dataset) -> dict[str, str]:
     catalog = ([item, sorted(data.catalog.metadata.get(item, ()))] for item in data.catalog)
     found = {"catalog": of_rows(catalog)}
     for split in SPLITS:

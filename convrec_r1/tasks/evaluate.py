@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.config.inherit import read_by_run
 from convrec_r1.config.parts import encoder_for, evaluator, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
@@ -14,7 +15,7 @@ from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
 from convrec_r1.rollout.base import make_engine
-from convrec_r1.run.checkpoints import policy_path, require_whole, run_of
+from convrec_r1.run.checkpoints import policy_path, require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
 from convrec_r1.studies.run_report import report
@@ -53,7 +54,8 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
         about = f"{cfg.model.name} on {cfg.data.name}"
         labels = foreign_labels(judged.metrics, cfg.n, cfg.ks)
         chosen = cfg.eval.select is Select.best or cfg.eval.patience is not None or "best" in Path(cfg.checkpoint).parts
-        note = split_note(cfg.eval, trained=run_of(cfg.checkpoint) is not None, chosen=chosen)
+        met = read_by_run(cfg)
+        note = split_note(cfg.eval, trained=met, chosen=met and chosen)
         return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels, note=note)
     finally:
         log.close(systems[name].summary())
