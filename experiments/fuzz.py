@@ -367,14 +367,14 @@ def use(data: Any, folder: Path) -> None:
     from convrec_r1 import lists
     from convrec_r1.data.adapters import jsonl
     from convrec_r1.data.demonstrations import add_demonstrations
-    from convrec_r1.data.load import fingerprint
+    from convrec_r1.data.load import digests
     from convrec_r1.data.schema import SPLITS
     from convrec_r1.evaluate.popularity import Popularity
     from convrec_r1.evaluate.runner import write_asked
     from convrec_r1.evaluate.scoring import score
     from convrec_r1.matching import Folded
 
-    fingerprint(data)
+    digests(data)
     data = add_demonstrations(data, 5, Folded())
     for split in SPLITS:
         write_asked(data[split], folder / "asked.jsonl")

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import read_jsonl, write_text
+from convrec_r1.base.files import read_jsonl, write_json, write_text
 from convrec_r1.config.naming import run_dir
 from convrec_r1.evaluate.config import EvalConfig
 from convrec_r1.evaluate.labels import styles
@@ -145,6 +145,41 @@ def test_what_one_seed_and_other_seeds_allow(tmp_path):
     assert (d.paired_seeds, d.seeds, d.per_seed) == (False, (1, 2), (0.75, 0.25))
     assert not np.isnan(d.crossed_p)
     assert any("independent samples" in note for note in unequal.notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"data": {"catalog": "c", "train": "other", "test": "t", "demonstrations": "d"}}, "different training data"),
+        ({"data": {"catalog": "other", "train": "t", "test": "t", "demonstrations": "d"}}, "different training data"),
+        ({"data": {"catalog": "c", "train": "t", "test": "t", "demonstrations": "other"}}, "different training data"),
+        ({"data": {"catalog": "c", "train": "t", "test": "other", "demonstrations": "d"}}, None),
+        ({"code": {"version": "1", "sources": "other"}}, "different code"),
+    ],
+)
+def test_a_comparison_says_that_runs_of_one_config_learned_from_other_data_or_by_other_code(tmp_path, changed, said):
+    recorded = {
+        "data": {"catalog": "c", "train": "t", "test": "t", "demonstrations": "d"},
+        "code": {"version": "1", "sources": "s"},
+    }
+    first = write_run(tmp_path / "a", ASKED, GOOD, "algo=grpo")
+    second = write_run(tmp_path / "b", ASKED, POOR, "algo=rank_grpo")
+    evaluated = write_run(tmp_path / "e", ASKED, POOR, "task=eval", f"checkpoint={second}", "data.test_size=9")
+    old = write_run(tmp_path / "c", ASKED, POOR, "algo=gspo")
+    write_json(first / "inputs.json", recorded)
+    write_json(second / "inputs.json", recorded | changed)
+    for other in (second, evaluated):  # an evaluation is of the run that trained its checkpoint
+        found = [note for note in read_study([first, other, old]).notes if "made from different" in note]
+        assert len(found) == (said is not None)
+        assert all(said in note and "GRPO, seed 1; " in note for note in found)
+
+
+def test_notes_of_runs_stand_in_their_comparison(tmp_path):
+    runs = [
+        write_run(tmp_path / name, ASKED, GOOD, f"algo={name}", notes=["Chosen here."]) for name in ("grpo", "gspo")
+    ]
+    assert read_study(runs).notes.count("Chosen here.") == 1
 
 
 def test_baselines_that_runs_brought_are_systems(tmp_path):

@@ -30,7 +30,7 @@ from convrec_r1.data.adapters import jsonl
 from convrec_r1.data.adapters.reddit_v2 import RedditV2
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.demonstrations import add_demonstrations
-from convrec_r1.data.load import fingerprint
+from convrec_r1.data.load import digests
 from convrec_r1.data.schema import Conversation
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import score
@@ -233,7 +233,7 @@ def write_data(folder: Path, titles: list[str], copies: int) -> Path:
 def test_any_title_goes_from_the_catalog_to_the_metrics(tmp_path, name):
     """Read, fingerprinted, written as a list, read from it as the same item, hit, and kept in files that read the same."""
     data = add_demonstrations(jsonl.Jsonl(write_data(tmp_path / "d", [TITLES[name], "Heat"], 1)).load(), 5, Folded())
-    fingerprint(data)
+    digests(data)
     (item, _) = data.catalog
     text = format(data.catalog)
     assert parse(text) == [Item(" ".join(item.title.split()), 1990), Item("Heat", 1991)]

@@ -7,7 +7,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.config.parts import evaluation_key
 from convrec_r1.data import Catalog, Conversation, Dataset, Message
 from convrec_r1.data.demonstrations import add_demonstrations
-from convrec_r1.data.load import fingerprint, load_data, with_demonstrations
+from convrec_r1.data.load import digests, load_data, with_demonstrations
 from convrec_r1.lists import Item
 from convrec_r1.matching import Folded
 from convrec_r1.tasks.warm_start import warm_start_key
@@ -100,7 +100,7 @@ def test_keys_follow_content():
     for different in ("seed=9", "sft.lr=1", "n=9", "model.layers=1", "data.seed=5", "data.instruction=x"):
         other = make_config("data.train_size=8", "data.validation_size=2", "data.test_size=2", different)
         assert warm_start_key(other, load_data(other.data, other.n)) != key, different
-    assert fingerprint(data) == fingerprint(load_data(cfg.data, cfg.n))
+    assert digests(data) == digests(load_data(cfg.data, cfg.n))
     assert evaluation_key(cfg, data) == evaluation_key(make_config("algo=grpo"), data)
     assert evaluation_key(cfg, data) != evaluation_key(make_config("eval.ks=[1]"), data)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import wandb_offline
-from support import ROOT, SMALL_MODEL, Command, make_config, run_command
+from support import ROOT, SMALL_MODEL, Command, make_config, run_command, start_command
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
@@ -80,6 +80,45 @@ def test_the_command_line_finds_a_whole_study(study):
     assert "Would sync 2 run(s)" in command.stderr
     for folder in study:
         assert wandb_offline.read(folder).id in command.stderr
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    """Rows of history without what no two runs have alike: times, and the files of tables."""
+    kept = [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "tables/")) and "per_second" not in k}
+        for row in rows
+    ]
+    return [row for row in kept if len(row) > 1]
+
+
+@pytest.mark.processes
+def test_a_run_that_was_killed_and_resumed_is_one_whole_history(tmp_path):
+    """`wandb sync` sends each offline part from its beginning, under one id: the last part must be the whole run."""
+    run = ("debug=smoke", "logger=wandb", *SMALL_MODEL, "rl.steps=6", "guard.action=none", "eval.baselines=[]",
+           "eval.resamples=20")  # fmt: skip
+    assert run_command(*run, "hydra.run.dir=whole", cwd=tmp_path).returncode == 0
+    for step in (2, 4):
+        command = start_command(*run, "hydra.run.dir=parts", cwd=tmp_path)
+        command.until(lambda step=step: (tmp_path / f"parts/checkpoints/{step:06d}/trainer.ckpt").exists())
+        command.end()
+    done = run_command(*run, "hydra.run.dir=parts", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole, parts = wandb_offline.read(tmp_path / "whole"), wandb_offline.read(tmp_path / "parts")
+    assert without_times(parts.history) == without_times(whole.history)
+    assert parts.axes == whole.axes
+    assert parts.table("tables/rollouts") == whole.table("tables/rollouts")
+    ours = {
+        name for name in whole.summary if not name.startswith(("_", "time/", "tables/")) and "per_second" not in name
+    }
+    assert {name: parts.summary[name] for name in ours} == {name: whole.summary[name] for name in ours}
+    ended = list((tmp_path / "parts" / "wandb" / "earlier").glob("offline-run-*"))
+    assert len(ended) == 2
+    assert all(folder.name.endswith(parts.id) for folder in ended), "one id"
+    # All that the documented command and a whole wandb/ folder would send:
+    for place in (tmp_path / "parts" / "wandb", *(tmp_path / "parts" / "wandb").glob("offline-run-*")):
+        command = Command(("sync", "--dry-run", str(place)), tmp_path, without_key(tmp_path), module="wandb")
+        assert command.wait() == 0, command.said
+        assert "Would sync 1 run(s)" in command.stderr
 
 
 @pytest.mark.processes("study")

@@ -81,9 +81,39 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_ARROW = "-> "
+"""How a text file begins that stands for a symbolic link."""
+
+
 def point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target`. An existing link is replaced atomically."""
+    """Make `link` a symbolic link to `target`, relative to its folder. An existing link is replaced atomically.
+
+    Where the file system has no symbolic links, `link` is a text file, "-> TARGET", which `follow` reads.
+    """
     scratch = link.with_name(f".{link.name}.new")
     scratch.unlink(missing_ok=True)
-    scratch.symlink_to(target)
-    os.replace(scratch, link)
+    try:
+        scratch.symlink_to(target)
+    except OSError:
+        write_text(link, f"{_ARROW}{target}\n")
+    else:
+        os.replace(scratch, link)
+
+
+def pointed(link: Path) -> str | None:
+    """Return the target of what `point` made, None if `link` is something else or missing."""
+    if link.is_symlink():
+        return os.readlink(link)
+    if not link.is_file() or link.stat().st_size > 4096:
+        return None
+    text = link.read_bytes().decode("utf-8", "replace")
+    return text.removeprefix(_ARROW).strip() if text.startswith(_ARROW) else None
+
+
+def follow(path: str | Path) -> Path:
+    """Return `path` with the text files that stand for symbolic links replaced by what they point to."""
+    found = Path()
+    for part in Path(path).parts:
+        target = None if (found / part).is_symlink() else pointed(found / part)
+        found /= target or part
+    return found

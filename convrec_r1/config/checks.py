@@ -11,6 +11,7 @@ from convrec_r1.base.confidential import holds, secrets_in
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds, walk
 from convrec_r1.base.plugins import is_own, locate, plain, targets
+from convrec_r1.config.resolve import LOADS_NOTHING
 from convrec_r1.config.schema import Config
 from convrec_r1.data import checks as data_checks
 from convrec_r1.distill import checks as distill_checks
@@ -34,7 +35,7 @@ def problems(cfg: Config) -> list[str]:
         return []
     wrong = out_of_bounds(cfg)
     within = not wrong
-    if task in ("compare", "workspace"):
+    if task in LOADS_NOTHING:
         wrong += _runs(cfg) if task == "compare" else []
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)

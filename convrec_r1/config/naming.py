@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import written_out
+from convrec_r1.config.inherit import config_folders, inherit
 from convrec_r1.run.identity import as_dict, identity, left_out, with_sources
 
 OUTPUTS = "outputs"
@@ -21,6 +22,8 @@ def run_name(*, _root_: DictConfig) -> str:
     """Resolve `${run_name:}`: readable parts, then a digest of the identity of the run."""
     without = left_out(_root_)
     plain = OmegaConf.masked_copy(_root_, [str(k) for k in _root_ if k not in without - {OUTPUTS} and k != "hydra"])
+    overrides = OmegaConf.select(_root_, "hydra.overrides.task", default=None) or []
+    inherit(plain, overrides, config_folders(OmegaConf.select(_root_, "hydra.runtime", default=None)))
     values = as_dict(plain, resolve=True)
     text = json.dumps(identity(with_sources(values), without), sort_keys=True, default=str)
     digest = blake2b(text.encode(), digest_size=4).hexdigest()

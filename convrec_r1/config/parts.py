@@ -1,15 +1,15 @@
 """Build the objects of a task from the config. Rooms below config/ get only their own options."""
 
-import json
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
+from convrec_r1.base.digest import of_code, of_value
 from convrec_r1.base.plugins import build, plain, source_digests
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Dataset
+from convrec_r1.data.load import digests
 from convrec_r1.evaluate.baselines import build_baselines
 from convrec_r1.evaluate.metrics import build_metrics
 from convrec_r1.evaluate.popularity import Popularity
@@ -26,6 +26,9 @@ from convrec_r1.rl import ClippedSurrogate, Objective
 from convrec_r1.rollout.base import Sampling
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import About, Tracker, make_tracker
+
+CODE_OF_EVALUATIONS = ("lists", "matching", "data", "reward", "policy", "rollout", "evaluate", "config/parts")
+"""Code that decides the evaluation of a policy."""
 
 
 def base_policy(cfg: Config, data: Dataset) -> Policy:
@@ -126,16 +129,17 @@ def tracker(cfg: Config, plain: Mapping[str, Any], folder: RunFolder, git_sha: s
 
 
 def evaluation_key(cfg: Config, data: Dataset) -> str:
-    """Return a digest of everything that the evaluation of a policy depends on."""
+    """Return a digest of everything that the evaluation of a policy depends on, besides the policy."""
     chosen = [cfg.metrics, cfg.baselines, plain(cfg.match), plain(cfg.rollout)]
+    contents = digests(data)
     parts = {
-        "conversations": [
-            [c.id, [m.content for m in c.messages], c.ground_truth, c.seen] for c in data[cfg.eval.split]
-        ],
+        "data": [contents[name] for name in ("catalog", "train", cfg.eval.split)],
+        "prompt": [cfg.data.instruction, cfg.n],
         "eval": [list(cfg.eval.ks), cfg.eval.ideal, position(cfg), plain(cfg.match)],
         "metrics": [cfg.metrics, cfg.baselines, source_digests(chosen)],
         "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
         "prompts": [cfg.model.template, cfg.model.date],
         "engine": cfg.rollout.evaluation_identity,
+        "code": of_code(*CODE_OF_EVALUATIONS),
     }
-    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return of_value(parts)

@@ -13,7 +13,7 @@ from convrec_r1.modules.config import GuardConfig, RLConfig, SFTConfig, TrainerC
 from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
-from convrec_r1.run.config import LoggerConfig
+from convrec_r1.run.config import KeptConfig, LoggerConfig
 from convrec_r1.studies.config import CompareConfig
 
 
@@ -21,7 +21,7 @@ from convrec_r1.studies.config import CompareConfig
 class TaskConfig:
     """The task of a command: conf/task."""
 
-    name: str = option(MISSING, choices=("train", "eval", "distill", "compare", "workspace", "doctor"))
+    name: str = option(MISSING, choices=("train", "eval", "distill", "compare", "kept", "workspace", "doctor"))
 
 
 @dataclass
@@ -76,6 +76,9 @@ class Config:
     outputs: str = option("outputs", identity=False)
     fresh: bool = option(False, identity=False)
     """Start over if the folder holds a run."""
+    other_code: bool = option(False, identity=False)
+    """Resume an interrupted run that other code of this package began."""
+    kept: KeptConfig = option(factory=KeptConfig, identity=False)
 
     @property
     def ks(self) -> list[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import follow
 from convrec_r1.base.plugins import locate
 from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.config import DEMONSTRATIONS, DataConfig, PromptStyle
@@ -57,6 +58,6 @@ def trait(adapter: Any, name: str) -> Any:
 def exists(path: str, test: Callable[[Path], bool] = Path.exists, within: str = ".") -> bool:
     """Return whether `test` holds for `within` the path. False for a path that is none."""
     try:
-        return test(Path(path).expanduser() / within)
+        return test(follow(Path(path).expanduser() / within))
     except (OSError, RuntimeError, ValueError):  # a name too long, a home of nobody, a NUL
         return False

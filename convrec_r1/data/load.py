@@ -1,18 +1,17 @@
 """Load the dataset of a config: build the adapter, cut the splits to size, check that it can be trained on."""
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from convrec_r1.base.digest import files_in, of_rows, slots
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.plugins import TARGET, build
-from convrec_r1.data.adapters.base import Adapter
+from convrec_r1.base.plugins import TARGET, build, is_own
+from convrec_r1.data.adapters.base import Adapter, FileAdapter
 from convrec_r1.data.audit import endings, leaks, truths_once
 from convrec_r1.data.config import DataConfig, PromptStyle
 from convrec_r1.data.demonstrations import add_demonstrations
@@ -21,6 +20,8 @@ from convrec_r1.matching import Folded, Matching, catalog_notes
 
 _log = logging.getLogger(__name__)
 _FOLDED = Folded()
+DEMONSTRATIONS = "demonstrations"
+"""Name among the digests of a dataset."""
 
 
 def make_adapter(cfg: DataConfig, n: int, match: Matching) -> Adapter:
@@ -68,14 +69,33 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
     return data
 
 
-def fingerprint(data: Dataset) -> str:
-    """Return a digest of the catalog and the training conversations, which a warm start learns from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for item in data.catalog:
-        digest.update(json.dumps(item).encode())
-    for conversation in data["train"]:
-        digest.update(json.dumps(asdict(conversation), sort_keys=True).encode())
-    return digest.hexdigest()
+def digests(data: Dataset) -> dict[str, str]:
+    """Return digests of the catalog with its metadata, of each split, and of the demonstrations to train on.
+
+    They cover everything that is read from a dataset, and are computed once for it.
+    """
+    known = vars(data).get("_digests")
+    if known is None:
+        known = vars(data)["_digests"] = _digests(data)
+    return dict(known)
+
+
+def _digests(data: Dataset) -> dict[str, str]:
+    catalog = ([item, sorted(data.catalog.metadata.get(item, ()))] for item in data.catalog)
+    found = {"catalog": of_rows(catalog)}
+    for split in SPLITS:
+        found[split] = of_rows(slots(c, without=["demonstration"]) for c in data.splits.get(split, ()))
+    shown = (c for split in ("train", "validation") for c in data.splits.get(split, ()))
+    return found | {DEMONSTRATIONS: of_rows([c.id, c.demonstration] for c in shown)}
+
+
+def files_of(adapter: Adapter) -> list[Path] | None:
+    """Return the files that an adapter may read. None: not known, as for a class of the user's."""
+    if isinstance(adapter, FileAdapter) and is_own(type(adapter).__module__):
+        catalog = adapter.catalog_file()
+        files = files_in(adapter.path) if adapter.path.is_dir() else files_in(adapter.path.parent)
+        return sorted({*files, *([catalog] if catalog else [])})
+    return [] if not adapter.needs_path and is_own(type(adapter).__module__) else None
 
 
 def _path(path: str | None) -> Path | None:

@@ -1,23 +1,20 @@
 """Demonstrations of Stage 1: made once for each teacher, dataset and setup, found again by content, shared by all runs."""
 
-import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, replace
-from hashlib import blake2b
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from convrec_r1 import __version__
+from convrec_r1.base.digest import of_code, of_files, of_model, of_rows, of_value
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import write_json, write_jsonl, write_text
+from convrec_r1.base.locks import locked
 from convrec_r1.base.options import walk
 from convrec_r1.base.plugins import TARGET, plain, source_digests
 from convrec_r1.data import Dataset
-from convrec_r1.data.load import fingerprint
+from convrec_r1.data.load import digests
 from convrec_r1.data.schema import SPLITS
 from convrec_r1.distill import card as cards
 from convrec_r1.distill import export
@@ -32,6 +29,9 @@ from convrec_r1.evaluate.popularity import Popularity
 
 _log = logging.getLogger(__name__)
 
+CODE = ("base/draw", "lists", "matching", "data", "policy/prompts", "evaluate/popularity", "distill")
+"""Code that decides the demonstrations."""
+
 
 def find_or_make(setup: Setup, teacher: TeacherConfig, data: Dataset, measure: Measure, outputs: Path) -> Path:
     """Return outputs/distilled/<key>/ with the demonstrations, made if necessary. Concurrent runs make them once.
@@ -42,7 +42,7 @@ def find_or_make(setup: Setup, teacher: TeacherConfig, data: Dataset, measure: M
     asked = _teacher(setup, teacher)
     folder = outputs / "distilled" / key(setup, teacher, data, asked.identity)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with locked(f"{folder}.lock"):
         if _is_complete(folder, setup):
             _log.info("Demonstrations: using %s", folder)
         else:
@@ -92,25 +92,36 @@ def with_distilled(data: Dataset, folder: Path) -> Dataset:
 
 def key(setup: Setup, teacher: TeacherConfig, data: Dataset, identity: str) -> str:
     """Return a digest of everything that decides the demonstrations; `identity` is the teacher's."""
-    asked = {split: [replace(c, demonstration=None) for c in data[split]] for split in ("train", "validation")}
     embeds = setup.distill.remap.enabled and not setup.distill.as_said
     nodes = {"teacher": {TARGET: teacher._target_}, "match": plain(setup.match)}
     nodes |= {"embedder": plain(setup.embedder)} if embeds else {}
+    contents = digests(data)
     parts = {
-        "version": __version__,
+        "code": of_code(*CODE),
         "teacher": identity,
         # `scores` adds a file to the folder, and changes nothing in it.
         "distill": [pair for pair in _identity_options(setup.distill) if pair[0] != "scores"],
         "match": _identity_options(setup.match),
         "embedder": _identity_options(setup.embedder) if embeds else None,
+        "contents": read_besides(setup, embeds=embeds),
         "sources": source_digests(nodes),
-        "data": fingerprint(Dataset(data.catalog, asked)),
-        "held_out": [asdict(c) for c in asked["validation"]],
+        "data": [contents[name] for name in ("catalog", "train", "validation")],
         "instruction": [setup.data.instruction, setup.data.domain],
         "n": setup.n,
         "seed": setup.data.seed,
     }
-    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return of_value(parts)
+
+
+def read_besides(setup: Setup, *, embeds: bool = True) -> dict[str, str]:
+    """Return digests of what Stage 1 reads besides the dataset: the items' metadata and the embedder's model."""
+    source = Path(setup.distill.metadata).expanduser() if setup.distill.metadata else setup.adapter.metadata()
+    metadata = of_files(source) if isinstance(source, Path) else of_rows(source or ())
+    model = plain(setup.embedder)
+    found = {"metadata": metadata}
+    if embeds and model.get("model"):
+        found["embedder"] = of_model(str(model["model"]), model.get("revision"))
+    return found
 
 
 def _identity_options(options: Any) -> list[tuple[str, Any]]:

@@ -47,3 +47,20 @@ def metric_in_effect(cfg: EvalConfig, n: int) -> str:
     """Return `eval.metric`, or its default if it is null."""
     ks = cutoffs(cfg.ks, n)
     return cfg.metric or f"ndcg@{10 if 10 in ks else ks[-1]}"
+
+
+def split_note(cfg: EvalConfig, *, trained: bool, chosen: bool) -> str | None:
+    """Return a sentence where the policy has met the conversations that it is evaluated on, else None.
+
+    Args:
+        trained: it was trained on the dataset's training conversations.
+        chosen: it is the one of several that did best on the validation split.
+    """
+    if cfg.split == "train" and trained:
+        return "The policy was trained on these conversations (eval.split=train): other conversations will show lower values."
+    if cfg.split == "validation" and chosen:
+        return (
+            "The policy was chosen by its value on these conversations (eval.split=validation with eval.select=best or "
+            "eval.patience): other conversations will show lower values. eval.split=test reports on others."
+        )
+    return None

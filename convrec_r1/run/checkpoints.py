@@ -8,11 +8,13 @@ import os
 from pathlib import Path
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import write_json
+from convrec_r1.base.files import follow, read_json, write_json
 
 _log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+"""The config of a run, in its folder."""
 STATE = "trainer.ckpt"
 """The trainer's state, in checkpoints that a run can resume from. Other checkpoints hold a policy only."""
 
@@ -67,6 +69,18 @@ def newest_step(checkpoints: Path) -> int | None:
     return int(found.name) if found else None
 
 
+def policy_path(checkpoint: str) -> str | Path:
+    """Return the folder of the policy in the folder of a run, checkpoint or policy. Otherwise `checkpoint`, a Hub id."""
+    path = follow(Path(checkpoint).expanduser())
+    chosen = "checkpoints/last/policy"
+    if (path / "summary.json").exists():  # it names the selected policy
+        chosen = read_json(path / "summary.json").get("policy", chosen)
+    for candidate in (follow(path / chosen), path / "policy", path):
+        if (candidate / "config.json").exists():
+            return candidate
+    return checkpoint
+
+
 def require_whole(folder: Path) -> None:
     """Check a checkpoint folder that may be sealed.
 
@@ -80,6 +94,15 @@ def require_whole(folder: Path) -> None:
         )
 
 
+def run_of(checkpoint: str) -> Path | None:
+    """Return the folder of the run that a checkpoint is in: RUN, RUN/checkpoints/STEP or its policy/. None: no run of ours."""
+    path = Path(checkpoint).expanduser()
+    if not path.is_dir():
+        path = follow(path)
+    inside = [folder.parent for folder in (path, *path.absolute().parents[:2]) if folder.name == "checkpoints"]
+    return next((folder for folder in (path, *inside) if (folder / CONFIG).is_file()), None)
+
+
 @functools.cache  # a run asks several times: one warning per checkpoint is enough
 def _warn(step: Path, wrong: str) -> None:
     _log.warning("The checkpoint %s is damaged: %s. Using the previous checkpoint.", step, wrong)
@@ -91,9 +114,12 @@ def _digest(file: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or the entries of a directory, to the disk."""
+    """Flush a file, or the entries of a directory, to the disk. Some file systems cannot do it for directories."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError:
+        if not path.is_dir():
+            raise
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Options of the logger: conf/logger."""
+"""Options of the logger (conf/logger), and of task=kept."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,3 +24,12 @@ class LoggerConfig:
     """W&B's user or team. null: the account's default."""
     mode: str = option("offline", choices=("offline", "online", "disabled"))
     tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class KeptConfig:
+    """Options of task=kept."""
+
+    clear: list[str] = field(default_factory=list)
+    """What to delete: keys or beginnings of keys, kinds (warm_starts, distilled, teacher_cache, models), or unused. Answers of
+    teachers are deleted only by the kind's name: they were paid for."""

@@ -7,12 +7,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from convrec_r1 import __version__
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import write_json, write_text
+from convrec_r1.base.locks import Timeout, locked
 from convrec_r1.run.identity import LEFT_OUT, SOURCES, as_dict, differences, left_out, with_sources
 
 
@@ -38,6 +38,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.faults = path / "faults"
         self.log = path / "run.log"
+        self.inputs = path / "inputs.json"
 
     def state(self) -> State:
         """Return the state of the run in the folder."""
@@ -52,14 +53,14 @@ class RunFolder:
         Raises:
             UserError: another process holds the lock.
         """
-        try:
-            held = FileLock(self.path / ".lock").acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"Another process works on this run: {self.path}. Wait for it, stop it, or choose another folder "
-                "(hydra.run.dir=DIR)."
-            ) from None
-        with held:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / ".lock", timeout=0))
+            except Timeout:
+                raise UserError(
+                    f"Another process works on this run: {self.path}. Wait for it, stop it, or choose another folder "
+                    "(hydra.run.dir=DIR)."
+                ) from None
             yield
 
     def begin(self, cfg: DictConfig, git_sha: str | None = None) -> State:
@@ -95,7 +96,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete the files of a run. Other files in the folder stay."""
-        for file in (self.summary, self.config, self.metrics, self.log):
+        for file in (self.summary, self.config, self.metrics, self.log, self.inputs):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.eval, self.rollouts, self.figures, self.faults):
             shutil.rmtree(folder, ignore_errors=True)

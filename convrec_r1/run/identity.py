@@ -66,7 +66,7 @@ def identity(values: Mapping[str, Any], without: Collection[str] | None = None) 
     asks = flat.get("task.name") == "distill" or flat.get("data.demonstrations") == "distilled"
     left = (values.get(LEFT_OUT) or ()) if without is None else without
     skipped = {*left, *RECORDS, *(() if asks else STAGE_1)}
-    return {key: value for key, value in flat.items() if not any(_within(key, section) for section in skipped)}
+    return {key: value for key, value in flat.items() if not any(within(key, section) for section in skipped)}
 
 
 def differences(before: Any, now: Any, without: Collection[str]) -> list[tuple[str, Any, Any]]:
@@ -89,5 +89,6 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, sub in tree.items() for key, value in flatten(sub, f"{prefix}{name}.").items()}
 
 
-def _within(key: str, section: str) -> bool:
+def within(key: str, section: str) -> bool:
+    """Whether a dotted key is `section` or in it."""
     return key == section or key.startswith(f"{section}.")

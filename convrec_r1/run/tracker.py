@@ -145,6 +145,7 @@ class WandbSink(Sink):
         # Its banner and its summary would drown ours; `wandb sync FOLDER/wandb/offline-*` uploads the run later.
         settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=False)
         id_file = folder / "wandb" / "run_id"
+        earlier = set_aside(folder / "wandb")
         self._run = wandb.init(
             project=cfg.project,
             entity=cfg.entity,
@@ -167,6 +168,22 @@ class WandbSink(Sink):
         self._defined = {"step", *SPLIT_STEPS.values()}
         for axis in self._defined:
             self._run.define_metric(axis)
+        if earlier:
+            self._replay(folder)
+
+    def _replay(self, folder: Path) -> None:
+        """Record again what the run's files hold: of several offline parts of one run `wandb sync` keeps the last one only."""
+        tables = {
+            int(file.stem.rpartition("-")[2]): file for file in sorted((folder / "rollouts").glob("rollouts-*.jsonl"))
+        }
+        for record in read_jsonl(RunFolder(folder).metrics):
+            step, split = record["step"], record["split"]
+            if split == CALLBACKS:
+                self.logger.log_metrics(record["values"], step - 1)  # as Lightning counts
+            else:
+                self.log(step, split, record["values"])
+            if split == "train" and step in tables:
+                self.table("rollouts", step, read_jsonl(tables[step]))
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         axis = SPLIT_STEPS.get(split, "step")
@@ -189,6 +206,18 @@ class WandbSink(Sink):
     def close(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(summary))
         self._run.finish()
+
+
+def set_aside(wandb: Path) -> bool:
+    """Move the offline parts of an interrupted run to wandb/earlier/, where `wandb sync` does not look. Return whether any was.
+
+    The next part holds them whole (`WandbSink`). Their system metrics (GPU, memory) stay in wandb/earlier/ only.
+    """
+    parts = sorted(wandb.glob("offline-run-*"))
+    for part in parts:
+        (wandb / "earlier").mkdir(exist_ok=True)
+        part.rename(wandb / "earlier" / part.name)
+    return bool(parts)
 
 
 @dataclass(frozen=True)

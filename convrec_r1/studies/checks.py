@@ -98,9 +98,28 @@ def notes_on(systems: Sequence[System], baseline: System, n_clusters: int) -> li
             notes.append(f"{name}: training ended {'early' if step is None else f'at step {step}'} ({why}).")
     if collapsed := [name for name, run in runs if run.collapses]:
         notes.append(f"The collapse guard warned, and training continued: {'; '.join(collapsed)} (see Runs).")
+    notes += dict.fromkeys(str(note) for _, run in runs for note in run.summary.get("notes") or ())
+    notes += _unequal_inputs(runs)
     commits = {run.commit for _, run in runs}
     if len(commits) > 1:
         notes.append(f"The runs used {len(commits)} different commits of the code.")
     if any(commit.endswith("+") for commit in commits):
         notes.append("Some runs used code with uncommitted changes (a commit with +).")
+    return notes
+
+
+def _unequal_inputs(runs: Sequence[tuple[str, Run]]) -> list[str]:
+    """Return notes on runs that were made from other training data or by other code than the first ones."""
+    notes = []
+    for what, of in (
+        ("training data", lambda run: [run.data_digests.get(part) for part in ("catalog", "train", "demonstrations")]),
+        ("code", lambda run: run.inputs.get("code")),
+    ):
+        groups: dict[str, list[str]] = {}
+        for name, run in runs:
+            if run.data_digests:
+                groups.setdefault(repr(of(run)), []).append(name)
+        if len(groups) > 1:
+            listed = "; ".join(", ".join(names) for names in groups.values())
+            notes.append(f"The runs were made from different {what}, each group from its own: {listed}.")
     return notes

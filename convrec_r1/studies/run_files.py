@@ -19,12 +19,12 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl, written_out
 from convrec_r1.evaluate.config import EvalConfig, metric_in_effect
 from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.run.checkpoints import run_of
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.identity import SOURCES, flatten, identity
 
 History = dict[str, pd.DataFrame]
 """Logged metrics by split: a row per step, a column per metric. NaN: not logged."""
-_CHECKPOINT_DEPTH = 3  # RUN/checkpoints/last/policy
 
 
 class NotARun(Exception):
@@ -61,6 +61,8 @@ class Run:
     """Name of the algorithm. If the training run of an evaluated checkpoint is not found: name of the checkpoint."""
     judged: Judged
     summary: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Digests of what the run was made from (tasks/inputs.py). Empty for runs of older versions."""
     baselines: dict[str, Judged] = field(default_factory=dict)
     history: History = field(default_factory=dict)
     conversations: Path | None = None
@@ -87,6 +89,12 @@ class Run:
     def commit(self) -> str:
         """The commit of the code, with + for uncommitted changes."""
         return str(self.summary.get("git_sha") or "unknown")
+
+    @property
+    def data_digests(self) -> dict[str, Any]:
+        """Digests of the splits and the catalog."""
+        found = self.inputs.get("data")
+        return found if isinstance(found, dict) else {}
 
     @property
     def labels(self) -> dict[str, dict[str, Any]]:
@@ -182,6 +190,7 @@ class Reader:
             algo=made["algo.name"] if made is not None else checkpoint,
             judged=judged,
             summary=summary,
+            inputs=_inputs(path if is_training else run_of(str(config.get("checkpoint")))),
             baselines={name: self.judged(file, _totals(summary, name)) for name, file in files.items()},
             history=read_history(folder.metrics),
             conversations=conversations if conversations.exists() else None,
@@ -263,15 +272,16 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 
 def _checkpoint_config(config: dict[str, Any]) -> dict[str, Any] | None:
     """Return the config of the run that trained a checkpoint, with the settings of the evaluation. None: not found."""
-    path = Path(str(config.get("checkpoint"))).expanduser()
-    for folder in [path, *list(path.parents)[:_CHECKPOINT_DEPTH]]:
-        if (file := RunFolder(folder).config).exists():
-            made = _config(file)
-            if made["task.name"] != "train":
-                return None
-            own = {k: v for k, v in config.items() if k == "n" or k.startswith(("task.", "data.", "eval.", "rollout."))}
-            return made | own
-    return None
+    run = run_of(str(config.get("checkpoint")))
+    made = _config(RunFolder(run).config) if run is not None else None
+    if made is None or made["task.name"] != "train":
+        return None
+    return made | {k: v for k, v in config.items() if k == "n" or k.startswith(("task.", "data.", "eval.", "rollout."))}
+
+
+def _inputs(run: Path | None) -> dict[str, Any]:
+    file = RunFolder(run).inputs if run is not None else None
+    return _summary(file) if file is not None and file.exists() else {}
 
 
 def _summary(path: Path) -> dict[str, Any]:
@@ -282,7 +292,7 @@ def _summary(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file ({error}).") from error
     if not isinstance(summary, dict):
-        raise UserError(f"{path}: not the summary of a run.")
+        raise UserError(f"{path}: not a record of a run.")
     return summary
 
 

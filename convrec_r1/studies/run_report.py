@@ -35,6 +35,7 @@ def report(
     seed: int,
     about: str,
     labels: Mapping[str, Mapping[str, Any]] | None = None,
+    note: str | None = None,
 ) -> dict[str, Any]:
     """Compare the systems of a run, print the result, write report.md and figures/run.png.
 
@@ -46,6 +47,7 @@ def report(
         seed: The run's seed.
         about: Model and data, for the title.
         labels: Labels of users' metrics, as in summary.json.
+        note: Limit of what the numbers say.
 
     Returns:
         Metrics, intervals and differences for summary.json.
@@ -72,7 +74,8 @@ def report(
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     table = _table(study, comparison, ranking, summaries)
     facts = f"{len(study.ids)} conversations of the {study.split} split, lists of {n}, greedy decoding"
-    sentences = [sentence(d, study.write) for d in comparison.differences[metric]]
+    notes = [note] if note else []
+    sentences = [*notes, *(sentence(d, study.write) for d in comparison.differences[metric])]
     label = study.write.label
     own = [label(name) for name in study.write.foreign]
     chosen = dict.fromkeys([label(metric), "interval", label(f"recall@{ks[-1]}"), *_QUALITY.values(), *own])
@@ -99,6 +102,7 @@ def report(
         "conversations": len(study.ids),
         "metrics": summaries,
         "labels": dict(labels or {}),
+        "notes": notes,
         "intervals": {name: {m: _interval(comparison, system, m) for m in measured} for system, name in names.items()},
         "paired": [_paired(d, names) for d in comparison.differences[metric]],
     }

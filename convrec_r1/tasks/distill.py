@@ -2,11 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convrec_r1.base.files import point, read_json, write_text
+from convrec_r1.base.files import follow, point, read_json, write_text
 from convrec_r1.config.parts import evaluator, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
@@ -17,12 +17,15 @@ from convrec_r1.distill.measure import Measure
 from convrec_r1.distill.pipeline import Setup
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
+from convrec_r1.tasks import inputs
 
 
 def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
     """Make or find the demonstrations of `cfg` and show their card. Return the content of summary.json."""
     data = load_data(cfg.data, cfg.n, matching(cfg), need=["train"])
+    inputs.begin(cfg, folder, data)
     made = _find_or_make(cfg, data)
+    inputs.use(folder, made)
     card = read_json(made / "card.json")
     cards.show(card)
     for name in ("dataset", "arrow"):
@@ -50,14 +53,13 @@ def dry_run(cfg: Config) -> None:
         cards.show_forecast(found, cfg.teacher)
 
 
-def training_data(cfg: Config, need: Sequence[str]) -> Dataset:
-    """Load the dataset with the demonstrations that `data.demonstrations` names."""
-    data = load_data(cfg.data, cfg.n, matching(cfg), need=need)
+def with_demonstrations(cfg: Config, data: Dataset) -> tuple[Dataset, Path | None]:
+    """Return the dataset with the demonstrations that `data.demonstrations` names, and their folder if there is one."""
     source = cfg.data.demonstrations
     if source in ("published", "neighbours"):
-        return data
-    made = _find_or_make(cfg, data) if source == "distilled" else Path(source).expanduser()
-    return with_distilled(data, made / "dataset")
+        return data, None
+    made = _find_or_make(cfg, data) if source == "distilled" else follow(Path(source).expanduser())
+    return with_distilled(data, follow(made / "dataset")), made
 
 
 def _setup(cfg: Config) -> Setup:

@@ -1,23 +1,25 @@
 """task=eval: evaluate the policy of a run, of a folder, or from the Hub."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.config.inherit import read_by_run
 from convrec_r1.config.parts import encoder_for, evaluator, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
+from convrec_r1.evaluate.config import Select, split_note
 from convrec_r1.evaluate.metrics import foreign_labels
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
 from convrec_r1.rollout.base import make_engine
-from convrec_r1.run.checkpoints import require_whole
+from convrec_r1.run.checkpoints import policy_path, require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
 from convrec_r1.studies.run_report import report
+from convrec_r1.tasks import inputs
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ _log = logging.getLogger(__name__)
 def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
     """Evaluate `cfg.checkpoint` and the baselines that need no policy. Return the content of summary.json."""
     data = load_data(cfg.data, cfg.n, matching(cfg), need=[cfg.eval.split])
+    inputs.begin(cfg, folder, data)
     judged = evaluator(cfg, data)
     assert cfg.checkpoint is not None  # config/checks.py
     path = policy_path(cfg.checkpoint)
@@ -50,18 +53,9 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
         log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})
         about = f"{cfg.model.name} on {cfg.data.name}"
         labels = foreign_labels(judged.metrics, cfg.n, cfg.ks)
-        return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels)
+        chosen = cfg.eval.select is Select.best or cfg.eval.patience is not None or "best" in Path(cfg.checkpoint).parts
+        met = read_by_run(cfg)
+        note = split_note(cfg.eval, trained=met, chosen=met and chosen)
+        return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels, note=note)
     finally:
         log.close(systems[name].summary())
-
-
-def policy_path(checkpoint: str) -> str | Path:
-    """Return the folder of the policy in the folder of a run, checkpoint or policy. Otherwise `checkpoint`, a Hub id."""
-    path = Path(checkpoint).expanduser()
-    chosen = "checkpoints/last/policy"
-    if (path / "summary.json").exists():  # it names the selected policy
-        chosen = json.loads((path / "summary.json").read_text(encoding="utf-8")).get("policy", chosen)
-    for candidate in (path / chosen, path / "policy", path):
-        if (candidate / "config.json").exists():
-            return candidate
-    return checkpoint

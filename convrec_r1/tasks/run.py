@@ -24,8 +24,10 @@ from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import Tracker
 from convrec_r1.studies.compare import compare
 from convrec_r1.studies.workspace import publish
+from convrec_r1.tasks import inputs
 from convrec_r1.tasks.distill import distill, dry_run
 from convrec_r1.tasks.evaluate import evaluate
+from convrec_r1.tasks.kept import kept
 from convrec_r1.tasks.train import train
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ READERS: dict[str, Callable[[Config, Path], object]] = {
         cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples
     ),
     "workspace": lambda cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks),
+    "kept": lambda cfg, _: kept(cfg),
     "dry_run": lambda cfg, _: dry_run(cfg),
     "doctor": lambda cfg, _: doctor(cfg),
 }
@@ -74,6 +77,7 @@ def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str
     if first:
         state = folder.begin(composed, sha)
         if state is State.complete:
+            inputs.check_complete(cfg, folder)
             _log.info("This run is complete: %s (fresh=true starts over)", folder.path)
             return json.loads(folder.summary.read_text(encoding="utf-8"))
         start_logging(folder.log, is_first=True)

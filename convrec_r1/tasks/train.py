@@ -7,15 +7,24 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from convrec_r1.base.files import point
+from convrec_r1.base.files import follow, point
 from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
-from convrec_r1.config.parts import base_policy, encoder_for, evaluation_key, evaluator, judge, objective, rl_settings
+from convrec_r1.config.parts import (
+    base_policy,
+    encoder_for,
+    evaluation_key,
+    evaluator,
+    judge,
+    matching,
+    objective,
+    rl_settings,
+)
 from convrec_r1.config.schema import Config
-from convrec_r1.data.load import sample
+from convrec_r1.data.load import load_data, sample
 from convrec_r1.doctor.plan import plan_of
 from convrec_r1.evaluate.baselines import PolicyName
-from convrec_r1.evaluate.config import Select
+from convrec_r1.evaluate.config import Select, split_note
 from convrec_r1.evaluate.metrics import foreign_labels
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.evaluate.scoring import Evaluation
@@ -35,7 +44,8 @@ from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.studies.run_report import report
-from convrec_r1.tasks.distill import training_data
+from convrec_r1.tasks import inputs
+from convrec_r1.tasks.distill import with_demonstrations
 from convrec_r1.tasks.warm_start import WarmStart, warm_start
 
 _log = logging.getLogger(__name__)
@@ -61,11 +71,16 @@ class Job:
     def __init__(self, cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> None:
         self.cfg, self.folder = cfg, folder
         need = ["train", cfg.eval.split, *(["validation"] if cfg.eval.every else [])]
-        self.data = training_data(cfg, need)
+        data = load_data(cfg.data, cfg.n, matching(cfg), need=need)
+        self.first = is_first()
+        if self.first:
+            inputs.begin(cfg, folder, data)
+        self.data, made = with_demonstrations(cfg, data)
+        if made is not None:
+            self.use(made)
         self.evaluator = evaluator(cfg, self.data)
         self.device = device_for(cfg.trainer)
         self.world = cfg.trainer.world
-        self.first = is_first()
         if self.first:  # steps after the checkpoint will be logged again
             step = newest_step(folder.checkpoints)
             if step is None:
@@ -86,6 +101,7 @@ class Job:
         warm = None
         if cfg.warm_start == "sft" or cfg.algo.stage is Stage.sft:
             warm = warm_start(cfg, self.data)
+            self.use(warm.folder)
             if newest(self.folder.checkpoints) is None:
                 for record in warm.metrics:
                     self.tracker.log(record["step"], record["split"], record["values"])
@@ -109,8 +125,15 @@ class Job:
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
         about = f"{cfg.model.name} on {cfg.data.name}"
         labels = foreign_labels(self.evaluator.metrics, cfg.n, cfg.ks)
-        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels)
+        chosen = self.watch is not None and (cfg.eval.select is Select.best or cfg.eval.patience is not None)
+        note = split_note(cfg.eval, trained=True, chosen=chosen)
+        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels, note=note)
         return summary | self.outcome()
+
+    def use(self, kept: Path) -> None:
+        """Record that the run uses a shared artifact."""
+        if self.first:
+            inputs.use(self.folder, kept)
 
     def warn_if_long(self) -> None:
         """Log a warning if the run will take more than a day. The run continues."""
@@ -159,7 +182,7 @@ class Job:
         if warm:
             return load_policy(warm.policy, self.cfg.model)
         if self.cfg.warm_start:
-            return load_policy(Path(self.cfg.warm_start).expanduser(), self.cfg.model)
+            return load_policy(follow(Path(self.cfg.warm_start).expanduser()), self.cfg.model)
         return base_policy(self.cfg, self.data)
 
     def reinforce(self, policy: Policy) -> Policy:
@@ -210,7 +233,7 @@ class Job:
         self.steps = module.step
         if cfg.eval.select is not Select.best and not policy.shard_root:
             return policy
-        chosen = checkpoints / cfg.eval.select.value  # under FSDP `policy` holds only the shard of this process
+        chosen = follow(checkpoints / cfg.eval.select.value)  # under FSDP `policy` holds only the shard of this process
         require_whole(chosen)
         return load_policy(chosen / "policy", cfg.model)
 

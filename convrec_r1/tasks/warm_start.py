@@ -1,31 +1,36 @@
 """The SFT policy that RL starts from. It is trained once per model, data, seed and recipe, and found again by a digest."""
 
-import json
+import contextlib
 import logging
 import shutil
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from omegaconf import OmegaConf
 
 from convrec_r1 import __version__
-from convrec_r1.base.files import read_jsonl, write_json
+from convrec_r1.base.digest import of_code, of_value
+from convrec_r1.base.files import follow, read_jsonl, write_json
+from convrec_r1.base.locks import locked
 from convrec_r1.base.processes import barrier, is_first, rank
 from convrec_r1.config.parts import base_policy, encoder_for
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
-from convrec_r1.data.load import fingerprint, sample, with_demonstrations
+from convrec_r1.data.load import DEMONSTRATIONS, digests, sample, with_demonstrations
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader
-from convrec_r1.policy.load import load_policy, prepare_for_training
+from convrec_r1.policy.load import load_policy, prepare_for_training, started_from
 from convrec_r1.run.checkpoints import newest_step
+from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import JsonlSink, Tracker, rewind
 
 _log = logging.getLogger(__name__)
+
+
+CODE = ("lists", "data", "policy", "modules/sft", "modules/step", "modules/faults", "config/parts", "tasks/warm_start")
+"""Code that decides the SFT policy."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +49,24 @@ class WarmStart:
 
 
 def warm_start_key(cfg: Config, data: Dataset) -> str:
-    """Return a digest of everything that the SFT policy depends on."""
+    """Return a digest of everything that the SFT policy depends on: options, contents of data and model, code."""
+    contents = digests(data)
+    model = as_dict(OmegaConf.structured(cfg.model))
     parts = {
-        "version": __version__,
-        "model": OmegaConf.to_container(OmegaConf.structured(cfg.model), enum_to_str=True),
-        "sft": OmegaConf.to_container(OmegaConf.structured(cfg.sft), enum_to_str=True),
-        "data": fingerprint(data),
+        # Where the weights stand does not matter.
+        "model": {name: value for name, value in model.items() if name not in ("name", "path", "revision")},
+        "weights": started_from(cfg.model),
+        "sft": as_dict(OmegaConf.structured(cfg.sft)),
+        "data": [contents[name] for name in ("catalog", "train", "validation", DEMONSTRATIONS)],
         "instruction": cfg.data.instruction,
         "n": cfg.n,
         "seed": cfg.seed,
         "precision": cfg.trainer.precision,
         # The policy divides its logits by the temperature in training too.
         "temperature": cfg.rollout.temperature,
+        "code": of_code(*CODE),
     }
-    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return of_value(parts)
 
 
 def warm_start(cfg: Config, data: Dataset) -> WarmStart:
@@ -66,19 +75,15 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
     found = WarmStart(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The first process of a distributed run holds the lock for all its processes.
-    lock = FileLock(f"{folder}.lock") if is_first() else None
-    if lock:
-        lock.acquire()
-    try:
+    with locked(f"{folder}.lock") if is_first() else contextlib.nullcontext():
         if (folder / "warm_start.json").exists():
             _log.info("Warm start: using %s", folder)
+            if cfg.fresh:
+                _log.info("fresh=true keeps it: task=kept kept.clear=[%s] deletes it.", folder.name)
         else:
             _log.info("Warm start: training into %s", folder)
             _train(cfg, data, folder)
             barrier()  # the other processes read files that the first one writes
-    finally:
-        if lock:
-            lock.release()
     return found
 
 
@@ -121,10 +126,11 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
         return
     shutil.rmtree(folder / "policy", ignore_errors=True)
     # Copied from the checkpoint: under FSDP the policy in memory is only a shard.
-    shutil.copytree(checkpoints / "last" / "policy", folder / "policy")
+    shutil.copytree(follow(checkpoints / "last") / "policy", folder / "policy")
     if validation:
         trained = load_policy(folder / "policy", cfg.model, temperature=policy.temperature).to(device_for(cfg.trainer))
         tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, validation, cfg.trainer.pass_size)})
     # Written last: it marks a finished warm start.
-    write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name})
+    made = {"version": __version__, "model": cfg.model.name, "data": cfg.data.name, "n": cfg.n, "seed": cfg.seed}
+    write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name, **made})
     shutil.rmtree(checkpoints, ignore_errors=True)

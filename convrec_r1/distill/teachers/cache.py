@@ -3,13 +3,12 @@
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
-from filelock import FileLock
-
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.locks import locked
 from convrec_r1.distill.answers import unusable
 from convrec_r1.distill.teachers.base import Answer, Kind, Question
 
@@ -37,14 +36,12 @@ class AnswerCache:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{self.path.parent}: {error.strerror}. Give teacher.cache=FOLDER.") from error
-            with FileLock(
-                f"{self.path}.lock"
-            ):  # two that change the journal's mode at once would not wait for each other
+            # Two processes that change the journal's mode at the same time would not wait for each other.
+            with locked(f"{self.path}.lock"):
                 self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
                 self._db.execute("PRAGMA journal_mode=WAL")  # readers do not wait for the writer
-                self._db.execute(
-                    "PRAGMA synchronous=NORMAL"
-                )  # whole after kill -9; the last few may go with a power cut
+                # Whole after kill -9; the last few answers may be lost in a power cut.
+                self._db.execute("PRAGMA synchronous=NORMAL")
                 # cut_off is unused: the format stays, so that answers of older versions are found.
                 self._db.execute(
                     "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, teacher BLOB, kind TEXT, text TEXT, "
@@ -99,9 +96,9 @@ class AnswerCache:
             return 1 / _CHARACTERS_PER_TOKEN, 1.0
         return prompt / max(1, characters), completion / max(1, expected)
 
-    def asking(self, identity: str) -> FileLock:
+    def asking(self, identity: str, timeout: float = -1) -> AbstractContextManager[None]:
         """Return the lock to hold while asking this teacher: two processes never pay for the same answer."""
-        return FileLock(f"{self.path}.{_digest(identity).hex()}.lock")
+        return locked(f"{self.path}.{_digest(identity).hex()}.lock", timeout)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

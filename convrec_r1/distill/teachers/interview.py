@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from aiolimiter import AsyncLimiter
-from filelock import Timeout
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.locks import Timeout
 from convrec_r1.base.progress import Bar, bar
 from convrec_r1.distill.answers import unusable
 from convrec_r1.distill.config import TeacherConfig
@@ -134,16 +134,14 @@ class Interview:
     @contextlib.contextmanager
     def _asking(self, title: str) -> Iterator[None]:
         """Wait until no other process asks this teacher."""
-        lock = self.cache.asking(self.teacher.identity)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _log.info("%s: another run is asking this teacher; waiting for its answers", title)
-            lock.acquire()
-        try:
+        identity = self.teacher.identity
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.cache.asking(identity, timeout=0))
+            except Timeout:
+                _log.info("%s: another run is asking this teacher; waiting for its answers", title)
+                stack.enter_context(self.cache.asking(identity))
             yield
-        finally:
-            lock.release()
 
     def _ask(self, missing: list[Question], before: int, title: str) -> dict[Question, Answer]:
         expected = cost.estimate(missing, self.cache, self.teacher.identity)

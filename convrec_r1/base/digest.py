@@ -1,0 +1,94 @@
+"""Digests of contents: files, rows, and the source code of this package."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SILENT = re.compile(rb"[ \t]*(?:#[^\n]*)?\r?\n")
+"""A line that is blank or a comment."""
+
+
+def of_value(value: Any) -> str:
+    """Return a digest of a value that JSON can write. Dictionaries are sorted."""
+    return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def of_rows(rows: Iterable[Any]) -> str:
+    """Return a digest of rows in their order, each a value that JSON can write; objects with slots count as lists."""
+    digest = blake2b(digest_size=16)
+    encode = json.JSONEncoder(sort_keys=True, default=slots).encode
+    for row in rows:
+        digest.update(encode(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def of_files(path: str | Path) -> str:
+    """Return a digest of a file, or of the names and contents of all files in a folder. A missing path has its own."""
+    root = Path(path)
+    digest = blake2b(digest_size=16)
+    for file in files_in(root):
+        name = file.relative_to(root).as_posix() if root.is_dir() else ""
+        digest.update(f"{name}\n{_of_file(file, *stamp(file))}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def files_in(path: Path) -> list[Path]:
+    """Return the file, or the files in a folder, without hidden ones. Empty if there is no such path."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    found = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def stamp(file: Path) -> tuple[int, int, int]:
+    """Return size, time of change [ns] and inode of a file: if they are equal, so are the contents."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def of_model(path: str, revision: str | None = None) -> str:
+    """Return a digest of the files of a model's folder; of a Hub id the commit that `revision` names, as far as it is known."""
+    if (folder := Path(path).expanduser()).is_dir():
+        return of_files(folder)
+    from huggingface_hub import hf_hub_download  # takes seconds to import
+
+    try:
+        file = hf_hub_download(path, "config.json", revision=revision)
+    except (OSError, ValueError):  # offline, no such repository, no Hub id: loading says more
+        return f"{path}@{revision}"
+    return f"{path}@{Path(file).parent.name}"
+
+
+@cache
+def of_code(*rooms: str, without: tuple[str, ...] = ()) -> str:
+    """Return a digest of source files of this package, without blank lines and comment lines.
+
+    rooms: modules or folders of the package, such as "data" or "tasks/train". None: all of it, `without` some.
+    """
+
+    def files(room: str) -> set[Path]:
+        place = _PACKAGE / room
+        return {*place.rglob("*.py")} if place.is_dir() else {place.with_suffix(".py")}
+
+    chosen: set[Path] = set().union(*map(files, rooms or ("",))).difference(*map(files, without))
+    digest = blake2b(digest_size=8)
+    for file in sorted(chosen):
+        code = b"".join(line for line in file.read_bytes().splitlines(True) if not _SILENT.fullmatch(line))
+        digest.update(f"{file.relative_to(_PACKAGE).as_posix()}\n".encode() + code)
+    return digest.hexdigest()
+
+
+@cache  # one process asks for the same weights several times
+def _of_file(file: Path, *_: int) -> str:
+    with file.open("rb") as opened:
+        return file_digest(opened, lambda: blake2b(digest_size=16)).hexdigest()
+
+
+def slots(value: Any, without: Sequence[str] = ()) -> list[Any]:
+    """Return the values of an object's slots, without some of them."""
+    return [getattr(value, name) for name in value.__slots__ if name not in without]
