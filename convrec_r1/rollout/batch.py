@@ -22,6 +22,7 @@ class RolloutBatch:
     lengths: Int[Tensor, " batch"]  # lines with text
     is_eos: Bool[Tensor, "batch tokens"]
     truncated: Bool[Tensor, " batch"]  # reached the limit without EOS
+    trained: Int[Tensor, "batch tokens"]  # the mask of the loss: `mask`, without completions that are left out of it
 
     @property
     def mask(self) -> Int[Tensor, "batch tokens"]:
@@ -29,9 +30,17 @@ class RolloutBatch:
 
 
 def make_batch(
-    prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Completion]], policy: Policy
+    prompts: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[Completion]],
+    policy: Policy,
+    *,
+    mask_truncated: bool = False,
+    count_blank_lines: bool = False,
 ) -> RolloutBatch:
-    """Pad P prompts with G completions each, and segment the completions into ranks."""
+    """Pad P prompts with G completions each, and segment the completions into ranks.
+
+    mask_truncated, count_blank_lines: `algo.mask_truncated` and `algo.count_blank_lines`.
+    """
     completions = [c for group in groups for c in group]
     rows = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
     tokens = TokenBatch.collate(rows, [c.ids.tolist() for c in completions], policy.pad_id).to(policy.device)
@@ -39,12 +48,15 @@ def make_batch(
     for i, completion in enumerate(completions):
         sampled[i, : len(completion.logprobs)] = torch.from_numpy(completion.logprobs)
     ids, mask = tokens.completion_ids, tokens.mask
-    ranks = segment_ranks(ids, mask, policy.newline, policy.blank)
+    blank = torch.zeros_like(policy.blank) if count_blank_lines else policy.blank
+    ranks = segment_ranks(ids, mask, policy.newline, blank)
+    truncated = torch.tensor([c.finish_reason == "length" for c in completions], device=policy.device)
     return RolloutBatch(
         tokens=tokens,
         sampled_logps=sampled.to(policy.device),
         ranks=ranks,
         lengths=list_lengths(ids, ranks, policy.blank, policy.eos),
         is_eos=policy.eos[ids] & mask.bool(),
-        truncated=torch.tensor([c.finish_reason == "length" for c in completions], device=policy.device),
+        truncated=truncated,
+        trained=torch.where(truncated[:, None], 0, mask) if mask_truncated else mask,
     )
