@@ -132,6 +132,8 @@ class RLModule(StepModule):
         """Sample and judge a group for each slot. replacement: times that the slots' groups were replaced before."""
         sampled = self.pipeline.take(self.order(slots, self.step, replacement), self.step)
         self.clock.lap("rollout")
+        if not len(slots):  # another process had groups to replace
+            return []
         size = self.sampling.n
         texts = [self.policy.text(c.ids.tolist()) for group in sampled.groups for c in group]
         feedback = self.judge(texts, [conversation for _, conversation in slots for _ in range(size)], self.device)
