@@ -404,7 +404,8 @@ def test_completions_that_were_cut_off_may_be_left_out_of_the_loss(base, algorit
     policy, values = algorithms(algo, rows, *common, finish="length")
     assert (values["loss"], values["grad_norm"], values["completions/clipped_ratio"]) == (0, 0, 1)
     assert same(policy, base)
-    group = [Completion(np.array(row), np.zeros(len(row), np.float32), why) for row, why in zip(rows, ("stop", "length") * 2)]
+    ends = zip(rows, ("stop", "length", "stop", "length"), strict=True)
+    group = [Completion(np.array(row), np.zeros(len(row), np.float32), end) for row, end in ends]
     batch = make_batch([[5]], [group], base, mask_truncated=True)
     assert batch.trained.sum(-1).tolist() == [len(rows[0]), 0, len(rows[2]), 0]
     assert torch.equal(make_batch([[5]], [group], base).trained, batch.mask)

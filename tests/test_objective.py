@@ -490,7 +490,7 @@ def test_an_advantage_on_one_token_acts_on_that_token_whatever_the_unit_is(ratio
 @settings(max_examples=examples(20))
 @given(batch=batches)
 def test_where_a_unit_shares_advantage_and_weight_it_is_the_plain_form(ratio, aggregation, batch):
-    """min(r_u A, clip(r_u) A) with r_u's own gradient, by autograd in float64. (Ranks weigh a sequence's tokens differently.)"""
+    """min(r_u A, clip(r_u) A) with r_u's own gradient, by autograd in float64. (Ranks weigh a list's tokens differently.)"""
     name = {"rank": "rank_grpo", "sequence": "gspo", "token": "grpo"}[ratio]
     advantages = batch.advantages(slow.ALGORITHMS[name])
     loss, gradient, _ = batch.loss(advantages, policy_loss, ratio=ratio, aggregation=aggregation)

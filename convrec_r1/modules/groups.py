@@ -1,8 +1,8 @@
 """The groups of a step: sampled, judged, and replaced where they teach nothing (dynamic sampling)."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -71,18 +71,20 @@ def replace_flat(
         more: open slots of all processes, sorted -> the next prompts for this process's slots among them.
         sample: prompts and number of the round, from 1 -> their groups.
     """
-    kept = {group.slot: group for group in groups}
-    latest, dropped = groups, 0
-    for number in itertools.count():
+    kept: dict[int, Group] = {}
+
+    def keep(latest: Sequence[Group]) -> list[int]:
+        """Put groups into their slots. Return the slots of all processes whose group teaches nothing."""
         for group in latest:
             kept[group.slot] = group
             meter.mean("dynamic_sampling/reward", group.feedback.reward.mean())
-        unfilled = sorted(itertools.chain(*gather([group.slot for group in latest if not group.teaches])))
-        if not unfilled or number == rounds:
-            break
-        dropped += len(unfilled)
-        latest = sample(more(unfilled), number + 1)
-    meter.mean("dynamic_sampling/rounds", number)
-    meter.mean("dynamic_sampling/groups_dropped", dropped)
-    meter.mean("dynamic_sampling/unfilled", len(unfilled))
+        return sorted(chain(*gather([group.slot for group in latest if not group.teaches])))
+
+    number = dropped = 0
+    unfilled = keep(groups)
+    while unfilled and number < rounds:
+        number, dropped = number + 1, dropped + len(unfilled)
+        unfilled = keep(sample(more(unfilled), number))
+    for name, value in (("rounds", number), ("groups_dropped", dropped), ("unfilled", len(unfilled))):
+        meter.mean(f"dynamic_sampling/{name}", value)
     return list(kept.values())

@@ -61,7 +61,7 @@ class LengthShaping:
 
 @dataclass
 class Overlong:
-    """Soft overlong punishment, added to a list's reward (DAPO): 0 up to L_max - L_cache tokens, then falling to -1 at L_max."""
+    """Soft overlong punishment, added to a list's reward (DAPO): 0 up to L_max - L_cache tokens, falling to -1 at L_max."""
 
     cache: float = option(0.0, least=0, most=1)
     """L_cache, as a share of L_max. 0: no punishment."""

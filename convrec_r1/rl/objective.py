@@ -87,9 +87,9 @@ class ClippedSurrogate:
         s_t  = min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t)  with dual_clip c > 1: at least c A_t if A_t < 0
         loss = aggregate(-w_t s_t + beta k3_t),   k3 = exp(d) - d - 1,  d = ref_logp - logp,  w: `weights`; None: 1
 
-    The value of r_t is that of its unit, so a unit is clipped as a whole. Its gradient is that of its own token, so an advantage
-    on a single token (length shaping) acts on that token alone. Where advantage and weight are the same all over a unit, this
-    is r_u with its own gradient.
+    The value of r_t is that of its unit, so a unit is clipped as a whole. Its gradient is that of its own token, so an
+    advantage on a single token (length shaping) acts on that token. Where advantage and weight are the same all over a unit,
+    this is r_u with its own gradient.
 
     aggregation     weight of a token                      denominator (`normalizer`, of the whole optimizer batch)
     sequence        1 / T_i                                B
