@@ -157,8 +157,8 @@ def step(cfg: Config, policy: Policy, data: Any, steps: int) -> dict[str, float]
     engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     loader = StepLoader(data["train"], cfg.rl.prompts_per_step, steps + 1, cfg.seed)
     module = TimedRL(
-        policy, engine, encoder_for(cfg, policy), judge(cfg, data.catalog), objective(cfg), rl_settings(cfg), Tracker()
-    )
+        policy, engine, encoder_for(cfg, policy), judge(cfg, data.catalog), objective(cfg), rl_settings(cfg), Tracker(), loader
+    )  # fmt: skip
     parts, began = Parts(), []
 
     def train(slots: Any, index: int, inner=module.training_step) -> None:

@@ -25,6 +25,8 @@ EXACT = (
     "model.max_completion_length=24",
 )
 """Several passes and minibatches, so that which lists share an update matters."""
+UNEVEN = ("algo.minibatches=8",)
+"""More minibatches than completions of a group: whole groups are dealt out, too."""
 SHARDED = "rank_grpo"
 """Trained a step longer: with shards it is cut off after the second one."""
 
@@ -73,7 +75,8 @@ def main(folder: str, strategy: str, algorithms: list[str], cut: int = -1) -> No
     more = (f"trainer={strategy}", f"trainer.devices={world}") if world > 1 else ()
     fit.Sharded = OnCpus
     for algo in algorithms:
-        cfg = config(f"algo={algo}", f"rl.steps={3 if algo == SHARDED else 2}", *EXACT, *more)
+        cut_finely = UNEVEN if algo == "grpo" else ()
+        cfg = config(f"algo={algo}", f"rl.steps={3 if algo == SHARDED else 2}", *EXACT, *cut_finely, *more)
         cfg.trainer.accelerator = "cpu"
         reinforce(warm, cfg, Path(folder) / algo, [Cut(cut)], rank, world)
 

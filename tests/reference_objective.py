@@ -191,8 +191,9 @@ def loss(
         on = [t for t in range(len(mask[i])) if mask[i][t]]
         for t in on:
             mates = [s for s in on if unit(ranks[i][s], s, n, ratio) == unit(ranks[i][t], t, n, ratio)]
-            mean_log_ratio = sum(logps[i][s] - old_logps[i][s] for s in mates) / len(mates)
-            value = -surrogate(torch.exp(mean_log_ratio), advantages[i][t], clip_low, clip_high, dual_clip)
+            mean_log_ratio = sum(torch.as_tensor(logps[i][s]).item() - old_logps[i][s] for s in mates) / len(mates)
+            own = torch.exp(logps[i][t] - torch.as_tensor(logps[i][t]).item())  # 1, with this token's gradient
+            value = -surrogate(math.exp(mean_log_ratio) * own, advantages[i][t], clip_low, clip_high, dual_clip)
             if weights is not None:  # the reference term has no weight
                 value = value * weights[i][t]
             if beta:

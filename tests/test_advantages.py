@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import examples
 
-from convrec_r1.rl import LengthShaping, group_advantages, per_token, shape_lengths
+from convrec_r1.rl import LengthShaping, group_advantages, overlong_penalty, per_token, shape_lengths
+from convrec_r1.rl.config import Overlong
+
+PAPER = LengthShaping(short_eos=-0.1, exact_eos=0.1, overflow=-0.1)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # group advantages
@@ -148,7 +151,7 @@ def test_length_shaping_by_hand(ranks, eos, lines, shift):
     if eos is not None:
         is_eos[0, eos] = True
     base = torch.arange(1.0, len(ranks) + 1)[None]
-    shaped = shape_lengths(base, torch.tensor([ranks]), is_eos, torch.tensor([lines]), 2, LengthShaping())
+    shaped = shape_lengths(base, torch.tensor([ranks]), is_eos, torch.tensor([lines]), 2, PAPER)
     torch.testing.assert_close(shaped - base, torch.tensor([shift], dtype=torch.float32))
     assert slow.length_shift(ranks, is_eos[0].tolist(), lines, 2) == pytest.approx(shift)
 
@@ -165,7 +168,7 @@ def test_padding_that_is_the_eos_token_earns_nothing():
     """Many tokenizers pad with EOS: only the one on the mask is the end of the list."""
     ranks = torch.tensor([[0, 0, -1, -1]])
     is_eos = torch.tensor([[False, True, True, True]])
-    shaped = shape_lengths(torch.zeros(1, 4), ranks, is_eos, torch.tensor([1]), 2, LengthShaping())
+    shaped = shape_lengths(torch.zeros(1, 4), ranks, is_eos, torch.tensor([1]), 2, PAPER)
     torch.testing.assert_close(shaped, torch.tensor([[0, -0.1, 0, 0]]))
 
 
@@ -181,6 +184,23 @@ def test_length_shaping_equals_the_slow_reference(data):
     ranks, length = slow.segment(tokens, mask), slow.list_length(tokens, mask, is_eos)
     shaped = shape_lengths(
         torch.zeros(1, len(tokens)), torch.tensor([ranks]), torch.tensor([is_eos]), torch.tensor([length]), n,
-        LengthShaping(),
+        PAPER,
     )  # fmt: skip
     assert shaped[0].tolist() == pytest.approx(slow.length_shift(ranks, is_eos, length, n))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# soft overlong punishment
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_overlong_punishment_by_hand():
+    """DAPO's own lengths: L_max 20,480, L_cache 4,096."""
+    lengths = torch.tensor([0, 16384, 16385, 18432, 20480, 20481, 40000])
+    expected = [0, 0, -1 / 4096, -0.5, -1, -1, -1]
+    assert overlong_penalty(lengths, 20480, Overlong(cache=0.2)).tolist() == pytest.approx(expected)
+    assert overlong_penalty(lengths, 9, Overlong(cache=0.2, max_length=20480)).tolist() == pytest.approx(expected)
+
+
+def test_without_a_cache_no_length_is_punished():
+    assert overlong_penalty(torch.tensor([0, 5, 10, 11]), 10, Overlong()).tolist() == [0, 0, 0, 0]

@@ -69,8 +69,11 @@ def test_runs_that_differ_in_their_seed_are_one_system(tmp_path):
     assert study.metric == "ndcg@5"
     assert study.systems[0].values("ndcg@5").tolist() == [[0] * 6, [1, 0.5] * 3]
     keys = [key for key, _ in study.config_differences]
-    assert keys == ["algo.advantage", "algo.aggregation", "algo.name", "algo.ratio"]
-    assert study.config_differences[2] == ("algo.name", ["grpo", "rank_grpo"])
+    assert keys == [
+        *(f"algo.{k}" for k in ("advantage", "aggregation", "beta", "clip_high", "clip_low", "name", "ratio")),
+        *(f"algo.shaping.{k}" for k in ("exact_eos", "overflow", "short_eos")),
+    ]
+    assert dict(study.config_differences)["algo.name"] == ["grpo", "rank_grpo"]
 
 
 def test_numbers_by_hand(tmp_path):

@@ -92,6 +92,54 @@ def test_algorithms_are_those_of_the_table(name):
     assert algo.name == name
 
 
+OWN = {  # clip_low, clip_high, beta, and length shaping: what each paper says
+    "grpo": (0.2, 0.2, 0.04, 0.0),
+    "dr_grpo": (0.2, 0.2, 0.0, 0.0),
+    "gspo": (3e-4, 4e-4, 0.0, 0.0),
+    "dapo": (0.2, 0.28, 0.0, 0.0),
+    "rank_grpo": (0.06, 0.08, 1e-3, 0.1),
+    "rank_grpo_log_decay": (0.06, 0.08, 1e-3, 0.1),
+    "rank_grpo_reference": (0.06, 0.08, 1e-3, 0.1),
+}
+
+
+def shaped(algo) -> float:
+    shaping = algo.shaping
+    assert -shaping.short_eos == shaping.exact_eos == -shaping.overflow
+    return shaping.exact_eos
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_algorithms_have_the_values_of_their_own_papers(name):
+    algo = make_config(f"algo={name}").algo
+    assert (algo.clip_low, algo.clip_high, algo.beta, shaped(algo)) == OWN[name]
+    assert (algo.dynamic_sampling > 0, algo.overlong.cache) == ((True, 0.2) if name == "dapo" else (False, 0.0))
+    assert not algo.mask_truncated
+    assert shaped(make_config(f"algo={name}", "algo/shaping=paper").algo) == 0.1
+    assert shaped(make_config(f"algo={name}", "algo/shaping=none").algo) == 0
+
+
+def test_the_public_code_drops_lines_in_the_text_and_counts_them_in_the_tokens():
+    for reward in ("exp_inf", "log_decay"):
+        cfg = make_config("algo=rank_grpo_reference", f"reward={reward}")
+        assert (cfg.reward.name, cfg.reward.position.value, cfg.algo.count_blank_lines) == (reward, "parsed", True)
+    assert make_config("algo=rank_grpo_reference", "reward.position=line").reward.position.value == "line"
+    assert make_config("algo=rank_grpo").algo.count_blank_lines is False
+
+
+COMPARISONS = ("algorithms", "off_policy", "paper_table1", "group_size", "warm_start", "length_shaping")
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dr_grpo", "gspo", "rank_grpo"])
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_comparison_of_algorithms_holds_equal_what_its_file_says(name, algo):
+    cfg = make_config(f"experiment={name}", "scale=cpu", f"algo={algo}", "model=tiny", "data=movieland")
+    assert (cfg.algo.clip_low, cfg.algo.clip_high, cfg.algo.beta) == (0.06, 0.08, 1e-3)
+    if name != "length_shaping":  # which compares with and without
+        assert shaped(cfg.algo) == 0.1
+    assert make_config(f"experiment={name}", "data.path=x", f"algo={algo}", "algo.beta=0").algo.beta == 0
+
+
 def test_the_default_recipe_of_a_large_model_is_the_papers():
     cfg = make_config("model=qwen2.5-0.5b", "data=reddit_v2", "data.path=x")
     assert (cfg.rl.lr, cfg.rl.betas, cfg.rl.prompts_per_step * cfg.algo.group_size) == (1e-6, [0.9, 0.99], 384)

@@ -73,8 +73,8 @@ def reinforce(policy, cfg, folder: Path, callbacks=(), rank: int = 0, world: int
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     engine = make_engine(cfg.rollout, policy, max_length=256)
     tracker = Tracker([] if rank else [JsonlSink(folder / "metrics.jsonl", folder / "rollouts")])
-    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker)
     loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed, rank=rank, world=world)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=callbacks)
     return policy.state_dict(), read_jsonl(folder / "metrics.jsonl")
 
@@ -171,8 +171,9 @@ def test_rewarded_lists_become_likelier(warm, tmp_path):
     )
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(tmp_path / "metrics.jsonl")])
-    module = rl_module(policy, make_engine(cfg.rollout, policy, max_length=256), encoder, DATA.catalog, cfg, tracker)
-    fit(module, StepLoader(easy, 4, 12, 0), cfg.trainer, tmp_path / "checkpoints", description="test")
+    engine, loader = make_engine(cfg.rollout, policy, max_length=256), StepLoader(easy, 4, 12, 0)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader)
+    fit(module, loader, cfg.trainer, tmp_path / "checkpoints", description="test")
     reward = [r["values"]["reward"] for r in read_jsonl(tmp_path / "metrics.jsonl")]
     assert sum(reward[-3:]) > sum(reward[:3]) + 0.3
 

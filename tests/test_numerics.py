@@ -109,8 +109,8 @@ class Run:
         encoder = PromptEncoder(self.policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
         engine = make_engine(cfg.rollout, self.policy, max_length=256)
         tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-        self.module = rl_module(self.policy, engine, encoder, DATA.catalog, cfg, tracker, kind=kind)
         self.loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
+        self.module = rl_module(self.policy, engine, encoder, DATA.catalog, cfg, tracker, self.loader, kind=kind)
         self.cfg = cfg
 
     def go(self) -> "Run":
@@ -119,6 +119,11 @@ class Run:
 
     def values(self, name: str) -> list[float | None]:
         return [r["values"].get(name) for r in read_jsonl(self.folder / "metrics.jsonl")]
+
+
+def drawn(loader: StepLoader, step: int):
+    """The samples of a step, from 0, of a loader that has been used."""
+    return list(StepLoader(loader.samples, loader.per_step, loader.steps, loader.seed))[step]
 
 
 def same(a, b) -> bool:
@@ -136,7 +141,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_kept(base, tmp_path):
     run = Run(InfiniteCredit, base, tmp_path / "run", "rl.schedule=constant")
     message = stops(run)
     folder = tmp_path / "run" / "faults" / "step-000002"
-    bad = run.loader.at(1)[0][1].id
+    bad = drawn(run.loader, 1)[0][1].id
     assert message.startswith(f"Step 2, update 1: not finite: the advantages, the loss. Conversations: {bad}. ")
     assert f"The batch is saved in {folder}" in message
     assert "guard.nonfinite=skip" in message
@@ -231,11 +236,11 @@ def test_an_update_that_makes_weights_infinite_is_told_as_such(base, tmp_path, k
 class BadSample(Module):
     """The sampler's log-prob of the first token of row 2 is NaN at step 1."""
 
-    def sample(self, slots):
-        rollouts = super().sample(slots)
+    def sample(self, slots, meter):
+        slots, rollouts, feedback = super().sample(slots, meter)
         if self.step == 0:
             rollouts.sampled_logps[2, 0] = math.nan
-        return rollouts
+        return slots, rollouts, feedback
 
 
 def test_only_the_updates_with_the_bad_row_are_left_out(base, tmp_path):
@@ -244,7 +249,7 @@ def test_only_the_updates_with_the_bad_row_are_left_out(base, tmp_path):
     assert run.values("grad_norm")[0] > 0
     fault = read_json(tmp_path / "faults" / "step-000001" / "fault.json")
     assert fault["what"] == ["the sampler's log-probs"], "where nothing is corrected, the loss does not show it"
-    assert fault["conversations"] == [run.loader.at(0)[1][1].id]
+    assert fault["conversations"] == [drawn(run.loader, 0)[1][1].id]
     assert not same(run.policy, base)
 
 
@@ -291,7 +296,7 @@ def test_sft_likewise(base, tmp_path, kind):
         assert [r["sft/skipped_updates"] for r in records] == [0, 1, 0]
         assert "sft/loss" not in records[1]
     saved = read_json(tmp_path / "faults" / "step-000002" / "rows-0.json")
-    assert {e.id for _, e in loader.at(1)} == set(saved["conversations"])
+    assert {e.id for _, e in drawn(loader, 1)} == set(saved["conversations"])
     assert weights_are_finite(policy.parameters())
 
 
@@ -323,13 +328,13 @@ def test_large_weights_are_finite():
 def algorithms(base, tmp_path):
     """The real module of each algorithm, with credit of its own, and what its update of given completions comes to."""
 
-    def update(algo: str, completions: list[list[int]], *overrides: str):
+    def update(algo: str, completions: list[list[int]], *overrides: str, finish="stop"):
         cfg = config(f"algo={algo}", "algo.group_size=4", "rl.prompts_per_step=1", "rl.steps=1", *overrides)
 
         class Engine:
             def generate(self, prompts, seeds, sampling, on_progress=None):
                 rows = [np.array(ids, dtype=np.int64) for ids in completions]
-                return [[Completion(ids, np.full(len(ids), -2.0, dtype=np.float32), "stop") for ids in rows]]
+                return [[Completion(ids, np.full(len(ids), -2.0, dtype=np.float32), finish) for ids in rows]]
 
             def sync(self, policy): ...
 
@@ -339,8 +344,8 @@ def algorithms(base, tmp_path):
         policy = copy.deepcopy(base)
         encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
         tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-        module = rl_module(policy, Engine(), encoder, DATA.catalog, cfg, tracker)
         loader = StepLoader(DATA["train"], 1, 1, cfg.seed)
+        module = rl_module(policy, Engine(), encoder, DATA.catalog, cfg, tracker, loader)
         fit(module, loader, cfg.trainer, folder / "checkpoints", description="test")
         ((record),) = read_jsonl(folder / "metrics.jsonl")
         assert all(map(math.isfinite, record["values"].values()))
@@ -349,6 +354,7 @@ def algorithms(base, tmp_path):
     return update
 
 
+PAPER = LengthShaping(short_eos=-0.1, exact_eos=0.1, overflow=-0.1)
 ALGORITHMS = ("grpo", "dr_grpo", "gspo", "rank_grpo", "dapo", "rank_grpo_reference")
 
 
@@ -369,13 +375,13 @@ def test_completions_without_a_token_teach_nothing(base, algorithms, algo):
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_an_eos_alone_is_a_list_of_no_lines_and_is_shaped_as_short(base, algorithms, algo):
     eos = base.tokenizer.eos_token_id
-    values = algorithms(algo, [[eos]] * 4)[1]
+    values = algorithms(algo, [[eos]] * 4, "algo/shaping=paper")[1]
     assert (values["list/length"], values["reward"], values["format/complete"]) == (0, 0, 0)
     assert values["frac_reward_zero_std"] == 1
     assert values["grad_norm"] > 0, "the shaping of its EOS is all that there is to learn"
     batch = make_batch([[5]], [[Completion(np.array([eos]), np.array([-1.0], dtype=np.float32), "stop")]], base)
     assert batch.lengths.tolist() == [0]
-    tokens = shape_lengths(torch.zeros(1, 1), batch.ranks, batch.is_eos, batch.lengths, 3, LengthShaping())
+    tokens = shape_lengths(torch.zeros(1, 1), batch.ranks, batch.is_eos, batch.lengths, 3, PAPER)
     assert tokens.tolist() == [[pytest.approx(-0.1)]], "ending at once costs what ending short costs"
 
 
@@ -390,11 +396,28 @@ def test_a_group_that_is_all_alike_has_loss_and_gradient_zero(base, algorithms, 
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
+def test_completions_that_were_cut_off_may_be_left_out_of_the_loss(base, algorithms, algo):
+    """All that were, and nothing is left; their rewards still count for the others of their group."""
+    hit = "\n".join(map(str, DATA["train"][0].ground_truth))
+    rows = [base.tokenizer(text)["input_ids"] for text in (hit, "Heat", "Alien", "Big")]
+    common = ("algo/shaping=paper", "algo.beta=0", "algo.mask_truncated=true")
+    policy, values = algorithms(algo, rows, *common, finish="length")
+    assert (values["loss"], values["grad_norm"], values["completions/clipped_ratio"]) == (0, 0, 1)
+    assert same(policy, base)
+    ends = zip(rows, ("stop", "length", "stop", "length"), strict=True)
+    group = [Completion(np.array(row), np.zeros(len(row), np.float32), end) for row, end in ends]
+    batch = make_batch([[5]], [group], base, mask_truncated=True)
+    assert batch.trained.sum(-1).tolist() == [len(rows[0]), 0, len(rows[2]), 0]
+    assert torch.equal(make_batch([[5]], [group], base).trained, batch.mask)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
 def test_a_list_of_500_lines(base, algorithms, algo):
     """Beside one of none: only its first n lines are judged, the rest is overflow, and quality counts all of it."""
     line = base.tokenizer("Heat (1995)\n")["input_ids"]
     rows = [line * 500, [base.tokenizer.eos_token_id], line * 500, line * 3]
-    policy, values = algorithms(algo, rows, "model.max_completion_length=8192", "model.max_prompt_length=64")
+    limits = ("model.max_completion_length=8192", "model.max_prompt_length=64")
+    policy, values = algorithms(algo, rows, "algo/shaping=paper", *limits)
     assert values["list/length"] == (500 + 0 + 500 + 3) / 4
     assert values["list/duplicates"] == (499 + 0 + 499 + 2) / 4
     assert values["completions/max_length"] == 500 * len(line)
@@ -413,7 +436,7 @@ def test_ranks_rewards_and_shaping_of_a_list_of_any_length(base, lines):
         text, [Item("Heat", 1000)], (), Catalog([Item("Heat", 1000)]), 3, year_tolerance=0, position="line"
     )
     assert hits == [int(lines > 0), 0, 0]
-    token = shape_lengths(torch.zeros(1, len(ids)), batch.ranks, batch.is_eos, batch.lengths, 3, LengthShaping())[0]
+    token = shape_lengths(torch.zeros(1, len(ids)), batch.ranks, batch.is_eos, batch.lengths, 3, PAPER)[0]
     ends = {0: -0.1, 1: -0.1, 3: 0.1, 4: -0.1, 500: -0.1}
     assert float(token[-1]) == pytest.approx(ends[lines])
     over = batch.ranks[0] >= 3

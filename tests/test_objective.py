@@ -11,6 +11,7 @@ from support import examples
 from torch import Tensor
 
 from convrec_r1.rl import ClippedSurrogate, LossInputs, batch_normalizer, per_token, policy_loss
+from convrec_r1.rl.objective import unit_log_ratio
 
 RATIOS = ("token", "rank", "sequence")
 AGGREGATIONS = ("sequence", "constant", "token", "rank")
@@ -454,6 +455,67 @@ def test_a_clipped_token_has_no_gradient():
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(loss, logps)
     close(gradient, torch.tensor([[0, 0, math.exp(2) / 4, -math.exp(-2) / 4]], dtype=torch.float64))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# units larger than a token: the unit's value, the token's own gradient
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("ratio", ["rank", "sequence"])
+@settings(max_examples=examples(20))
+@given(batch=batches, pick=st.integers(0, 10**6))
+def test_an_advantage_on_one_token_acts_on_that_token_whatever_the_unit_is(ratio, aggregation, batch, pick):
+    """As length shaping's on EOS: GRPO's gradient for the token, times the unit's ratio over the token's."""
+    places = batch.mask.nonzero().tolist()
+    if not places:
+        return
+    row, token = places[pick % len(places)]
+    advantages = torch.zeros_like(batch.logps)
+    advantages[row, token] = 0.1
+    options = {"aggregation": aggregation, "clip_low": 0.99, "clip_high": 1e9}  # nothing is clipped
+    _, gradient, _ = batch.loss(advantages, ratio=ratio, **options)
+    _, grpo, _ = batch.loss(advantages, ratio="token", **options)
+    difference = batch.logps - batch.old_logps
+    mates = batch.mask[row]
+    if ratio == "rank":
+        mates = mates & (batch.ranks[row].clamp(max=batch.n) == batch.ranks[row, token].clamp(max=batch.n))
+    unit = difference[row][mates].mean().exp() / difference[row, token].exp()
+    close(gradient, grpo * unit)
+    assert gradient.count_nonzero() == 1
+
+
+@pytest.mark.parametrize(("ratio", "aggregation"), [c for c in COMBINATIONS if c != ("sequence", "rank")])
+@settings(max_examples=examples(20))
+@given(batch=batches)
+def test_where_a_unit_shares_advantage_and_weight_it_is_the_plain_form(ratio, aggregation, batch):
+    """min(r_u A, clip(r_u) A) with r_u's own gradient, by autograd in float64. (Ranks weigh a list's tokens differently.)"""
+    name = {"rank": "rank_grpo", "sequence": "gspo", "token": "grpo"}[ratio]
+    advantages = batch.advantages(slow.ALGORITHMS[name])
+    loss, gradient, _ = batch.loss(advantages, policy_loss, ratio=ratio, aggregation=aggregation)
+    logps, on = batch.logps.clone().requires_grad_(), batch.mask.double()
+    spread = per_token(advantages, batch.ranks, batch.n)
+    r = unit_log_ratio((logps - batch.old_logps) * on, on, batch.ranks, batch.n, ratio).exp()
+    surrogate = torch.minimum(r * spread, r.clamp(0.8, 1.28) * spread)
+    inputs = LossInputs(
+        logps, batch.old_logps, spread, batch.mask, batch.ranks, n=batch.n, aggregation=aggregation, max_length=LIMIT
+    )
+    plain = inputs.aggregate(-surrogate)
+    (expected,) = torch.autograd.grad(plain, logps)
+    close(loss, plain.detach())
+    close(gradient, expected)
+
+
+@pytest.mark.parametrize("ratio", ["rank", "sequence"])
+def test_a_unit_is_clipped_as_a_whole(ratio):
+    """Token ratios 2 and 0.6, the unit's sqrt(1.2) = 1.095: inside 1.1 although a token's is not, outside 1.09."""
+    logps = torch.tensor([[2.0, 0.6]], dtype=torch.float64).log().requires_grad_()
+    inputs = (logps, torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.long))
+    for high, unit in ((0.1, math.sqrt(1.2)), (0.09, 0.0)):
+        loss, _ = surrogate_loss(*inputs, n=1, ratio=ratio, aggregation="token", clip_low=0.1, clip_high=high)
+        (gradient,) = torch.autograd.grad(loss, logps)
+        close(gradient, torch.full((1, 2), -unit / 2, dtype=torch.float64))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -49,13 +49,13 @@ class CopyEngine(HFEngine):
             return super().generate(*arguments, **options)
 
 
-def reinforce(policy, cfg, folder, make_engine=CopyEngine, callbacks=()):
+def reinforce(policy, cfg, folder, make_engine=CopyEngine, callbacks=(), samples=DATA["train"]):
     policy = copy.deepcopy(policy)
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     engine = make_engine(policy, batch_size=64)
-    loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
+    loader = StepLoader(samples, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
     tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader.at)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=callbacks)
     rows = [record["values"] for record in read_jsonl(folder / "metrics.jsonl")]
     return policy.state_dict(), rows, engine

@@ -74,6 +74,13 @@ def test_hand_worked_segmentation(pieces, ranks, _length):
     assert ranks_of(*pieces) == ranks
 
 
+def test_blank_lines_take_a_rank_where_nothing_counts_as_blank():
+    """As in the public code (algo.count_blank_lines): every newline token ends a rank."""
+    ids, mask, newline, blank, _ = encode([["A", "\n", "\n", "B", " ", "\n\n", "C", EOS]])
+    assert segment_ranks(ids, mask, newline, torch.zeros_like(blank))[0].tolist() == [0, 0, 1, 2, 2, 2, 3, 3]
+    assert segment_ranks(ids, mask, newline, blank)[0].tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(("pieces", "_ranks", "length"), CASES.values(), ids=CASES.keys())
 def test_hand_worked_list_length(pieces, _ranks, length):
     ids, mask, newline, blank, eos = encode([pieces])

@@ -245,8 +245,8 @@ def test_heads_that_its_kernels_do_not_take_are_named(cfg):
 def reinforce(policy, engine, cfg, folder, data=DATA["train"]) -> list[dict]:
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker)
     loader = StepLoader(data, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test")
     return [record["values"] for record in read_jsonl(folder / "metrics.jsonl")]
 

@@ -50,8 +50,8 @@ def train(warm, folder: Path, *, steps: int = 6, every: int = 3, cut: int | None
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
     tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
     engine = make_engine(cfg.rollout, policy, max_length=256)
-    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker)
     loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, steps, cfg.seed)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=[watch])
     return watch, weights
 

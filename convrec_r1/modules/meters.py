@@ -12,11 +12,14 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Collector of weighted means, sums, minima and maxima; `reduce` aggregates them over devices."""
+    """Collector of weighted means, sums, minima and maxima; `reduce` aggregates them over devices.
+
+    A sum is over the micro-batches and devices of one update. Of several updates, merged, the mean is taken.
+    """
 
     def __init__(self) -> None:
         self._means: dict[str, list] = {}  # name -> [sum of value * weight, sum of weights]
-        self._sums: dict[str, Tensor | float] = {}
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}  # name -> sum, updates
         self._max: dict[str, Tensor] = {}
 
     def mean(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
@@ -27,7 +30,7 @@ class Meter:
 
     def sum(self, name: str, value: Tensor) -> None:
         """Add a value to a sum."""
-        self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+        self._sums[name] = self._sums.get(name, (0.0, 1))[0] + value.detach(), 1
 
     def max(self, name: str, value: Tensor) -> None:
         """Add a value to a maximum."""
@@ -49,12 +52,13 @@ class Meter:
                 self.mean(name, value, weight)
 
     def merge(self, other: "Meter") -> None:
-        """Add the values of another meter."""
+        """Add the values of another meter, that of another update."""
         for name, (total, weight) in other._means.items():
             entry = self._means.setdefault(name, [0.0, 0.0])
             entry[0], entry[1] = entry[0] + total, entry[1] + weight
-        for name, value in other._sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        for name, (value, updates) in other._sums.items():
+            total, before = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, before + updates
         for name, value in other._max.items():
             self.max(name, value)
 
@@ -64,7 +68,7 @@ class Meter:
         for name, (total, weight) in self._means.items():
             weight = float(module.sum_over_devices(weight))
             values[name] = float(module.sum_over_devices(total)) / weight if weight else 0.0
-        values |= {name: float(module.sum_over_devices(value)) for name, value in self._sums.items()}
+        values |= {name: float(module.sum_over_devices(total)) / n for name, (total, n) in self._sums.items()}
         for name, value in self._max.items():
             extreme = float(module.max_over_devices(value))
             values[name.removeprefix("-")] = -extreme if name.startswith("-") else extreme
@@ -80,9 +84,9 @@ class Clock:
         self._start = self._last = self._now()
 
     def lap(self, name: str) -> None:
-        """End the part `name`, and begin the next one."""
+        """End the part `name`, or a further piece of it, and begin the next one."""
         now = self._now()
-        self.parts[name] = now - self._last
+        self.parts[name] = self.parts.get(name, 0.0) + now - self._last
         self._last = now
 
     def total(self) -> float:

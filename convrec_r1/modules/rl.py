@@ -1,6 +1,6 @@
 """Stage 2: group-relative RL. One step, top to bottom: sample, judge, credit, learn, report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,10 @@ from convrec_r1.data import Conversation
 from convrec_r1.evaluate.metrics.list_quality import list_quality
 from convrec_r1.modules.config import RLSettings
 from convrec_r1.modules.faults import Checks, Evidence
+from convrec_r1.modules.groups import Group, joined, replace_flat, rows_of, varies
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
-from convrec_r1.modules.step import Slots, StepModule
+from convrec_r1.modules.minibatches import minibatches
+from convrec_r1.modules.step import Slots, StepLoader, StepModule
 from convrec_r1.policy import Policy, PromptEncoder
 from convrec_r1.policy.policy import Reference
 from convrec_r1.reward.judge import Feedback, Judge
@@ -24,6 +26,7 @@ from convrec_r1.rl import (
     batch_normalizer,
     group_advantages,
     importance_weights,
+    overlong_penalty,
     per_token,
     shape_lengths,
 )
@@ -46,14 +49,15 @@ class RLModule(StepModule):
         objective: Objective,
         settings: RLSettings,
         tracker: Tracker,
-        upcoming: Callable[[int], Slots | None] = lambda step: None,
+        loader: StepLoader,
     ) -> None:
         """
         Args:
             engine: samples completions; its weights follow the policy's after every step.
             judge: texts -> relevance and returns.
             objective: tensors of a micro-batch -> loss and metrics.
-            upcoming: slots of a later step, for rollouts sampled ahead; None past the last.
+            loader: of the training, for the prompts of the next step (rollout.overlap) and in place of groups that teach
+                nothing (algo.dynamic_sampling).
         """
         algo, rollout = settings.algo, settings.rollout
         updates = settings.rl.steps * algo.mu * algo.minibatches
@@ -77,7 +81,7 @@ class RLModule(StepModule):
             "unit": (rollout.correction_unit or algo.ratio).value,
         }
         """Keyword arguments of `importance_weights`."""
-        self.upcoming = upcoming
+        self.loader = loader
         self.pipeline = Pipeline(engine, self.sampling, rollout.overlap)
 
     def on_train_start(self) -> None:
@@ -85,44 +89,84 @@ class RLModule(StepModule):
         self.engine.sync(self.policy)
 
     def training_step(self, slots: Slots[Conversation], _: int) -> None:
-        clock = Clock(self.device)
-        self.slots = [slot for slot, _ in slots]
-        rollouts = self.sample(slots)
-        clock.lap("rollout")
-        if (following := self.upcoming(self.step + 1)) is not None:
+        clock, meter = Clock(self.device), Meter()
+        self.clock = clock
+        slots, rollouts, feedback = self.sample(slots, meter)
+        if self.pipeline.overlap and (following := self.loader.upcoming()) is not None:
             self.pipeline.ahead(self.order(following, self.step + 1), self.step)
-        feedback = self.feedback([conversation for _, conversation in slots], rollouts)
         advantages = self.credit(rollouts, feedback)
         clock.lap("reward")
         skipped = self.skipped
-        learned = self.learn(slots, rollouts, advantages)
+        meter.merge(self.learn(slots, rollouts, advantages))
         clock.lap("train")
         self.pipeline.wait()  # a group comes from one set of weights
         clock.lap("wait")
         self.engine.sync(self.policy)
         clock.lap("sync")
         self.steps_done += 1
-        self.report(slots, rollouts, feedback, learned, clock, self.skipped - skipped)
+        self.report(slots, rollouts, feedback, meter, clock, self.skipped - skipped)
 
-    def sample(self, slots: Slots[Conversation]) -> RolloutBatch:
-        """Return G completions per prompt, from the current weights or those of the previous step (rollout.overlap)."""
-        sampled = self.pipeline.take(self.order(slots, self.step), self.step)
-        self.staleness = sampled.staleness
-        return make_batch(sampled.order.prompts, sampled.groups, self.policy)
+    def sample(self, slots: Slots[Conversation], meter: Meter) -> tuple[Slots[Conversation], RolloutBatch, Feedback]:
+        """Return the prompts of the step with G completions each and their feedback.
 
-    def order(self, slots: Slots[Conversation], step: int) -> Order:
+        They are sampled from the current weights or those of the previous step (rollout.overlap). Prompts whose groups teach
+        nothing are replaced (algo.dynamic_sampling), by groups from the current weights.
+        """
+        algo = self.settings.algo
+        groups = self.groups(slots)
+        if algo.dynamic_sampling:
+            groups = replace_flat(groups, self.loader.more, self.groups, algo.dynamic_sampling, meter)
+        for group in groups:
+            meter.mean("sampling/staleness", group.staleness)
+        rollouts = make_batch(
+            [group.prompt for group in groups],
+            [group.completions for group in groups],
+            self.policy,
+            mask_truncated=algo.mask_truncated,
+            count_blank_lines=algo.count_blank_lines,
+        )
+        taken = Slots([(group.slot, group.conversation) for group in groups])
+        return taken, rollouts, joined([group.feedback for group in groups])
+
+    def groups(self, slots: Slots[Conversation], replacement: int = 0) -> list[Group]:
+        """Sample and judge a group for each slot. replacement: times that the slots' groups were replaced before."""
+        sampled = self.pipeline.take(self.order(slots, self.step, replacement), self.step)
+        self.clock.lap("rollout")
+        if not len(slots):  # another process had groups to replace
+            return []
+        size = self.sampling.n
+        texts = [self.policy.text(c.ids.tolist()) for group in sampled.groups for c in group]
+        feedback = self.judge(texts, [conversation for _, conversation in slots for _ in range(size)], self.device)
+        lengths = torch.tensor([len(c.ids) for group in sampled.groups for c in group], device=self.device)
+        credited = self.credited(feedback, lengths)
+        groups = []
+        for i, ((slot, conversation), completions) in enumerate(zip(slots, sampled.groups, strict=True)):
+            rows = slice(i * size, (i + 1) * size)
+            own, teaches = rows_of(feedback, rows), varies(credited[rows])
+            prompt = sampled.order.prompts[i]
+            groups.append(Group(slot, conversation, prompt, completions, own, teaches, sampled.staleness))
+        self.clock.lap("reward")
+        return groups
+
+    def order(self, slots: Slots[Conversation], step: int, replacement: int = 0) -> Order:
         prompts = [self.encoder.prompt(conversation) for _, conversation in slots]
-        return Order(step, prompts, [prompt_seed(self.settings.seed, step, slot) for slot, _ in slots])
+        apart = replacement * self.loader.per_step
+        return Order(step, prompts, [prompt_seed(self.settings.seed, step, apart + slot) for slot, _ in slots])
 
-    def feedback(self, conversations: Sequence[Conversation], rollouts: RolloutBatch) -> Feedback:
-        owners = [conversation for conversation in conversations for _ in range(self.sampling.n)]
-        rows = zip(rollouts.tokens.completion_ids.tolist(), rollouts.mask.sum(-1).tolist(), strict=True)
-        return self.judge([self.policy.text(ids[:length]) for ids, length in rows], owners, self.device)
+    def credited(self, feedback: Feedback, lengths: Tensor) -> Tensor:
+        """Return the values that advantages are computed from: [B, N] of ranks or [B, 1] of lists, overlong lists punished.
+
+        lengths: [B], tokens of each completion.
+        """
+        algo = self.settings.algo
+        values = feedback.returns if algo.advantage is Advantage.rank else feedback.reward[:, None]
+        return values + overlong_penalty(lengths, self.sampling.max_tokens, algo.overlong)[:, None]
 
     def credit(self, rollouts: RolloutBatch, feedback: Feedback) -> Tensor:
         """Return token advantages [B, T]: of each token's rank or list within the group, with length shaping."""
         algo, n = self.settings.algo, self.settings.n
-        rewards = feedback.returns if algo.advantage is Advantage.rank else feedback.reward
+        rewards = self.credited(feedback, rollouts.mask.sum(-1))
+        rewards = rewards if algo.advantage is Advantage.rank else rewards[:, 0]
         advantages = group_advantages(rewards, algo.group_size, scale=algo.scale.value)
         tokens = per_token(advantages, rollouts.ranks, n)
         return shape_lengths(tokens, rollouts.ranks, rollouts.is_eos, rollouts.lengths, n, algo.shaping)
@@ -134,8 +178,8 @@ class RLModule(StepModule):
         # With a single update the old log-probs are those of the policy itself.
         old = self.logps(rollouts) if algo.mu * algo.minibatches > 1 else None
         for index in range(algo.mu):
-            for rows in self.minibatches(rollouts, index):
-                counted = rollouts.mask[rows], algo.aggregation.value
+            for rows in self.minibatches(slots, rollouts, index):
+                counted = rollouts.trained[rows], algo.aggregation.value
                 normalizer = self.sum_over_devices(
                     batch_normalizer(*counted, n=self.settings.n, max_length=self.sampling.max_tokens)
                 )
@@ -166,8 +210,9 @@ class RLModule(StepModule):
         see("the log-probs", logps)
         ranks = rollouts.ranks[rows, :width]
         weights, mismatch = importance_weights(old_logps, sampled_logps, tokens.mask, ranks, **self.correction)
+        trained = rollouts.trained[rows, :width]
         inputs = LossInputs(
-            logps, old_logps, credit, tokens.mask, ranks, n=self.settings.n, aggregation=self.settings.algo.aggregation.value,
+            logps, old_logps, credit, trained, ranks, n=self.settings.n, aggregation=self.settings.algo.aggregation.value,
             normalizer=normalizer, max_length=self.sampling.max_tokens, ref_logps=ref_logps, weights=weights,
         )  # fmt: skip
         loss, metrics = LossOutputs(*self.objective(inputs))
@@ -177,7 +222,8 @@ class RLModule(StepModule):
         meter.max("sampling/sampling_logp_difference/max", drift.max())
         meter.mean("sampling/sampling_logp_difference/mean", drift.sum() / n_tokens.clamp(min=1), n_tokens)
         meter.mean("entropy", entropy.sum() / n_tokens.clamp(min=1), n_tokens)
-        meter.update(metrics | mismatch, n_tokens)
+        meter.update(metrics, trained.sum())
+        meter.update(mismatch, n_tokens)
         return loss
 
     def evidence(
@@ -200,27 +246,16 @@ class RLModule(StepModule):
         bad = sorted(at[row] for row in checks.rows(parts))
         return Evidence(tensors, float(normalizer), bad, [slot for slot, _ in owners], [c.id for _, c in owners])
 
-    def minibatches(self, rollouts: RolloutBatch, index: int) -> list[Tensor]:
-        """Return the rows of each optimizer step of pass `index`, sorted by length.
+    def minibatches(self, slots: Slots[Conversation], rollouts: RolloutBatch, index: int) -> list[Tensor]:
+        """Return the rows of each optimizer step of pass `index`, sorted by length."""
 
-        Each of several steps takes its share of every group, by a seed of the group: which lists share a step does not depend
-        on how groups are distributed to processes.
-        """
-        rows = torch.arange(len(rollouts.lengths))
-        if self.settings.algo.minibatches > 1:
-            orders = [self.shuffled(slot, index) for slot in self.slots]
-            groups = rows.view(len(self.slots), -1)  # [P, G]
-            rows = torch.stack([group[order] for group, order in zip(groups, orders, strict=True)]).T.flatten()
+        def order(slot: int) -> Tensor:
+            seed = prompt_seed(self.settings.seed, self.step, 1_000_000 * (index + 1) + slot)
+            return torch.randperm(self.sampling.n, generator=torch.Generator().manual_seed(seed))
+
+        parts = minibatches([slot for slot, _ in slots], self.sampling.n, self.settings.algo.minibatches, order)
         length = (rollouts.tokens.prompt_mask.sum(-1) + rollouts.mask.sum(-1)).cpu()
-        return [
-            part[length[part].argsort(stable=True)].to(self.device)
-            for part in rows.chunk(self.settings.algo.minibatches)
-        ]
-
-    def shuffled(self, slot: int, index: int) -> Tensor:
-        """Return a permutation of a group's completions, [G]."""
-        seed = prompt_seed(self.settings.seed, self.step, 1_000_000 * (index + 1) + slot)
-        return torch.randperm(self.sampling.n, generator=torch.Generator().manual_seed(seed))
+        return [part[length[part].argsort(stable=True)].to(self.device) for part in parts]
 
     def logps(self, rollouts: RolloutBatch) -> Tensor:
         """Return log-probs under the current weights, [B, T], without gradients."""
@@ -234,24 +269,25 @@ class RLModule(StepModule):
     def report(
         self, slots: Slots[Conversation], rollouts: RolloutBatch, feedback: Feedback, meter: Meter, clock: Clock, skipped: int
     ) -> None:  # fmt: skip
-        """Log the metrics of a step. meter: what `learn` returned."""
+        """Log the metrics of a step: those in `meter`, and those of its lists."""
         owners = [conversation for _, conversation in slots for _ in range(self.sampling.n)]
-        credited = feedback.returns if self.settings.algo.advantage is Advantage.rank else feedback.reward[:, None]
-        group_statistics(meter, feedback.reward, credited, self.sampling.n)
+        n_tokens = rollouts.mask.sum(-1)
+        group_statistics(meter, feedback.reward, self.credited(feedback, n_tokens), self.sampling.n)
+        if self.settings.algo.overlong.cache:
+            penalty = overlong_penalty(n_tokens, self.sampling.max_tokens, self.settings.algo.overlong)
+            meter.mean("overlong_penalty", penalty.mean())
         for k, value in enumerate(feedback.returns.mean(0), 1):
             meter.mean(f"rank/{k}/reward", value)
         for text, owner in zip(feedback.texts, owners, strict=True):
             quality = list_quality(text, owner.seen, self.judge.catalog, self.settings.n, self.judge.match)
             for name, value in quality.items():
                 meter.mean(name, value)
-        n_tokens = rollouts.mask.sum(-1).float()
-        meter.mean("completions/mean_length", n_tokens.mean())
+        meter.mean("completions/mean_length", n_tokens.float().mean())
         meter.min("completions/min_length", n_tokens.min())
         meter.max("completions/max_length", n_tokens.max())
         meter.mean("completions/clipped_ratio", rollouts.truncated.float().mean())
         values = meter.reduce(self) | clock.seconds()
         values["skipped_updates"] = skipped
-        values["sampling/staleness"] = self.staleness
         values["tokens_per_second"] = float(self.sum_over_devices(n_tokens.sum())) / clock.total()
         self.latest = values
         self.tracker.log(self.step, "train", values)

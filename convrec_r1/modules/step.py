@@ -222,8 +222,9 @@ class Slots(Generic[Sample]):
 class StepLoader:
     """The samples of each step: a stream of seeded permutations, cut into steps of equal size.
 
-    A step depends on the seed and its number only, so a resumed run continues at `start`. Each of several processes takes its
-    own part of every step. Lightning saves `state_dict` in its checkpoints.
+    Steps follow from the seed and from the number of samples that were drawn in addition (`more`), so a resumed run continues
+    at `start` and `drawn`. Each of several processes takes its own part of every step. Lightning saves `state_dict` in its
+    checkpoints.
     """
 
     def __init__(
@@ -236,6 +237,8 @@ class StepLoader:
         self.samples, self.per_step, self.steps, self.seed = samples, per_step, steps, seed
         self.rank, self.world = rank, world
         self.start = 0
+        self.drawn = 0
+        """Samples of the stream that were used so far, on all processes."""
         self._permutation: tuple[int, np.ndarray] = (-1, np.empty(0))
         """Epoch and permutation that were used last."""
 
@@ -245,17 +248,30 @@ class StepLoader:
     def __iter__(self) -> Iterator[Slots]:
         for step in range(self.start, self.steps):
             self.start = step + 1
-            yield self._slots(step)
-        self.start = 0
+            yield self.more(range(self.per_step))
+        self.start = self.drawn = 0
 
-    def at(self, step: int) -> Slots | None:
-        """Return the samples of a step, None after the last step."""
-        return self._slots(step) if step < self.steps else None
+    def upcoming(self) -> Slots | None:
+        """Return the samples of the next step, as long as `more` is not called before it. None after the last step."""
+        return self._slots(range(self.per_step)) if self.start < self.steps else None
 
-    def _slots(self, step: int) -> Slots:
+    def more(self, slots: Sequence[int]) -> Slots:
+        """Draw the next samples for some slots of a step.
+
+        Args:
+            slots: of all processes, sorted; the same on every process.
+        Returns:
+            The samples for those of this process.
+        """
+        taken = self._slots(slots)
+        self.drawn += len(slots)
+        return taken
+
+    def _slots(self, slots: Sequence[int]) -> Slots:
         share = self.per_step // self.world
-        slots = range(self.rank * share, (self.rank + 1) * share)
-        return Slots([(slot, self.samples[self.index(step * self.per_step + slot)]) for slot in slots])
+        own = range(self.rank * share, (self.rank + 1) * share)
+        places = [(place, slot) for place, slot in enumerate(slots, self.drawn) if slot in own]
+        return Slots([(slot, self.samples[self.index(place)]) for place, slot in places])
 
     def index(self, position: int) -> int:
         """Return the index of the sample at a position of the endless stream."""
@@ -265,7 +281,8 @@ class StepLoader:
         return int(self._permutation[1][offset])
 
     def state_dict(self) -> dict[str, int]:
-        return {"start": self.start}
+        return {"start": self.start, "drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.start = state["start"]
+        self.drawn = state.get("drawn", self.start * self.per_step)  # absent: written before samples were replaced

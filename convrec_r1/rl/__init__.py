@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from convrec_r1.base.lazy import lazy
 
 if TYPE_CHECKING:
-    from convrec_r1.rl.advantages import LengthShaping, group_advantages, per_token, shape_lengths
+    from convrec_r1.rl.advantages import LengthShaping, group_advantages, overlong_penalty, per_token, shape_lengths
     from convrec_r1.rl.correction import importance_weights
     from convrec_r1.rl.objective import (
         ClippedSurrogate,
@@ -35,6 +35,7 @@ __all__ = [
     "group_advantages",
     "importance_weights",
     "list_lengths",
+    "overlong_penalty",
     "per_token",
     "policy_loss",
     "segment_ranks",
@@ -43,7 +44,7 @@ __all__ = [
 
 __getattr__ = lazy(
     __name__,
-    advantages=["LengthShaping", "group_advantages", "per_token", "shape_lengths"],
+    advantages=["LengthShaping", "group_advantages", "overlong_penalty", "per_token", "shape_lengths"],
     correction=["importance_weights"],
     objective=["ClippedSurrogate", "LossInputs", "LossOutputs", "Objective", "batch_normalizer", "policy_loss"],
     segments=["list_lengths", "segment_ranks"],

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from convrec_r1.rl.config import LengthShaping
+from convrec_r1.rl.config import LengthShaping, Overlong
 
 Scale = Literal["std", "none"]
 
@@ -41,6 +41,25 @@ def group_advantages(
     # Equal rewards must give exactly 0, and the rounded mean may differ from them. NaN is not equal to itself and stays.
     equal = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
     return torch.where(equal, 0.0, centred).flatten(0, 1)
+
+
+def overlong_penalty(lengths: Int[Tensor, " batch"], limit: int, overlong: Overlong) -> Float[Tensor, " batch"]:
+    """Return the soft overlong punishment of each completion, [B], to add to its reward (DAPO, arXiv 2503.14476, eq. 13).
+
+        0                                    length <= L_max - L_cache
+        (L_max - L_cache - length) / L_cache    up to L_max
+        -1                                   beyond
+
+    Args:
+        lengths: [B], tokens of each completion.
+        limit: completion limit, L_max if `overlong.max_length` is None.
+        overlong: L_cache is its `cache` times L_max.
+    """
+    longest = overlong.max_length or limit
+    cache = overlong.cache * longest
+    if not cache:
+        return torch.zeros_like(lengths, dtype=torch.float32)
+    return ((longest - cache - lengths) / cache).clamp(-1, 0)
 
 
 def per_token(

@@ -49,19 +49,29 @@ class Scale(Enum):
 
 @dataclass
 class LengthShaping:
-    """Amounts added to the advantages of single tokens, so that lists get N lines (conf/algo/shaping)."""
+    """Amounts added to the advantages of single tokens, so that lists get N lines (conf/algo/shaping). By default none."""
 
-    short_eos: float = -0.1
+    short_eos: float = 0.0
     """EOS of a list with fewer than N lines."""
-    exact_eos: float = 0.1
+    exact_eos: float = 0.0
     """EOS of a list with N lines."""
-    overflow: float = -0.1
+    overflow: float = 0.0
     """Every token past rank N."""
 
 
 @dataclass
+class Overlong:
+    """Soft overlong punishment, added to a list's reward (DAPO): 0 up to L_max - L_cache tokens, falling to -1 at L_max."""
+
+    cache: float = option(0.0, least=0, most=1)
+    """L_cache, as a share of L_max. 0: no punishment."""
+    max_length: int | None = option(None, least=1)
+    """L_max, tokens. null: the completion limit, `model.max_completion_length`."""
+
+
+@dataclass
 class AlgoConfig:
-    """An algorithm: units of advantage and ratio, clipping, aggregation of tokens."""
+    """An algorithm: units of advantage and ratio, clipping, aggregation of tokens. The defaults are Rank-GRPO's."""
 
     name: str = MISSING
     stage: Stage = Stage.rl
@@ -81,5 +91,13 @@ class AlgoConfig:
     minibatches: int = option(1, least=1)
     """Optimizer steps per pass."""
     shaping: LengthShaping = field(default_factory=LengthShaping)
+    overlong: Overlong = field(default_factory=Overlong)
+    """Where the advantage is a rank's, the punishment is added to the return of each rank."""
+    dynamic_sampling: int = option(0, least=0)
+    """Rounds in which groups that teach nothing (equal rewards in each unit) are replaced by groups of the next prompts."""
+    mask_truncated: bool = False
+    """Leave completions that were cut off at the limit out of the loss. Their rewards still count in their group."""
+    count_blank_lines: bool = False
+    """A blank line takes a rank of its tokens, as in the public code of Rank-GRPO."""
     objective: Any = None
     """Your own objective: `_target_` and its options (docs/extend.md). null: `ClippedSurrogate` with the keys above."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
 
 from convrec_r1.rl.advantages import per_token
@@ -83,8 +83,13 @@ class ClippedSurrogate:
     """Clipped surrogate with token advantages (PPO's, arXiv 1707.06347; units as in arXiv 2510.20150).
 
         r_u  = exp(mean_{t in u} (logp_t - old_t))                   u: the token's unit
-        s_t  = min(r A_t, clip(r, 1 - clip_low, 1 + clip_high) A_t)      with dual_clip c > 1: at least c A_t if A_t < 0
+        r_t  = sg[r_u] pi_t / sg[pi_t]                               sg: no gradient (GSPO-token, arXiv 2507.18071, 4.3)
+        s_t  = min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t)  with dual_clip c > 1: at least c A_t if A_t < 0
         loss = aggregate(-w_t s_t + beta k3_t),   k3 = exp(d) - d - 1,  d = ref_logp - logp,  w: `weights`; None: 1
+
+    The value of r_t is that of its unit, so a unit is clipped as a whole. Its gradient is that of its own token, so an
+    advantage on a single token (length shaping) acts on that token. Where advantage and weight are the same all over a unit,
+    this is r_u with its own gradient.
 
     aggregation     weight of a token                      denominator (`normalizer`, of the whole optimizer batch)
     sequence        1 / T_i                                B
@@ -114,8 +119,7 @@ class ClippedSurrogate:
         logps = inputs.logps.to(torch.promote_types(inputs.logps.dtype, torch.float32))
         mask = on.to(logps.dtype)
         difference = torch.where(on, logps - inputs.old_logps, 0.0)
-        log_ratio = unit_log_ratio(difference, mask, inputs.ranks, inputs.n, self.ratio)
-        r = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+        r = token_ratio(logps, unit_log_ratio(difference.detach(), mask, inputs.ranks, inputs.n, self.ratio), on)
         loss_t = -self._surrogate(r, inputs.advantages)
         if inputs.weights is not None:
             loss_t = torch.where(on, inputs.weights.to(loss_t.dtype), 0.0) * loss_t
@@ -195,6 +199,21 @@ def policy_loss(
         max_length=max_length, ref_logps=ref_logps, weights=weights,
     )  # fmt: skip
     return ClippedSurrogate(ratio, clip_low, clip_high, dual_clip, beta)(inputs)
+
+
+def token_ratio(
+    logps: Float[Tensor, "batch tokens"], log_ratio: Float[Tensor, "batch tokens"], on: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens"]:
+    """Return exp(log_ratio) with the gradient of each token's own probability, [B, T].
+
+    Args:
+        logps: with gradients.
+        log_ratio: of each token's unit, without gradients. Beyond +-MAX_LOG_RATIO there is no gradient.
+        on: the mask.
+    """
+    # An infinite log-prob less itself would be NaN.
+    own = torch.where(on & (log_ratio.abs() <= MAX_LOG_RATIO), logps, 0.0)
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp() * (own - own.detach()).exp()
 
 
 def token_mean(values: Float[Tensor, "batch tokens"], mask: Float[Tensor, "batch tokens"]) -> Float[Tensor, ""]:

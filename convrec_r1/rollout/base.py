@@ -67,7 +67,7 @@ class RolloutEngine(Protocol):
         """Sample `sampling.n` completions for each prompt, from the weights of the last `sync`.
 
         Args:
-            prompts: P prompts as token ids, of any lengths.
+            prompts: P prompts as token ids, of any lengths. P may be 0 while other processes have prompts.
             seeds: [P]. Sample g of prompt p is drawn with seed `seeds[p] + g`: it does not depend on the rest of the batch.
             sampling: the same for all prompts.
             on_progress: called with numbers of completions as they finish; P * n in total.

@@ -23,6 +23,7 @@ class RolloutBatch:
     lengths: Int[Tensor, " batch"]  # lines with text
     is_eos: Bool[Tensor, "batch tokens"]
     truncated: Bool[Tensor, " batch"]  # reached the limit without EOS
+    trained: Int[Tensor, "batch tokens"]  # the mask of the loss: `mask`, without completions that are left out of it
 
     @property
     def mask(self) -> Int[Tensor, "batch tokens"]:
@@ -30,11 +31,18 @@ class RolloutBatch:
 
 
 def make_batch(
-    prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Completion]], policy: Policy
+    prompts: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[Completion]],
+    policy: Policy,
+    *,
+    mask_truncated: bool = False,
+    count_blank_lines: bool = False,
 ) -> RolloutBatch:
     """Pad P prompts with G completions each, and segment the completions into ranks.
 
     Thoughts hold no ranks: their tokens are blank, and go with the rank that follows.
+
+    mask_truncated, count_blank_lines: `algo.mask_truncated` and `algo.count_blank_lines`.
     """
     completions = [c for group in groups for c in group]
     rows = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
@@ -51,12 +59,14 @@ def make_batch(
     written = ids.clone()
     for row, completion in zip(written, completions, strict=True):
         row[thought_tokens(completion.ids.tolist(), policy.text)] = len(policy.blank)
-    ranks = segment_ranks(written, mask, newline, blank, opens)
+    ranks = segment_ranks(written, mask, newline, torch.zeros_like(blank) if count_blank_lines else blank, opens)
+    truncated = torch.tensor([c.finish_reason == "length" for c in completions], device=policy.device)
     return RolloutBatch(
         tokens=tokens,
         sampled_logps=sampled.to(policy.device),
         ranks=ranks,
         lengths=list_lengths(written, ranks, blank, eos, opens),
         is_eos=policy.eos[ids] & mask.bool(),
-        truncated=torch.tensor([c.finish_reason == "length" for c in completions], device=policy.device),
+        truncated=truncated,
+        trained=torch.where(truncated[:, None], 0, mask) if mask_truncated else mask,
     )

@@ -201,7 +201,7 @@ class Job:
             world=self.world,
         )
         module = RLModule(
-            policy, engine, encoder, judge(cfg, self.data.catalog), objective(cfg), rl_settings(cfg), self.tracker, loader.at
+            policy, engine, encoder, judge(cfg, self.data.catalog), objective(cfg), rl_settings(cfg), self.tracker, loader
         )  # fmt: skip
         held_out = sample(self.data["validation"], cfg.eval.validation_size, cfg.data.seed) if cfg.eval.every else []
 

@@ -61,7 +61,7 @@ def main() -> None:
 def settings(given: argparse.Namespace, algo: str, seed: str) -> list[str]:
     common = [
         f"data.path={given.data}", "data=redial", "model=smollm2-135m", "n=10", f"algo={algo}", f"seed={seed}", "rollout=hf",
-        "algo/shaping=paper", "baselines=[default]",
+        "algo/shaping=paper", "algo.clip_low=0.06", "algo.clip_high=0.08", "algo.beta=1e-3", "baselines=[default]",
     ]  # fmt: skip
     if given.dry:
         return [*common, "debug=smoke", "trainer=cpu", "model.max_prompt_length=256"]

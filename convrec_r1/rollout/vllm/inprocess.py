@@ -56,11 +56,13 @@ class VLLMEngine:
         start = sum(map(len, parts[:place]))
         requests = list(chain(*parts))
         sampled = [sampling_arguments(sampling, seed, self._policy.eos_ids) for _, seed in requests]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt, _ in requests],
-            [SamplingParams(**arguments, flat_logprobs=True) for arguments in sampled],
-            use_tqdm=_progress(on_progress) if on_progress and len(parts) == 1 else False,
-        )
+        outputs: list[Any] = []
+        if requests:
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt, _ in requests],
+                [SamplingParams(**arguments, flat_logprobs=True) for arguments in sampled],
+                use_tqdm=_progress(on_progress) if on_progress and len(parts) == 1 else False,
+            )
         if self.options.sleep:
             self._llm.sleep(level=2)
             self._awake = False
