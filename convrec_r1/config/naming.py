@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.evaluate.config import system_name
 from convrec_r1.run.identity import as_dict, identity, left_out, with_sources
 
 OUTPUTS = "outputs"
@@ -30,6 +31,8 @@ def run_name(*, _root_: DictConfig) -> str:
         values["data"].get("name", "?"),
         f"s{values['seed']}",
     ]
+    if values["task"]["name"] == "score":  # no model and no seed
+        parts = ["score", system_name(values.get("lists"), values.get("name")), values["data"].get("name", "?")]
     if values["task"]["name"] == "distill":
         parts = [
             "distill",

@@ -7,8 +7,8 @@ from convrec_r1.modules.hardware import choose_hardware
 from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.config import choose_engine
 
-LOADS_NOTHING = ("compare", "workspace")
-"""Tasks that need no hardware."""
+LOADS_NOTHING = ("compare", "workspace", "score")
+"""Tasks that load no model and need no hardware."""
 
 
 def resolve(cfg: Config) -> list[str]:

@@ -161,7 +161,9 @@ def evaluation_study(
             label=LABELS.get(name, name),
             kind=name,
             config={},
-            replicates=(make_replicate(trained.seed if name == final else None, Judged(evaluation), ids),),
+            replicates=(
+                make_replicate(trained.seed if name == final and trained.trained else None, Judged(evaluation), ids),
+            ),
             runs=(trained,) if name == final else (),
         )
         for name, evaluation in evaluations.items()

@@ -18,6 +18,7 @@ from convrec_r1.run.checkpoints import require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
 from convrec_r1.studies.run_report import report
+from convrec_r1.tasks.score import baselines, questions
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +34,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
     engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     split = cfg.eval.split
-    systems = {}
-    for baseline in judged.baselines:
-        if (found := judged.baseline(baseline, data[split], data["train"])) is not None:
-            systems[baseline] = found
+    systems = baselines(judged, data[split], data, folder, split)
     name = Path(cfg.checkpoint).name
     try:
         systems[name] = judged.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
@@ -50,7 +48,10 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
         log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})
         about = f"{cfg.model.name} on {cfg.data.name}"
         labels = foreign_labels(judged.metrics, cfg.n, cfg.ks)
-        return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels)
+        asked = questions(folder, split, systems)
+        notes = [found["note"] for found in asked.values()]
+        summary = report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, notes=notes, labels=labels)
+        return summary | {"asked": asked}
     finally:
         log.close(systems[name].summary())
 

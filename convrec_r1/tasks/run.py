@@ -1,4 +1,4 @@
-"""Set up a task, run it, and clean up after it."""
+"""Set up a task, run it, and clean up after it. A task's module is imported when it runs: what trains takes seconds."""
 
 import contextlib
 import gc
@@ -6,42 +6,58 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
-import torch
 from omegaconf import OmegaConf
 
 from convrec_r1.base import progress
 from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
 from convrec_r1.config.parts import tracker
+from convrec_r1.config.resolve import LOADS_NOTHING
 from convrec_r1.config.schema import Config
-from convrec_r1.doctor.task import doctor
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.identity import as_dict
-from convrec_r1.run.tracker import Tracker
-from convrec_r1.studies.compare import compare
-from convrec_r1.studies.workspace import publish
-from convrec_r1.tasks.distill import distill, dry_run
-from convrec_r1.tasks.evaluate import evaluate
-from convrec_r1.tasks.train import train
+
+if TYPE_CHECKING:
+    from convrec_r1.run.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 
-Task = Callable[[Config, RunFolder, Callable[[], Tracker]], dict[str, Any]]
-TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "distill": distill}
-"""Tasks that write a run folder, which is locked, resumed, and finished once."""
+Task = Callable[[Config, RunFolder, Callable[[], "Tracker"]], dict[str, Any]]
+TASKS = {"train": "train.train", "eval": "evaluate.evaluate", "distill": "distill.distill", "score": "score.score"}
+"""Tasks that write a run folder, which is locked, resumed, and finished once: MODULE.FUNCTION of tasks/."""
+REPEATED = ("score",)
+"""Tasks of seconds whose files may have changed: they start over where the others are complete."""
 
-READERS: dict[str, Callable[[Config, Path], object]] = {
-    "compare": lambda cfg, folder: compare(
-        cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples
-    ),
-    "workspace": lambda cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks),
-    "dry_run": lambda cfg, _: dry_run(cfg),
-    "doctor": lambda cfg, _: doctor(cfg),
-}
+
+def _compare(cfg: Config, folder: Path) -> None:
+    from convrec_r1.studies.compare import compare
+
+    compare(cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples)
+
+
+def _workspace(cfg: Config, _: Path) -> None:
+    from convrec_r1.studies.workspace import publish
+
+    publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks)
+
+
+def _dry_run(cfg: Config, _: Path) -> None:
+    from convrec_r1.tasks.distill import dry_run
+
+    dry_run(cfg)
+
+
+def _doctor(cfg: Config, _: Path) -> None:
+    from convrec_r1.doctor.task import doctor
+
+    doctor(cfg)
+
+
+READERS = {"compare": _compare, "workspace": _workspace, "dry_run": _dry_run, "doctor": _doctor}
 """Tasks that write no run folder. They can be repeated."""
 
 
@@ -57,7 +73,7 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
     first = is_first()
     progress.set_enabled(first)
     start_logging(None, is_first=first)
-    task = "dry_run" if cfg.distill.dry_run and cfg.task.name == "distill" else cfg.task.name
+    task = "dry_run" if cfg.distill.dry_run else cfg.task.name
     if task in READERS:
         try:
             READERS[task](cfg, folder.path)
@@ -73,6 +89,9 @@ def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str
     composed = OmegaConf.structured(cfg)
     if first:
         state = folder.begin(composed, sha)
+        if state is State.complete and cfg.task.name in REPEATED:
+            folder.clear()
+            state = folder.begin(composed, sha)
         if state is State.complete:
             _log.info("This run is complete: %s (fresh=true starts over)", folder.path)
             return json.loads(folder.summary.read_text(encoding="utf-8"))
@@ -80,13 +99,14 @@ def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str
         _log.info("%s %s", "Resuming" if state is State.interrupted else "Run", folder.path)
         for sentence in choices:
             _log.info(sentence)
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
-    pl.seed_everything(cfg.seed, verbose=False)
+    if cfg.task.name not in LOADS_NOTHING:
+        _seed(cfg)
     plain = as_dict(composed, resolve=True)
     started = time.monotonic()
     try:
-        summary = TASKS[cfg.task.name](cfg, folder, lambda: tracker(cfg, plain, folder, sha))
+        module, _, name = TASKS[cfg.task.name].partition(".")
+        task: Task = getattr(import_module(f"convrec_r1.tasks.{module}"), name)
+        summary = task(cfg, folder, lambda: tracker(cfg, plain, folder, sha))
         if first:
             folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
             _log.info("Done in %.0f s: %s", time.monotonic() - started, folder.path)
@@ -94,3 +114,12 @@ def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str
     finally:
         start_logging(None, is_first=first)  # closes run.log
         gc.collect()
+
+
+def _seed(cfg: Config) -> None:
+    import pytorch_lightning as pl
+    import torch
+
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    pl.seed_everything(cfg.seed, verbose=False)

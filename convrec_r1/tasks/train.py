@@ -35,6 +35,7 @@ from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.studies.run_report import report
 from convrec_r1.tasks.distill import training_data
+from convrec_r1.tasks.score import keep_questions, questions
 from convrec_r1.tasks.warm_start import WarmStart, warm_start
 
 _log = logging.getLogger(__name__)
@@ -108,8 +109,12 @@ class Job:
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
         about = f"{cfg.model.name} on {cfg.data.name}"
         labels = foreign_labels(self.evaluator.metrics, cfg.n, cfg.ks)
-        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels)
-        return summary | self.outcome()
+        asked = questions(self.folder, split, systems)
+        notes = [found["note"] for found in asked.values()]
+        summary = report(
+            self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, notes=notes, labels=labels
+        )
+        return summary | {"asked": asked} | self.outcome()
 
     def warn_if_long(self) -> None:
         """Log a warning if the run will take more than a day. The run continues."""
@@ -150,6 +155,7 @@ class Job:
 
         found = self.evaluator.baseline(name, self.data[self.cfg.eval.split], self.data["train"], ask)
         if found is not None and self.first:
+            keep_questions(self.evaluator, name, self.folder, self.cfg.eval.split)
             found.write_jsonl(cached)
         return found
 
