@@ -5,22 +5,17 @@ a row a conversation, or a row an item, best first; a folder with one text file 
 eval/<split>.jsonl is such a file too.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import io
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.rows import (
-    Row,
-    describe,
-    one_line,
-    read_json,
-    read_jsonl,
-    read_table,
-    to_item,
-    unreadable,
-)
+from convrec_r1.data.adapters.rows import Row, describe, read_jsonl, to_item
 from convrec_r1.data.schema import Conversation
 from convrec_r1.evaluate.config import Missing
 
@@ -54,7 +49,7 @@ class Laid:
     texts: list[str]
     """The list of each conversation."""
     counts: dict[str, int]
-    """given, missing, unknown, repeated: numbers of conversations."""
+    """given, missing, unknown, repeated, empty: numbers of lists."""
     notes: list[str]
     """A sentence for each kind of fault."""
 
@@ -109,7 +104,10 @@ def lay(given: Given, conversations: Sequence[Conversation], missing: Missing, w
         notes.append(
             f"Conversations with several lists, of which the first counts: {len(repeated)} (others: {places})."
         )
+    if empty := [c.id for c in conversations if not given.texts.get(c.id, "?").strip()]:
+        notes.append(f"Lists with nothing in them: {len(empty)} ({_some(empty)}).")
     counts = {"given": len(given.texts), "missing": len(absent), "unknown": len(foreign), "repeated": len(repeated)}
+    counts["empty"] = len(empty)
     return Laid(kept, [given.texts.get(c.id, "") for c in kept], counts, notes)
 
 
@@ -122,9 +120,9 @@ def _entries(path: Path) -> Iterator[Entry]:
         case ".json":
             return _json(path)
         case ".csv":
-            return _table(read_table(path))
+            return _table(path, ",")
         case ".tsv":
-            return _table(read_table(path, delimiter="\t"))
+            return _table(path, "\t")
         case _ if not path.exists():
             raise UserError(f"lists={path}: no such file or folder (from {Path.cwd()}).")
         case suffix:
@@ -140,17 +138,14 @@ def _texts(folder: Path) -> Iterator[Entry]:
             f"lists={folder} is the folder of a run: compare it as it is (task=compare), or name a file of it."
         )
     for file in sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")):
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise unreadable(file, error) from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
-        yield file.name.removesuffix(file.suffix) if file.suffix in _TEXT_FILES else file.name, text, str(file)
+        yield file.stem if file.suffix in _TEXT_FILES else file.name, _contents(file), str(file)
 
 
 def _json(path: Path) -> Iterator[Entry]:
-    content = read_json(path)
+    try:
+        content = json.loads(_contents(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
     if isinstance(content, dict):
         for name, value in content.items():
             where = f"{path.name}, {describe(name)}"
@@ -170,13 +165,19 @@ def _row(row: Row) -> Entry:
     return row.text(_key(row, IDS, "the conversation's id")), _text(row.fields[key], row, f'"{key}"'), row.where
 
 
-def _table(rows: Iterable[Row]) -> Iterator[Entry]:
+def _table(path: Path, delimiter: str) -> Iterator[Entry]:
     """Yield the lists of a table with a column of texts, or with a row an item: columns `title`, perhaps `year` and `rank`."""
+    try:
+        table = pd.read_csv(io.StringIO(_contents(path)), sep=delimiter, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"{path}: not a table with a header ({error}).") from None
+    table.columns = [str(name).strip().lower() for name in table.columns]
+    rows = [Row(dict(cells), f"{path.name}, row {number}") for number, cells in enumerate(table.to_dict("records"), 1)]
+    if "title" not in table:
+        yield from map(_row, rows)
+        return
     lists: dict[str, list[tuple[int, str, str]]] = {}
     for row in rows:
-        if "title" not in row.fields:
-            yield _row(row)
-            continue
         items = lists.setdefault(row.text(_key(row, IDS, "the conversation's id")), [])
         rank = row.fields.get("rank") or str(len(items) + 1)
         if not rank.strip().isdecimal():
@@ -187,9 +188,19 @@ def _table(rows: Iterable[Row]) -> Iterator[Entry]:
         yield name, "\n".join(line for _, line, _ in sorted(items, key=lambda item: item[0])), items[0][2]
 
 
+def _contents(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
+
+
 def _key(row: Row, names: Sequence[str], what: str) -> str:
-    """Return the first of `names` that has a value in the row."""
-    found = next((name for name in names if row.fields.get(name) is not None), None)
+    """Return the first of `names` that has a value in the row, else the first that is there."""
+    there = [name for name in names if name in row.fields]
+    found = next((name for name in there if row.fields[name] is not None), next(iter(there), None))
     if found is None:
         raise row.error(
             f"{what} is missing: give it as one of {', '.join(names)}. Keys of this row: {', '.join(row.fields)}."
@@ -198,9 +209,9 @@ def _key(row: Row, names: Sequence[str], what: str) -> str:
 
 
 def _text(value: Any, row: Row, place: str) -> str:
-    """Return a list as text. Strings stand as they are written, other forms of an item become `Title (Year)`."""
-    if isinstance(value, str):
-        return value
+    """Return a list as text. Strings stand as they are written, other forms of an item become `Title (Year)`. null: empty."""
+    if value is None or isinstance(value, str):
+        return value or ""
     if not isinstance(value, list):
         raise row.error(f"{place} must be a text or a list of items, found {describe(value)}.")
     return "\n".join(_line(item, row, f"{place}, entry {number}") for number, item in enumerate(value, start=1))
@@ -211,7 +222,7 @@ def _line(item: Any, row: Row, place: str) -> str:
         read = to_item(item)
     except ValueError as error:
         raise row.error(f"{place}: {error}") from None
-    return one_line(item) if isinstance(item, str) else str(read)
+    return " ".join(item.split()) if isinstance(item, str) else str(read)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -106,6 +106,11 @@ class Study:
         return tuple(system for system in self.systems if system.runs)
 
     @property
+    def foreign(self) -> bool:
+        """Whether another system wrote some of the lists (task=score)."""
+        return any(run.config.get("task.name") == "score" for run in self.runs)
+
+    @property
     def n_clusters(self) -> int:
         return len(np.unique(self.clusters))
 

@@ -31,34 +31,37 @@ TASKS = {"train": "train.train", "eval": "evaluate.evaluate", "distill": "distil
 """Tasks that write a run folder, which is locked, resumed, and finished once: MODULE.FUNCTION of tasks/."""
 REPEATED = ("score",)
 """Tasks of seconds whose files may have changed: they start over where the others are complete."""
+Reader = Callable[[Config, Path], object]
 
 
-def _compare(cfg: Config, folder: Path) -> None:
+def _compare() -> Reader:
     from convrec_r1.studies.compare import compare
 
-    compare(cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples)
+    return lambda cfg, folder: compare(
+        cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples
+    )
 
 
-def _workspace(cfg: Config, _: Path) -> None:
+def _workspace() -> Reader:
     from convrec_r1.studies.workspace import publish
 
-    publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks)
+    return lambda cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks)
 
 
-def _dry_run(cfg: Config, _: Path) -> None:
+def _dry_run() -> Reader:
     from convrec_r1.tasks.distill import dry_run
 
-    dry_run(cfg)
+    return lambda cfg, _: dry_run(cfg)
 
 
-def _doctor(cfg: Config, _: Path) -> None:
+def _doctor() -> Reader:
     from convrec_r1.doctor.task import doctor
 
-    doctor(cfg)
+    return lambda cfg, _: doctor(cfg)
 
 
 READERS = {"compare": _compare, "workspace": _workspace, "dry_run": _dry_run, "doctor": _doctor}
-"""Tasks that write no run folder. They can be repeated."""
+"""Tasks that write no run folder and can be repeated: functions that import them."""
 
 
 def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str] = ()) -> dict[str, Any]:
@@ -70,21 +73,29 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
         sha: Commit of the code.
         choices: Sentences on the resolved options, for the log.
     """
-    first = is_first()
-    progress.set_enabled(first)
-    start_logging(None, is_first=first)
-    task = "dry_run" if cfg.distill.dry_run else cfg.task.name
+    task = "dry_run" if cfg.distill.dry_run and cfg.task.name in TASKS else cfg.task.name
+    # Imported before logging starts: Lightning's import sets log levels.
     if task in READERS:
+        reader = READERS[task]()
+        _start()
         try:
-            READERS[task](cfg, folder.path)
+            reader(cfg, folder.path)
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
-    with folder.alone() if first else contextlib.nullcontext():
-        return _make(cfg, folder, sha, choices)
+    module, _, function = TASKS[task].partition(".")
+    run: Task = getattr(import_module(f"convrec_r1.tasks.{module}"), function)
+    _start()
+    with folder.alone() if is_first() else contextlib.nullcontext():
+        return _make(run, cfg, folder, sha, choices)
 
 
-def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
+def _start() -> None:
+    progress.set_enabled(is_first())
+    start_logging(None, is_first=is_first())
+
+
+def _make(task: Task, cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
     first = is_first()
     composed = OmegaConf.structured(cfg)
     if first:
@@ -104,8 +115,6 @@ def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str
     plain = as_dict(composed, resolve=True)
     started = time.monotonic()
     try:
-        module, _, name = TASKS[cfg.task.name].partition(".")
-        task: Task = getattr(import_module(f"convrec_r1.tasks.{module}"), name)
         summary = task(cfg, folder, lambda: tracker(cfg, plain, folder, sha))
         if first:
             folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
