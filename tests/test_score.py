@@ -78,7 +78,11 @@ def test_a_folder_with_a_file_a_conversation(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "fragments"),
     [
-        ("x.jsonl", '{"id": "a", "text": "Heat"}\n{"id": 1}\n', ["x.jsonl, line 2", "items, list", "Keys of this row: id"]),
+        (
+            "x.jsonl",
+            '{"id": "a", "text": "Heat"}\n{"id": 1}\n',
+            ["x.jsonl, line 2", "items, list", "Keys of this row: id"],
+        ),
         ("x.jsonl", '{"text": "Heat"}', ["line 1", "the conversation's id is missing", "conversation_id"]),
         ("x.jsonl", '{"id": "a", "items": [["Heat", 1995], 7]}', ["line 1", '"items", entry 2', "found int 7"]),
         ("x.jsonl", '{"id": "a", "items": ["Heat", " "]}', ["line 1", "entry 2", "blank"]),
