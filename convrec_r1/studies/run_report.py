@@ -35,7 +35,7 @@ def report(
     seed: int | None,
     about: str,
     how: str = "greedy decoding",
-    notes: Sequence[str] = (),
+    remarks: Sequence[str] = (),
     labels: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Compare the systems of a run, print the result, write report.md and figures/run.png.
@@ -48,7 +48,7 @@ def report(
         seed: The run's seed. None: nothing was trained.
         about: Model and data, for the title.
         how: How the lists came about.
-        notes: Sentences on the lists, for report.md.
+        remarks: Sentences on the lists, for report.md.
         labels: Labels of users' metrics, as in summary.json.
 
     Returns:
@@ -91,7 +91,7 @@ def report(
         "",
         f"{facts}. Interval: of {plain(label(metric))}, {options.level:.0%}, cluster bootstrap.",
         "",
-        *(f"- {plain(line)}" for line in (*notes, *sentences)),
+        *(f"- {plain(line)}" for line in (*remarks, *sentences)),
         "",
         f"![Learning curves and comparison](figures/{figure.name})",
     ]

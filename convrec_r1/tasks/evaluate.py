@@ -50,7 +50,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
         labels = foreign_labels(judged.metrics, cfg.n, cfg.ks)
         asked = questions(folder, split, systems)
         notes = [found["note"] for found in asked.values()]
-        summary = report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, notes=notes, labels=labels)
+        summary = report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, remarks=notes, labels=labels)
         return summary | {"asked": asked}
     finally:
         log.close(systems[name].summary())

@@ -41,7 +41,7 @@ def score(cfg: Config, folder: RunFolder, _: Callable[[], "Tracker"]) -> dict[st
     labels = foreign_labels(judged.metrics, cfg.n, cfg.ks)
     asked = questions(folder, split, systems)
     notes = [*laid.notes, *(found["note"] for found in asked.values())]
-    about = {"about": cfg.data.name, "how": f"from {path.name}", "notes": notes}
+    about = {"about": cfg.data.name, "how": f"from {path.name}", "remarks": notes}
     summary = report(folder, systems, cfg.eval, n=cfg.n, seed=None, labels=labels, **about)
     return summary | {"asked": asked, "lists": {"path": str(path), **laid.counts, "notes": laid.notes}}
 

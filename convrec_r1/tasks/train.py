@@ -112,7 +112,7 @@ class Job:
         asked = questions(self.folder, split, systems)
         notes = [found["note"] for found in asked.values()]
         summary = report(
-            self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, notes=notes, labels=labels
+            self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, remarks=notes, labels=labels
         )
         return summary | {"asked": asked} | self.outcome()
 
