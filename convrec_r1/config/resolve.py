@@ -7,8 +7,10 @@ from convrec_r1.modules.hardware import choose_hardware
 from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.config import choose_engine
 
-LOADS_NOTHING = ("compare", "workspace", "score")
-"""Tasks that load no model and need no hardware."""
+LOADS_NOTHING = ("compare", "workspace")
+"""Tasks that need no hardware."""
+NO_MODEL = (*LOADS_NOTHING, "score")
+"""Tasks that load no model: no hardware is chosen and nothing is seeded."""
 
 
 def resolve(cfg: Config) -> list[str]:
@@ -16,7 +18,7 @@ def resolve(cfg: Config) -> list[str]:
     if cfg.rl.completions_per_step is not None:
         prompts = max(1, cfg.rl.completions_per_step // cfg.algo.group_size)
         cfg.rl = replace(cfg.rl, prompts_per_step=prompts)
-    if cfg.task.name in LOADS_NOTHING:
+    if cfg.task.name in NO_MODEL:
         return []
     per_step = (cfg.sft.batch_size,) if cfg.algo.stage is Stage.sft else (cfg.rl.prompts_per_step, cfg.sft.batch_size)
     cfg.trainer, trainer = choose_hardware(cfg.trainer, per_step=per_step)

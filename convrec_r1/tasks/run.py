@@ -16,7 +16,7 @@ from convrec_r1.base import progress
 from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
 from convrec_r1.config.parts import tracker
-from convrec_r1.config.resolve import LOADS_NOTHING
+from convrec_r1.config.resolve import NO_MODEL
 from convrec_r1.config.schema import Config
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.identity import as_dict
@@ -110,7 +110,7 @@ def _make(task: Task, cfg: Config, folder: RunFolder, sha: str | None, choices: 
         _log.info("%s %s", "Resuming" if state is State.interrupted else "Run", folder.path)
         for sentence in choices:
             _log.info(sentence)
-    if cfg.task.name not in LOADS_NOTHING:
+    if cfg.task.name not in NO_MODEL:
         _seed(cfg)
     plain = as_dict(composed, resolve=True)
     started = time.monotonic()
