@@ -122,7 +122,12 @@ def scores() -> None:
         study = RUNS / seen
         for model, name in NAMES.items():
             data = ["data=jsonl", "data.name=inspired", f"data.path={RUNS}/inputs/{seen}", "n=20", "match=normalised"]
-            lists = [f"lists={RUNS}/inputs/{model}.jsonl", f"name={name}", f"hydra.run.dir={study}/{model}"]
+            lists = [
+                f"lists={RUNS}/inputs/{model}.jsonl",
+                f"name={name}",
+                f"hydra.run.dir={study}/{model}",
+                "fresh=true",
+            ]
             commands.append(run("task=score", *lists, *data))
         commands.append(run("task=compare", f"runs={study}/gpt-*", "compare.baseline=popularity"))
         table = pd.read_csv(study / "comparison" / "metrics.csv")
