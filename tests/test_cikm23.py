@@ -54,6 +54,14 @@ def test_a_row(tmp_path, caplog):
     assert "3 items named before, 2 not in the catalog, 1 rows with no item left, 1 with no context" in caplog.text
 
 
+def test_items_named_before_count_if_that_is_wanted(tmp_path):
+    folder = write(tmp_path, ROW, {**ROW, "turn_id": 5, "rec": [1]})
+    first, second = CIKM23(folder, Folded(), exclude_seen=False).load()["test"]
+    assert first.ground_truth == (Item("Heat"), Item("Alien"), Item("Amélie"))
+    assert second.ground_truth == (Item("Alien"),)
+    assert first.seen == second.seen == ()
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [

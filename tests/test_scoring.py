@@ -475,7 +475,7 @@ def test_a_users_metric_and_baseline_join_the_built_in_ones(tmp_path):
     where = f"hydra.searchpath=[file://{tmp_path}]"
     composed = hydra_compose(where, "metrics=[default,mine]", "baselines=[default,mine]", "eval.metric=given@5")
     assert composed.metrics.own._target_ == "test_scoring.Given"
-    assert list(composed.baselines) == ["popularity", "zero_shot", "sft", "own"]
+    assert list(composed.baselines) == ["popularity", "zero_shot", "sft", "teacher", "own"]
     cfg = OmegaConf.to_object(composed)
     assert problems(cfg.eval, cfg.n, cfg.metrics, cfg.baselines, reinforces=True) == []
     cfg.eval.metric = "given/rank/1"  # better the lower it is

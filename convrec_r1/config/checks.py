@@ -5,6 +5,7 @@ Here are the checks across rooms. Bounds are at the fields (base/options.py), an
 
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.confidential import holds, secrets_in
@@ -15,7 +16,10 @@ from convrec_r1.config.resolve import LOADS_NOTHING
 from convrec_r1.config.schema import Config
 from convrec_r1.data import checks as data_checks
 from convrec_r1.distill import checks as distill_checks
+from convrec_r1.distill.config import DistillConfig
 from convrec_r1.evaluate import checks as evaluation_checks
+from convrec_r1.evaluate.baselines import chosen_baselines
+from convrec_r1.evaluate.config import system_name
 from convrec_r1.modules import launch
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
@@ -40,15 +44,22 @@ def problems(cfg: Config) -> list[str]:
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
         wrong += launch.problems(cfg.trainer, trains=task == "train")
-        if task != "distill":
+        if task == "score":
+            wrong += [*_lists(cfg), *_plug_ins(cfg), *(_evaluation(cfg) if within else [])]
+        elif task != "distill":
             wrong += [*_paths(cfg), *_plug_ins(cfg)]
             wrong += (
                 [*_combinations(cfg), *_hardware(cfg)] if within else []
             )  # these checks compute with values within bounds
         if task == "distill" or cfg.data.demonstrations == "distilled":
             wrong += distill_checks.problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data)
-        if cfg.distill.dry_run and task != "distill":
-            wrong.append("distill.dry_run=true asks nothing and makes nothing: use it with task=distill.")
+        elif asks_teacher(cfg):
+            wrong += distill_checks.problems(cfg.teacher, None, DistillConfig(), cfg.data)
+        if cfg.distill.dry_run and task != "distill" and not asks_teacher(cfg):
+            wrong.append(
+                "distill.dry_run=true asks nothing and makes nothing: use it with task=distill, or where eval.baselines "
+                "names teacher."
+            )
     return [*wrong, *_secrets(cfg)]
 
 
@@ -57,6 +68,20 @@ def _runs(cfg: Config) -> list[str]:
     if patterns and all(isinstance(p, str) and p for p in patterns):
         return []
     return ["task=compare needs runs='outputs/STUDY/*', or runs=[FOLDER,FOLDER,...]."]
+
+
+def asks_teacher(cfg: Config) -> bool:
+    """Return whether the teacher's lists are a baseline of the evaluation."""
+    return cfg.task.name != "distill" and "teacher" in chosen_baselines(cfg.baselines, cfg.eval.baselines)
+
+
+def _lists(cfg: Config) -> list[str]:
+    if not cfg.lists:
+        return ["task=score needs lists=FILE: a .jsonl, .json, .csv or .tsv file, or a folder of text files."]
+    wrong = [] if data_checks.exists(cfg.lists) else [f"lists={cfg.lists}: no such file or folder (from {Path.cwd()})."]
+    if (name := system_name(cfg.lists, cfg.name)) in cfg.baselines:
+        wrong.append(f"name={name} is the name of a baseline: give the system another, as name=my_{name}.")
+    return wrong
 
 
 def _plug_ins(cfg: Config) -> list[str]:
@@ -85,12 +110,17 @@ def _paths(cfg: Config) -> list[str]:
     return wrong
 
 
+def _evaluation(cfg: Config) -> list[str]:
+    reinforces = cfg.task.name != "score" and cfg.algo.stage is Stage.rl
+    return evaluation_checks.problems(cfg.eval, cfg.n, cfg.metrics, cfg.baselines, reinforces=reinforces)
+
+
 def _combinations(cfg: Config) -> list[str]:
     algo, rl = cfg.algo, cfg.rl
     world = (launch.devices_for(cfg.trainer, launch.launched()) or 1) * cfg.trainer.nodes
     reinforces = algo.stage is Stage.rl
     wrong = cfg.reward.problems() if isinstance(cfg.reward, RankRewardConfig) else []
-    wrong += evaluation_checks.problems(cfg.eval, cfg.n, cfg.metrics, cfg.baselines, reinforces=reinforces)
+    wrong += _evaluation(cfg)
     wrong += cfg.guard.problems()
     wrong += rollout_config.problems(
         cfg.rollout, accelerator=cfg.trainer.accelerator, world=world, group_size=algo.group_size

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import written_out
 from convrec_r1.config.inherit import config_folders, inherit
+from convrec_r1.evaluate.config import system_name
 from convrec_r1.run.identity import as_dict, identity, left_out, with_sources
 
 OUTPUTS = "outputs"
@@ -33,6 +34,8 @@ def run_name(*, _root_: DictConfig) -> str:
         values["data"].get("name", "?"),
         f"s{values['seed']}",
     ]
+    if values["task"]["name"] == "score":  # no model and no seed
+        parts = ["score", system_name(values.get("lists"), values.get("name")), values["data"].get("name", "?")]
     if values["task"]["name"] == "distill":
         parts = [
             "distill",

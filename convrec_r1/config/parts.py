@@ -1,9 +1,12 @@
-"""Build the objects of a task from the config. Rooms below config/ get only their own options."""
+"""Build the objects of a task from the config. Rooms below config/ get only their own options.
+
+What needs transformers or Lightning is imported late: they take seconds, and task=score needs neither.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from pytorch_lightning.loggers import Logger
+from typing import TYPE_CHECKING, Any
 
 from convrec_r1.base.digest import of_code, of_value
 from convrec_r1.base.plugins import build, plain, source_digests
@@ -17,15 +20,16 @@ from convrec_r1.evaluate.runner import Evaluator
 from convrec_r1.lists import format
 from convrec_r1.matching import Matching
 from convrec_r1.modules.config import RLSettings
-from convrec_r1.policy import Policy, PromptEncoder, build_policy
-from convrec_r1.policy.prompts import dialogue
 from convrec_r1.reward.base import Reward
 from convrec_r1.reward.judge import Judge
 from convrec_r1.reward.rank import Position
 from convrec_r1.rl import ClippedSurrogate, Objective
 from convrec_r1.rollout.base import Sampling
 from convrec_r1.run.folder import RunFolder
-from convrec_r1.run.tracker import About, Tracker, make_tracker
+
+if TYPE_CHECKING:
+    from convrec_r1.policy import Policy, PromptEncoder
+    from convrec_r1.run.tracker import Tracker
 
 CODE_OF_EVALUATIONS = ("lists", "matching", "data", "reward", "policy", "rollout", "evaluate", "config/parts")
 """Code that decides the evaluation of a policy."""
@@ -33,12 +37,16 @@ CODE_OF_EVALUATIONS = ("lists", "matching", "data", "reward", "policy", "rollout
 
 def base_policy(cfg: Config, data: Dataset) -> Policy:
     """Build the policy before training."""
+    from convrec_r1.policy import build_policy
+
     temperature = cfg.rollout.temperature
     return build_policy(cfg.model, seed=cfg.seed, corpus=lambda: corpus(cfg, data), temperature=temperature)
 
 
 def corpus(cfg: Config, data: Dataset) -> list[str]:
     """Return the training texts of a tiny model's tokenizer."""
+    from convrec_r1.policy.prompts import dialogue
+
     instruction = cfg.data.instruction.format(n=cfg.n)
     texts = [f"User: {instruction}\n{dialogue(c)}\nAssistant:\n" for c in data["train"]]
     texts += [format(c.demonstration) + "\n" for c in data["train"] if c.demonstration]
@@ -47,6 +55,8 @@ def corpus(cfg: Config, data: Dataset) -> list[str]:
 
 def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
     """Build the encoder of prompts for `policy`'s tokenizer."""
+    from convrec_r1.policy import PromptEncoder
+
     model = cfg.model
     return PromptEncoder(
         policy.tokenizer,
@@ -87,7 +97,7 @@ def evaluator(cfg: Config, data: Dataset, popularity: Popularity | None = None) 
         match=match,
         position=position(cfg),
         metrics=build_metrics(cfg.metrics, n=cfg.n, ks=cfg.ks, ideal=cfg.eval.ideal),
-        baselines=build_baselines(cfg.baselines, cfg.eval.baselines),
+        baselines=build_baselines(cfg.baselines, cfg.eval.baselines, teacher=cfg.teacher, data=cfg.data),
     )
 
 
@@ -123,6 +133,10 @@ def tracker(cfg: Config, plain: Mapping[str, Any], folder: RunFolder, git_sha: s
 
     plain: the resolved config as plain values.
     """
+    from pytorch_lightning.loggers import Logger
+
+    from convrec_r1.run.tracker import About, make_tracker
+
     about = About(cfg.study, cfg.task.name, [cfg.algo.name, cfg.model.name, cfg.data.name], plain, git_sha)
     own = [build(node, f"loggers.{name}", Logger) for name, node in cfg.loggers.items()]
     return make_tracker(cfg.logger, folder, about, own)

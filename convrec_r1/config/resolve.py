@@ -10,6 +10,8 @@ from convrec_r1.rollout.config import choose_engine
 
 LOADS_NOTHING = ("compare", "kept", "workspace")
 """Tasks that need no hardware."""
+NO_MODEL = (*LOADS_NOTHING, "score")
+"""Tasks that load no model: no hardware is chosen and nothing is seeded."""
 
 
 def resolve(cfg: Config) -> list[str]:
@@ -18,7 +20,7 @@ def resolve(cfg: Config) -> list[str]:
         prompts = max(1, cfg.rl.completions_per_step // cfg.algo.group_size)
         cfg.rl = replace(cfg.rl, prompts_per_step=prompts)
     cfg.match, match = choose_matching(cfg.match, cfg.recipe.name)
-    if cfg.task.name in LOADS_NOTHING:
+    if cfg.task.name in NO_MODEL:
         return []
     per_step = (cfg.sft.batch_size,) if cfg.algo.stage is Stage.sft else (cfg.rl.prompts_per_step, cfg.sft.batch_size)
     cfg.trainer, trainer = choose_hardware(cfg.trainer, per_step=per_step)

@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from convrec_r1.base.options import option
 from convrec_r1.data.config import DataConfig
 from convrec_r1.distill.config import DistillConfig, TeacherConfig
-from convrec_r1.evaluate.config import EvalConfig, cutoffs, metric_in_effect
+from convrec_r1.evaluate.config import EvalConfig, ScoreConfig, cutoffs, metric_in_effect
 from convrec_r1.modules.config import GuardConfig, RLConfig, SFTConfig, TrainerConfig
 from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
@@ -21,7 +21,7 @@ from convrec_r1.studies.config import CompareConfig
 class TaskConfig:
     """The task of a command: conf/task."""
 
-    name: str = option(MISSING, choices=("train", "eval", "distill", "compare", "kept", "workspace", "doctor"))
+    name: str = option(MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor"))
 
 
 @dataclass
@@ -70,6 +70,11 @@ class Config:
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
     """task=eval: a run's folder, a policy's folder or a Hub id."""
+    lists: str | None = None
+    """task=score: a file or folder of lists that any system wrote."""
+    name: str | None = None
+    """task=score: what tables call that system. null: the name of the file."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     runs: Any = option(None, identity=False)
     """task=compare: a pattern of run folders, or a list of patterns."""
     study: str = option("main", identity=False)

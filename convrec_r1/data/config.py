@@ -44,6 +44,9 @@ class DataConfig:
     """Asks for recommendations, before the conversation (`prompt: ours`). {n} stands for `n`."""
     domain: str = "items"
     """What the items are, in the plural: questions to a teacher use the word."""
+    exclude_seen: bool = True
+    """Titles that the conversation names already earn nothing. false: they count like all others, as in older evaluations;
+    where the recommender names such a title again, it is a ground truth."""
     demonstrations: str = "published"
     """What the warm start imitates. published: the dataset's own; conversations without one are left out. neighbours: where
     there are none, the ground truths, then what other training conversations name beside them. distilled: what Stage 1 makes

@@ -28,6 +28,7 @@ def make_adapter(cfg: DataConfig, n: int, match: Matching) -> Adapter:
     """Build the adapter that `data._target_` names. Raises UserError where that cannot be done."""
     node = {TARGET: cfg._target_, **cfg.options}
     given = {"path": _path(cfg.path), "catalog": _path(cfg.catalog), "n": n, "seed": cfg.seed, "sizes": cfg.sizes}
+    given["exclude_seen"] = cfg.exclude_seen
     if clash := sorted(given.keys() & cfg.options.keys()):
         raise UserError(f"data.options.{clash[0]} stands beside data.options: set data.{clash[0]}.")
     return build(node, "data", Adapter, **given, match=match)
@@ -62,6 +63,9 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
             data.splits[split] = [adapter.without_instruction(c) if c.has_instruction else c for c in data[split]]
     for note in (*doubled, *leaks(data), *endings(data)):
         _log.warning("Data %s: %s", cfg.name, note)
+    if not cfg.exclude_seen:
+        for split in SPLITS:
+            data.splits[split] = [replace(c, seen=()) for c in data[split]]
     if cfg.demonstrations == "neighbours":
         data = add_demonstrations(data, n, match)
     sizes = ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS)

@@ -74,7 +74,16 @@ class WarmStarted(Baseline):
         return context.ask("warm_start")
 
 
-def build_baselines(nodes: Mapping[str, Any], chosen: Sequence[str] | None) -> dict[str, Baseline]:
-    """Build the baselines named in `chosen` from `nodes`, the config's `baselines`. None: all."""
-    wanted = list(nodes) if chosen is None else chosen
-    return {name: build(nodes[name], f"baselines.{name}", Baseline) for name in wanted}
+ON_REQUEST = ("teacher",)
+"""Baselines that cost money: made only where eval.baselines names them."""
+
+
+def chosen_baselines(nodes: Mapping[str, Any], chosen: Sequence[str] | None) -> list[str]:
+    """Return `chosen`, or if it is None the names in `nodes`, the config's `baselines`, without those of ON_REQUEST."""
+    return [name for name in nodes if name not in ON_REQUEST] if chosen is None else list(chosen)
+
+
+def build_baselines(nodes: Mapping[str, Any], chosen: Sequence[str] | None, **given: Any) -> dict[str, Baseline]:
+    """Build the baselines in effect. given: what the project passes to classes with parameters of these names."""
+    names = chosen_baselines(nodes, chosen)
+    return {name: build(nodes[name], f"baselines.{name}", Baseline, **given) for name in names}

@@ -5,6 +5,7 @@ from typing import Any
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.plugins import TARGET, locate, plain
+from convrec_r1.evaluate.baselines import chosen_baselines
 from convrec_r1.evaluate.config import EvalConfig, Select, cutoffs, metric_in_effect
 from convrec_r1.evaluate.metrics import all_labels, build_metrics
 
@@ -21,7 +22,7 @@ def problems(
         reinforces: Whether the run has an RL stage.
     """
     wrong = [] if cfg.ks else ["eval.ks=[]: give at least one cut-off of 1 or more."]
-    for name in baselines if cfg.baselines is None else cfg.baselines:
+    for name in chosen_baselines(baselines, cfg.baselines):
         if name not in baselines:
             wrong.append(f"eval.baselines has {name!r}: choose among {', '.join(baselines) or 'none'}.")
         elif target := plain(baselines[name]).get(TARGET):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from convrec_r1.base.options import option
 
@@ -12,6 +13,22 @@ class Select(Enum):
     """The policy of the last step."""
     best = "best"
     """The policy of the evaluation with the highest `eval.metric` on the validation split."""
+
+
+class Missing(Enum):
+    """Conversations without a list (task=score)."""
+
+    empty = "empty"
+    """They count as empty lists."""
+    leave_out = "leave_out"
+    """They do not count. Systems with lists for other conversations are then not comparable."""
+
+
+@dataclass
+class ScoreConfig:
+    """task=score."""
+
+    missing: Missing = Missing.empty
 
 
 @dataclass
@@ -31,7 +48,7 @@ class EvalConfig:
     patience: int | None = option(None, least=1)
     """Number of evaluations without a new best before training stops. null: no early stopping."""
     baselines: list[str] | None = None
-    """Names in the group `baselines`. null: all. []: none."""
+    """Names in the group `baselines`. null: all but `teacher`, which costs money: name it. []: none."""
     level: float = option(0.95, above=0, below=1)
     """Level of confidence intervals."""
     resamples: int = option(2000, least=1)
@@ -47,6 +64,11 @@ def metric_in_effect(cfg: EvalConfig, n: int) -> str:
     """Return `eval.metric`, or its default if it is null."""
     ks = cutoffs(cfg.ks, n)
     return cfg.metric or f"ndcg@{10 if 10 in ks else ks[-1]}"
+
+
+def system_name(lists: str | None, name: str | None) -> str:
+    """Return what task=score calls the system that wrote `lists`: `name`, or the file's name."""
+    return name or Path(str(lists)).stem
 
 
 def split_note(cfg: EvalConfig, *, trained: bool, chosen: bool) -> str | None:

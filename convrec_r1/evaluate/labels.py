@@ -7,12 +7,14 @@ from typing import Any, Literal, NamedTuple, get_args
 from convrec_r1.evaluate.metrics import BUILT_IN, Label, find_label
 
 LABELS = {
-    "popularity": "Popularity", "zero_shot": "Zero-shot", "sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr.GRPO", "gspo": "GSPO",
-    "rank_grpo": "Rank-GRPO", "dapo": "DAPO", "rank_grpo_reference": "Rank-GRPO (public code)",
+    "popularity": "Popularity", "zero_shot": "Zero-shot", "teacher": "Teacher", "sft": "SFT", "grpo": "GRPO",
+    "dr_grpo": "Dr.GRPO", "gspo": "GSPO", "rank_grpo": "Rank-GRPO", "dapo": "DAPO",
+    "rank_grpo_reference": "Rank-GRPO (public code)",
 }  # fmt: skip
 
-# Palette of Okabe and Ito, for all types of colour vision, without yellow: it is too pale for a line on white.
-COLORS = {"popularity": "#999999", "zero_shot": "#E69F00", "sft": "#009E73"}
+# Palette of Okabe and Ito, for all types of colour vision, without yellow: it is too pale for a line on white. The teacher's
+# is Tol's wine.
+COLORS = {"popularity": "#999999", "zero_shot": "#E69F00", "teacher": "#882255", "sft": "#009E73"}
 TRAINED = "#0072B2"
 """Colour of the trained system in the figures of one run."""
 VALIDATION = "#D55E00"

@@ -1,8 +1,11 @@
 """Sample greedy lists from a policy and score them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convrec_r1.base import processes
 from convrec_r1.base.errors import UserError
@@ -14,9 +17,11 @@ from convrec_r1.evaluate.metrics import Metric
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import Evaluation, score
 from convrec_r1.matching import Matching
-from convrec_r1.policy import Policy, PromptEncoder
 from convrec_r1.reward.rank import Position
 from convrec_r1.rollout.base import RolloutEngine, Sampling
+
+if TYPE_CHECKING:  # it imports transformers, which takes seconds
+    from convrec_r1.policy import Policy, PromptEncoder
 
 
 @dataclass(frozen=True)

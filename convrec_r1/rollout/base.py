@@ -1,15 +1,19 @@
 """The interface of a rollout engine, and how the engine that a config names is built."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from convrec_r1.base.plugins import build
-from convrec_r1.policy import Policy
 from convrec_r1.rollout.config import RolloutConfig, choose_engine
+
+if TYPE_CHECKING:  # it imports transformers, which takes seconds
+    from convrec_r1.policy import Policy
 
 SEEDS_APART = 1 << 16
 """Distance between the seeds of two prompts. Sample g of a prompt uses seed + g, so groups up to this size never overlap."""

@@ -29,8 +29,11 @@ from typing import Any, NoReturn
 
 from convrec_r1.base import processes
 
-MODULES = ("convrec_r1.cli", "convrec_r1.config.checks", "convrec_r1.tasks.run")
-"""Modules that every run imports. The first one sets environment variables that torch reads at import."""
+MODULES = (
+    *("convrec_r1.cli", "convrec_r1.config.checks", "convrec_r1.tasks.run", "convrec_r1.tasks.train"),
+    *("convrec_r1.tasks.evaluate", "convrec_r1.doctor.task", "convrec_r1.studies.compare", "convrec_r1.run.tracker"),
+)
+"""Modules that most runs import. The first one sets environment variables that torch reads at import."""
 SUPPORTED = sys.platform == "linux"
 """False on macOS, whose system libraries do not work after a fork."""
 ADDRESS = "CONVREC_R1_FORKSERVER"

@@ -65,7 +65,8 @@ def identity(values: Mapping[str, Any], without: Collection[str] | None = None) 
     flat = flatten(dict(values))
     asks = flat.get("task.name") == "distill" or flat.get("data.demonstrations") == "distilled"
     left = (values.get(LEFT_OUT) or ()) if without is None else without
-    skipped = {*left, *RECORDS, *(() if asks else STAGE_1)}
+    listed = "teacher" in (flat.get("eval.baselines") or ())  # its lists are a baseline
+    skipped = {*left, *RECORDS, *(() if asks else STAGE_1[1:] if listed else STAGE_1)}
     return {key: value for key, value in flat.items() if not any(within(key, section) for section in skipped)}
 
 

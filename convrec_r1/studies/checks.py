@@ -91,7 +91,11 @@ def notes_on(systems: Sequence[System], baseline: System, n_clusters: int) -> li
             f"{n_clusters} independent conversations (clusters) are few: intervals are too narrow and p-values too small "
             "(with 20, 95 % intervals cover the truth in about 93 of 100 cases, and a test at 5 % rejects wrongly in 8)."
         )
-    runs = [(f"{system.label}, seed {run.seed}", run) for system in systems for run in system.runs]
+    runs = [
+        (f"{system.label}, seed {run.seed}" if run.trained else system.label, run)
+        for system in systems
+        for run in system.runs
+    ]
     for name, run in runs:
         if run.stopped:
             step, why = run.stopped
@@ -100,6 +104,10 @@ def notes_on(systems: Sequence[System], baseline: System, n_clusters: int) -> li
         notes.append(f"The collapse guard warned, and training continued: {'; '.join(collapsed)} (see Runs).")
     notes += dict.fromkeys(str(note) for _, run in runs for note in run.summary.get("notes") or ())
     notes += _unequal_inputs(runs)
+    for name, run in runs:
+        lists = run.summary.get("lists")
+        told = lists.get("notes") if isinstance(lists, dict) else None
+        notes += [f"{name}: {note}" for note in told if isinstance(note, str)] if isinstance(told, list) else []
     commits = {run.commit for _, run in runs}
     if len(commits) > 1:
         notes.append(f"The runs used {len(commits)} different commits of the code.")

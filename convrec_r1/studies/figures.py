@@ -200,7 +200,7 @@ class Drawer:
             axes.set_ylim(bottom=0)
             axes.set_xticks(_rank_ticks(self.study.n))
 
-        caption = "Share of greedy lists with a hit at each rank."
+        caption = "Share of lists with a hit at each rank."
         return Panel("rank_relevance", "ranks", caption, body, self.shown)
 
     def _rank_differences(self) -> tuple[str, str, Figure | None]:

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl, written_out
-from convrec_r1.evaluate.config import EvalConfig, metric_in_effect
+from convrec_r1.evaluate.config import EvalConfig, metric_in_effect, system_name
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.run.checkpoints import run_of
 from convrec_r1.run.folder import RunFolder
@@ -25,6 +25,13 @@ from convrec_r1.run.identity import SOURCES, flatten, identity
 
 History = dict[str, pd.DataFrame]
 """Logged metrics by split: a row per step, a column per metric. NaN: not logged."""
+EVALUATES = ("train", "eval", "score")
+"""Tasks whose runs have an evaluation."""
+_DECIDE_SCORES = (
+    *("task.", "data.", "eval.", "match.", "metrics.", "reward.position", "baselines.", "score."),
+    *("n", "lists", "name", "seed"),
+)
+"""Config keys, or prefixes of keys (with a dot at the end), that the scores of another system's lists depend on."""
 
 
 class NotARun(Exception):
@@ -58,7 +65,8 @@ class Run:
     """Config keys that the policy depends on, without `seed`."""
     seed: int
     algo: str
-    """Name of the algorithm. If the training run of an evaluated checkpoint is not found: name of the checkpoint."""
+    """Name of the algorithm. If the training run of an evaluated checkpoint is not found: name of the checkpoint. Of lists that
+    another system wrote (task=score): its name."""
     judged: Judged
     summary: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +77,7 @@ class Run:
     """File of the evaluated conversations, in the format of data=jsonl."""
     resumed: bool = False
     trained: bool = True
-    """False: a checkpoint of unknown training. Ignore its seed."""
+    """False: a checkpoint of unknown training, or lists of another system. Ignore its seed."""
 
     @property
     def name(self) -> str:
@@ -172,13 +180,12 @@ class Reader:
         config, evaluated = _finished(folder)
         split, summary = config["eval.split"], _summary(folder.summary)
         is_training = config["task.name"] == "train"
-        made = config if is_training else _checkpoint_config(config)
-        decided = made if made is not None else config
-        checkpoint = Path(str(config.get("checkpoint"))).name
-        found = sorted(folder.eval.glob(f"{glob.escape(split)}.*.jsonl")) if is_training else []
+        made, decided = _origin(config)
+        system = config["algo.name"] if is_training else _system(config)
+        found = sorted(folder.eval.glob(f"{glob.escape(split)}.*.jsonl"))
         files = {file.name[len(split) + 1 : -len(".jsonl")]: file for file in found}
         files.pop("conversations", None)
-        judged = self.judged(evaluated, _totals(summary, config["algo.name"] if is_training else checkpoint))
+        judged = self.judged(evaluated, _totals(summary, system))
         if not judged.evaluation.samples:
             raise NotARun(f"its evaluation, eval/{split}.jsonl, has no conversations")
         conversations = folder.eval / f"{split}.conversations.jsonl"
@@ -187,7 +194,7 @@ class Reader:
             config=config,
             identity=_identity(decided),
             seed=decided["seed"],
-            algo=made["algo.name"] if made is not None else checkpoint,
+            algo=made["algo.name"] if made is not None else system,
             judged=judged,
             summary=summary,
             inputs=_inputs(path if is_training else run_of(str(config.get("checkpoint")))),
@@ -233,7 +240,7 @@ def _finished(folder: RunFolder) -> tuple[dict[str, Any], Path]:
         raise NotARun("not the folder of a run: it has no config.yaml")
     config = _config(folder.config)
     task, split = config.get("task.name"), config.get("eval.split")
-    if task not in ("train", "eval"):
+    if task not in EVALUATES:
         raise NotARun(f"a run of task={task}, which has no evaluation to compare")
     if not folder.summary.exists():
         raise NotARun("not finished: it has no summary.json")
@@ -255,7 +262,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not the config of a run ({error}).") from error
     config = flatten(tree) if isinstance(tree, dict) else {}
     needed = {"task.name": str, "seed": int}
-    if config.get("task.name") in ("train", "eval"):
+    if config.get("task.name") in EVALUATES:
         needed |= {"algo.name": str, "eval.split": str, "n": int, "eval.ks": list}
     for key, kind in needed.items():
         if not isinstance(config.get(key), kind):
@@ -268,6 +275,28 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     # The recorded digests of users' code are used: computing them would import the packages that the file names.
     recorded = {SOURCES: None, **config}
     return {key: value for key, value in identity(recorded).items() if key not in ("seed", SOURCES)}
+
+
+def keys_of(config: dict[str, Any], starts: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of a config that `starts` names: whole keys, or prefixes with a dot at the end."""
+    return {k: v for k, v in config.items() if any(k == s or (s.endswith(".") and k.startswith(s)) for s in starts)}
+
+
+def _system(config: dict[str, Any]) -> str:
+    """Return what a run of task=eval or task=score calls the system that it judged."""
+    if config["task.name"] == "score":
+        return system_name(config.get("lists"), config.get("name"))
+    return Path(str(config.get("checkpoint"))).name
+
+
+def _origin(config: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return the config of the training run that made the lists (None: not known), and the config that decides the lists."""
+    if config["task.name"] == "train":
+        return config, config
+    if config["task.name"] == "score":
+        return None, keys_of(config, _DECIDE_SCORES)
+    made = _checkpoint_config(config)
+    return made, config if made is None else made
 
 
 def _checkpoint_config(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """The report of one run: table, differences, report.md, figure, and the metrics of summary.json."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convrec_r1.base.files import write_text
@@ -32,8 +32,10 @@ def report(
     options: EvalConfig,
     *,
     n: int,
-    seed: int,
+    seed: int | None,
     about: str,
+    how: str = "greedy decoding",
+    remarks: Sequence[str] = (),
     labels: Mapping[str, Mapping[str, Any]] | None = None,
     note: str | None = None,
 ) -> dict[str, Any]:
@@ -44,8 +46,10 @@ def report(
         evaluations: Evaluations on the same conversations, by name of the system. The last one is the run's policy.
         options: `eval`: cut-offs, metric, split, level and resamples.
         n: Length of lists.
-        seed: The run's seed.
+        seed: The run's seed. None: nothing was trained.
         about: Model and data, for the title.
+        how: How the lists came about.
+        remarks: Sentences on the lists, for report.md.
         labels: Labels of users' metrics, as in summary.json.
         note: Limit of what the numbers say.
 
@@ -59,7 +63,8 @@ def report(
     metric, ks = metric_in_effect(options, n), cutoffs(options.ks, n)
     ranking = [f"{family}@{k}" for family in ("ndcg", "recall") for k in ks]
     config = {"eval.split": options.split}
-    run = Run(folder.path, config, {}, seed, final, Judged(evaluations[final]), history=read_history(folder.metrics))
+    judged, history = Judged(evaluations[final]), read_history(folder.metrics)
+    run = Run(folder.path, config, {}, seed or 0, final, judged, history=history, trained=seed is not None)
     study = evaluation_study(evaluations, run, metric, n=n, write=Writer(labels or {}))
     statistics = {"level": options.level, "n_resamples": options.resamples}
     pairs = [(study.baseline, system) for system in study.systems if system is not study.baseline]
@@ -73,7 +78,7 @@ def report(
     )
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     table = _table(study, comparison, ranking, summaries)
-    facts = f"{len(study.ids)} conversations of the {study.split} split, lists of {n}, greedy decoding"
+    facts = f"{len(study.ids)} conversations of the {study.split} split, lists of {n}, {how}"
     notes = [note] if note else []
     sentences = [*notes, *(sentence(d, study.write) for d in comparison.differences[metric])]
     label = study.write.label
@@ -83,13 +88,13 @@ def report(
     console.print(*map(visible, (facts, *sentences)), sep="\n", highlight=False, markup=False)
     figure = Drawer(study, comparison).run(folder.figures / "run.png")
     lines = [
-        f"# {plain(study.baseline.label)}, {plain(about)}, seed {seed}",
+        f"# {plain(study.baseline.label)}, {plain(about)}" + ("" if seed is None else f", seed {seed}"),
         "",
         *table.markdown(),
         "",
         f"{facts}. Interval: of {plain(label(metric))}, {options.level:.0%}, cluster bootstrap.",
         "",
-        *(f"- {plain(line)}" for line in sentences),
+        *(f"- {plain(line)}" for line in (*remarks, *sentences)),
         "",
         f"![Learning curves and comparison](figures/{figure.name})",
     ]

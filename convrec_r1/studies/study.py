@@ -16,7 +16,7 @@ from convrec_r1.evaluate.labels import LABELS
 from convrec_r1.studies.checks import check_comparable, notes_on
 from convrec_r1.studies.naming import name_systems
 from convrec_r1.studies.numbers import Writer
-from convrec_r1.studies.run_files import Judged, NotARun, Reader, Run
+from convrec_r1.studies.run_files import Judged, NotARun, Reader, Run, keys_of
 from convrec_r1.studies.systems import Study, System, make_replicate
 
 _log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ _DATA = (
 )
 _DECIDES = {
     "popularity": (*_DATA, "match."),
+    "teacher": ("data.", "n", "match.", "teacher."),
     "zero_shot": ("data.", "n", "model.", "match."),
     "sft": (
         *("data.", "n", "model.", "match.", "sft.", "warm_start", "rollout.temperature", "trainer.precision"),
@@ -135,7 +136,11 @@ def _add_baselines(drafts: dict[tuple, _Draft], runs: Sequence[Run]) -> list[str
         same = name not in _DECIDES and len({run.baselines[name].digest for run in brought}) == 1
         for run in brought:
             draft = _draft(drafts, name, _deciding(name, run.identity))
-            fixed = same or name == "popularity" or (name == "zero_shot" and run.config.get("model.source") != "tiny")
+            fixed = (
+                same
+                or name in ("popularity", "teacher")
+                or (name == "zero_shot" and run.config.get("model.source") != "tiny")
+            )
             known = draft.judged.setdefault(None if fixed else run.seed, run.baselines[name])
             if known.digest != run.baselines[name].digest:
                 unequal.setdefault(name, []).append(run.name)
@@ -153,7 +158,7 @@ def _draft(drafts: dict[tuple, _Draft], kind: str, config: dict[str, Any]) -> _D
 
 def _deciding(name: str, config: dict[str, Any]) -> dict[str, Any]:
     starts = _DECIDES.get(name, ("data.", "n", "match.", f"baselines.{name}.", f"eval.baselines.{name}.", "sources."))
-    return {k: v for k, v in config.items() if any(k == s or (s.endswith(".") and k.startswith(s)) for s in starts)}
+    return keys_of(config, starts)
 
 
 def _systems(drafts: Sequence[_Draft], ids: Sequence[str]) -> tuple[System, ...]:

@@ -106,6 +106,11 @@ class Study:
         return tuple(system for system in self.systems if system.runs)
 
     @property
+    def foreign(self) -> bool:
+        """Whether another system wrote some of the lists (task=score)."""
+        return any(run.config.get("task.name") == "score" for run in self.runs)
+
+    @property
     def n_clusters(self) -> int:
         return len(np.unique(self.clusters))
 
@@ -161,7 +166,9 @@ def evaluation_study(
             label=LABELS.get(name, name),
             kind=name,
             config={},
-            replicates=(make_replicate(trained.seed if name == final else None, Judged(evaluation), ids),),
+            replicates=(
+                make_replicate(trained.seed if name == final and trained.trained else None, Judged(evaluation), ids),
+            ),
             runs=(trained,) if name == final else (),
         )
         for name, evaluation in evaluations.items()

@@ -245,6 +245,8 @@ def verdict(d: Difference, level: float) -> str:
         return "no test was possible"
     if d.p_holm > limit:
         return "no difference between these policies is shown"
+    if not d.seeds:  # neither was trained
+        return "holds for these lists on other conversations"
     if math.isnan(d.crossed_p_holm):
         return (
             "holds for these policies on other conversations; with one seed there is no conclusion for another training"

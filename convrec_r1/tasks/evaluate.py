@@ -20,6 +20,7 @@ from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
 from convrec_r1.studies.run_report import report
 from convrec_r1.tasks import inputs
+from convrec_r1.tasks.score import baselines, questions
 
 _log = logging.getLogger(__name__)
 
@@ -36,10 +37,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
     engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     split = cfg.eval.split
-    systems = {}
-    for baseline in judged.baselines:
-        if (found := judged.baseline(baseline, data[split], data["train"])) is not None:
-            systems[baseline] = found
+    systems = baselines(judged, data[split], data, folder, split)
     name = Path(cfg.checkpoint).name
     try:
         systems[name] = judged.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
@@ -56,6 +54,11 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
         chosen = cfg.eval.select is Select.best or cfg.eval.patience is not None or "best" in Path(cfg.checkpoint).parts
         met = read_by_run(cfg)
         note = split_note(cfg.eval, trained=met, chosen=met and chosen)
-        return report(folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels, note=note)
+        asked = questions(folder, split, systems)
+        notes = [found["note"] for found in asked.values()]
+        summary = report(
+            folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, remarks=notes, labels=labels, note=note
+        )
+        return summary | {"asked": asked}
     finally:
         log.close(systems[name].summary())

@@ -1,4 +1,4 @@
-"""Set up a task, run it, and clean up after it."""
+"""Set up a task, run it, and clean up after it. A task's module is imported when it runs: what trains takes seconds."""
 
 import contextlib
 import gc
@@ -6,46 +6,68 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
-import torch
 from omegaconf import OmegaConf
 
 from convrec_r1.base import progress
 from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
 from convrec_r1.config.parts import tracker
+from convrec_r1.config.resolve import NO_MODEL
 from convrec_r1.config.schema import Config
-from convrec_r1.doctor.task import doctor
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.identity import as_dict
-from convrec_r1.run.tracker import Tracker
-from convrec_r1.studies.compare import compare
-from convrec_r1.studies.workspace import publish
-from convrec_r1.tasks import inputs
-from convrec_r1.tasks.distill import distill, dry_run
-from convrec_r1.tasks.evaluate import evaluate
-from convrec_r1.tasks.kept import kept
-from convrec_r1.tasks.train import train
+
+if TYPE_CHECKING:
+    from convrec_r1.run.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 
-Task = Callable[[Config, RunFolder, Callable[[], Tracker]], dict[str, Any]]
-TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "distill": distill}
-"""Tasks that write a run folder, which is locked, resumed, and finished once."""
+Task = Callable[[Config, RunFolder, Callable[[], "Tracker"]], dict[str, Any]]
+TASKS = {"train": "train.train", "eval": "evaluate.evaluate", "distill": "distill.distill", "score": "score.score"}
+"""Tasks that write a run folder, which is locked, resumed, and finished once: MODULE.FUNCTION of tasks/."""
+REPEATED = ("score",)
+"""Tasks of seconds whose files may have changed: they start over where the others are complete."""
+Reader = Callable[[Config, Path], object]
 
-READERS: dict[str, Callable[[Config, Path], object]] = {
-    "compare": lambda cfg, folder: compare(
+
+def _compare() -> Reader:
+    from convrec_r1.studies.compare import compare
+
+    return lambda cfg, folder: compare(
         cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples
-    ),
-    "workspace": lambda cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks),
-    "kept": lambda cfg, _: kept(cfg),
-    "dry_run": lambda cfg, _: dry_run(cfg),
-    "doctor": lambda cfg, _: doctor(cfg),
-}
-"""Tasks that write no run folder. They can be repeated."""
+    )
+
+
+def _workspace() -> Reader:
+    from convrec_r1.studies.workspace import publish
+
+    return lambda cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks)
+
+
+def _kept() -> Reader:
+    from convrec_r1.tasks.kept import kept
+
+    return lambda cfg, _: kept(cfg)
+
+
+def _dry_run() -> Reader:
+    from convrec_r1.tasks.distill import dry_run
+
+    return lambda cfg, _: dry_run(cfg)
+
+
+def _doctor() -> Reader:
+    from convrec_r1.doctor.task import doctor
+
+    return lambda cfg, _: doctor(cfg)
+
+
+READERS = {"compare": _compare, "workspace": _workspace, "kept": _kept, "dry_run": _dry_run, "doctor": _doctor}
+"""Tasks that write no run folder and can be repeated: functions that import them."""
 
 
 def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str] = ()) -> dict[str, Any]:
@@ -57,26 +79,39 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
         sha: Commit of the code.
         choices: Sentences on the resolved options, for the log.
     """
-    first = is_first()
-    progress.set_enabled(first)
-    start_logging(None, is_first=first)
-    task = "dry_run" if cfg.distill.dry_run and cfg.task.name == "distill" else cfg.task.name
+    task = "dry_run" if cfg.distill.dry_run and cfg.task.name in TASKS else cfg.task.name
+    # Imported before logging starts: Lightning's import sets log levels.
     if task in READERS:
+        reader = READERS[task]()
+        _start()
         try:
-            READERS[task](cfg, folder.path)
+            reader(cfg, folder.path)
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
-    with folder.alone() if first else contextlib.nullcontext():
-        return _make(cfg, folder, sha, choices)
+    module, _, function = TASKS[task].partition(".")
+    run: Task = getattr(import_module(f"convrec_r1.tasks.{module}"), function)
+    _start()
+    with folder.alone() if is_first() else contextlib.nullcontext():
+        return _make(run, cfg, folder, sha, choices)
 
 
-def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
+def _start() -> None:
+    progress.set_enabled(is_first())
+    start_logging(None, is_first=is_first())
+
+
+def _make(task: Task, cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
     first = is_first()
     composed = OmegaConf.structured(cfg)
     if first:
         state = folder.begin(composed, sha)
+        if state is State.complete and cfg.task.name in REPEATED:
+            folder.clear()
+            state = folder.begin(composed, sha)
         if state is State.complete:
+            from convrec_r1.tasks import inputs  # imported late: it loads what trains
+
             inputs.check_complete(cfg, folder)
             _log.info("This run is complete: %s (fresh=true starts over)", folder.path)
             return json.loads(folder.summary.read_text(encoding="utf-8"))
@@ -84,13 +119,12 @@ def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str
         _log.info("%s %s", "Resuming" if state is State.interrupted else "Run", folder.path)
         for sentence in choices:
             _log.info(sentence)
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
-    pl.seed_everything(cfg.seed, verbose=False)
+    if cfg.task.name not in NO_MODEL:
+        _seed(cfg)
     plain = as_dict(composed, resolve=True)
     started = time.monotonic()
     try:
-        summary = TASKS[cfg.task.name](cfg, folder, lambda: tracker(cfg, plain, folder, sha))
+        summary = task(cfg, folder, lambda: tracker(cfg, plain, folder, sha))
         if first:
             folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
             _log.info("Done in %.0f s: %s", time.monotonic() - started, folder.path)
@@ -98,3 +132,12 @@ def _make(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str
     finally:
         start_logging(None, is_first=first)  # closes run.log
         gc.collect()
+
+
+def _seed(cfg: Config) -> None:
+    import pytorch_lightning as pl
+    import torch
+
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    pl.seed_everything(cfg.seed, verbose=False)

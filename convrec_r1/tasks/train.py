@@ -46,6 +46,7 @@ from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
 from convrec_r1.studies.run_report import report
 from convrec_r1.tasks import inputs
 from convrec_r1.tasks.distill import with_demonstrations
+from convrec_r1.tasks.score import keep_questions, questions
 from convrec_r1.tasks.warm_start import WarmStart, warm_start
 
 _log = logging.getLogger(__name__)
@@ -127,8 +128,12 @@ class Job:
         labels = foreign_labels(self.evaluator.metrics, cfg.n, cfg.ks)
         chosen = self.watch is not None and (cfg.eval.select is Select.best or cfg.eval.patience is not None)
         note = split_note(cfg.eval, trained=True, chosen=chosen)
-        summary = report(self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, labels=labels, note=note)
-        return summary | self.outcome()
+        asked = questions(self.folder, split, systems)
+        notes = [found["note"] for found in asked.values()]
+        summary = report(
+            self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, remarks=notes, labels=labels, note=note
+        )
+        return summary | {"asked": asked} | self.outcome()
 
     def use(self, kept: Path) -> None:
         """Record that the run uses a shared artifact."""
@@ -174,6 +179,7 @@ class Job:
 
         found = self.evaluator.baseline(name, self.data[self.cfg.eval.split], self.data["train"], ask)
         if found is not None and self.first:
+            keep_questions(self.evaluator, name, self.folder, self.cfg.eval.split)
             found.write_jsonl(cached)
         return found
 

@@ -28,6 +28,7 @@ class Adapter(Protocol):
         seed: int              `data.seed`
         sizes: dict            split -> wanted number of conversations; a split without a limit is not in it
         match: Matching        when two titles name the same item
+        exclude_seen: bool     `data.exclude_seen`; false: items named before may be ground truths
 
     `__init__` opens no files: it also runs where only the metadata is wanted.
     """

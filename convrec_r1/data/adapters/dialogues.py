@@ -25,7 +25,8 @@ class DialogueAdapter(FileAdapter):
 
     `path` is a folder with `files`, or one of them. The named items are the ground truth, the items named before are the seen
     titles. There are no demonstrations. Left out, and counted in the log: items named before (a seen title earns no reward),
-    items that are not in the catalog, turns left with no item, and turns before which nothing was said.
+    items that are not in the catalog, turns left with no item, and turns before which nothing was said. With `exclude_seen`
+    false, items named before are ground truths like others, and there are no seen titles.
     """
 
     files: ClassVar[Mapping[Split, Sequence[str]]]
@@ -38,9 +39,12 @@ class DialogueAdapter(FileAdapter):
     )
     """What the log says of `counts`."""
 
-    def __init__(self, path: str | Path, match: Matching, catalog: str | Path | None = None) -> None:
+    def __init__(
+        self, path: str | Path, match: Matching, catalog: str | Path | None = None, exclude_seen: bool = True
+    ) -> None:
         super().__init__(path, catalog)
         self.match = match
+        self.exclude_seen = exclude_seen
         self.counts: Counter[str] = Counter()
         """Numbers of what was left out, for `report`."""
         self.places: dict[str, str] = {}
@@ -114,7 +118,7 @@ class DialogueAdapter(FileAdapter):
             seen: items named before.
             without: items that are no ground truth ("disliked" in `counts`).
         """
-        titles = {self.match.key(item.title): item.title for item in seen}
+        titles = {self.match.key(item.title): item.title for item in seen if self.exclude_seen}
         unique = {self.match.item_key(item): item for item in named}
         fresh = [item for (title, _), item in unique.items() if title not in titles]
         liked = [item for item in fresh if item not in without]
