@@ -115,7 +115,7 @@ def choose_matching(match: Any, recipe: str) -> tuple[Any, str]:
     Returns:
         The options, and a sentence that says what was chosen and why.
     """
-    if not isinstance(match, AutoConfig):
+    if not isinstance(match, AutoConfig) or match._target_ != AutoConfig._target_:
         return match, ""
     if recipe == "paper":
         return FoldedConfig(

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from convrec_r1.lists.dress import unwrap
-from convrec_r1.lists.item import Item
+from convrec_r1.lists.item import Item, strict
 from convrec_r1.lists.markers import COUNTED, NAMED, unmarked
 from convrec_r1.lists.prose import MOST_WORDS, SPOKEN, is_prose, prose_words
 from convrec_r1.lists.years import CENTURY, DATE, OTHER_YEAR, YEAR, bare_year
@@ -24,7 +24,9 @@ _PLAIN = re.compile(r"(([A-Z][\w'-]+)(?: [\w,.'&!?:-]+){0,12})(?<![,:-]) \((\d{4
 _DIGITS = re.compile(r"\d{4}")
 _MARKING = frozenset(word.capitalize() for word in f"{COUNTED}|{NAMED}".split("|"))
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]\((?!\d{4}\))[^()\s]*(?:\([^()]*\)[^()\s]*)?(?:\s\"[^\"]*\")?\)")
-_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,80}>")
+_TAG = re.compile(
+    r"</?(?:[abipu]|em|strong|li|ul|ol|t[drh]|span|br|div|cite|h[1-6])(?:\s[^<>]{0,80})?/?>", re.IGNORECASE
+)
 _FIELD = re.compile(r"[\"'](?:title|name|movie|film|item)[\"']\s*:\s*(?:\"([^\"]+)\"|'([^']+)')", re.IGNORECASE)
 _YEAR_FIELD = re.compile(rf"year[\"']\s*:\s*[\"']?({CENTURY})", re.IGNORECASE)
 _PAIR = re.compile(rf"[\[(]\s*(?:\"([^\"]+)\"|'([^']+)')\s*,\s*[\"']?({CENTURY})[\"']?\s*[\])]")
@@ -35,7 +37,7 @@ _LABEL = re.compile(  # a detail below an item: "Director: Michael Mann"
     re.IGNORECASE,
 )
 _YEAR_LABEL = re.compile(r"[*_]*(?:year|premiere|release)d?(?: date| year)?[*_]*", re.IGNORECASE)
-_LONGEST = 2000
+_LONGEST = 20_000
 """Characters of a line that are read. A longer one has its item in front, if it has one."""
 
 
@@ -46,6 +48,8 @@ def parse_entry(line: str, *, year_required: bool = True) -> Entry:
         return Entry(Item(plain[1], int(plain[3])), "")
     if year_required and not _DIGITS.search(line):
         return Entry(None, "")
+    if len(line) > _LONGEST and (long := strict(line)).title:
+        return Entry(long, "")
     kind, text = unmarked(line if len(line) <= _LONGEST else line[:_LONGEST])
     if "|" in text and (row := _row(text)):
         text = row

@@ -37,7 +37,7 @@ _NUMBER = re.compile(
 _UNNUMBERED = re.compile(r"[^\W\d_]\w[\w'\u2019-]*(?: [^:.)\d\u2013\u2014-]{12}|$)")
 """Beginning of a line that plainly has no marker: most lines of a trained policy."""
 _CLOSINGS = {"\u201c": "\u201d"}
-_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060"))
+_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))
 
 
 def unmarked(line: str) -> tuple[str, str]:

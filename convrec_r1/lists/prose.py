@@ -61,7 +61,7 @@ def is_prose(before: str, behind: str, *, loose: bool) -> bool:
         return True
     if (YEAR.search(behind) or behind.lstrip()[:1].isalpha()) and prose_words(behind):
         return True
-    return before.count(" ") >= (MOST_WORDS if loose else 2 * MOST_WORDS)
+    return (loose or bool(end)) and before.count(" ") >= (MOST_WORDS if loose else 2 * MOST_WORDS)
 
 
 def prose_words(text: str) -> int:
