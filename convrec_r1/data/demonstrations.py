@@ -38,7 +38,7 @@ def add_demonstrations(data: Dataset, n: int, match: Matching) -> Dataset:
         for item in basket:
             scores.update(together[item])
         near = sorted(scores, key=lambda item: (-scores[item] / counts[item] ** 0.5, str(item)))
-        seen = {match.key(title) for title in conversation.seen}
+        seen = match.seen_keys(conversation.seen)
         chosen = dict.fromkeys([*truths(conversation), *near, *popular])
         return tuple([item for item in chosen if match.key(item.title) not in seen][:n]) or None
 
