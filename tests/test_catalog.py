@@ -117,7 +117,7 @@ def test_rows_with_a_year_and_no_title_are_left_out_with_a_warning(tmp_path, cap
         ("c.pkl", pickle.dumps([("Heat", "x")]), "c.pkl, item 1: a year must be"),
         ("c.pkl", b"", "not a readable pickle"),
         ("c.pkl", b"\x80\x04nonsense", "not a readable pickle"),
-        ("c.pkl", pickle.dumps(FILMS), "convrec_r1.lists.Item"),
+        ("c.pkl", pickle.dumps(FILMS), "convrec_r1.lists.item.Item"),
     ],
 )
 def test_a_catalog_that_cannot_be_used_says_where_and_why(tmp_path, name, content, expected):

@@ -125,7 +125,7 @@ def dapo(*overrides: str):
 
 @pytest.mark.parametrize("overlap", [0, 1])
 def test_every_group_teaches_and_a_resumed_run_replaces_the_same(warm, tmp_path, overlap):
-    cfg = dapo("algo.dynamic_sampling=30", "algo.overlong.cache=0")
+    cfg = dapo("algo.dynamic_sampling=30", "algo.overlong.cache=0", "rl.lr=1e-3")
     cfg.rollout.overlap = overlap
     whole, rows, _ = reinforce(warm, cfg, tmp_path / "whole")
     assert sum(row["dynamic_sampling/groups_dropped"] for row in rows) > 3, "or this test shows nothing"
