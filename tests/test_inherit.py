@@ -64,6 +64,16 @@ def test_everything_that_decides_the_numbers_comes_from_the_run(run, place):
     assert "\n" not in said
 
 
+def test_arguments_of_the_chat_template_that_are_not_the_projects_own_come_too(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(compose_config("+model.template.reasoning_effort=low", "model.date=2025-01-31"))
+    cfg, _ = evaluation(folder.path)
+    assert cfg.model.template == {"enable_thinking": False, "reasoning_effort": "low"}
+    assert cfg.model.date == "2025-01-31"
+    cfg, _ = evaluation(folder.path, "+model.template.reasoning_effort=high")
+    assert cfg.model.template.reasoning_effort == "high"
+
+
 def test_what_is_of_training_or_of_the_machine_does_not(run):
     stored = OmegaConf.load(run / "config.yaml")
     OmegaConf.update(stored, "model.trust_remote_code", True)

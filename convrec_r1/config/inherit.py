@@ -30,6 +30,8 @@ TAKEN = (
 """Sections and keys that are taken over."""
 _LEFT = ("model.trust_remote_code", "model.attention", "data.demonstrations")
 """Keys in them that are not: the first two may run code, the last one is only for training."""
+_FREE = ("model.template",)
+"""Mappings whose keys are the user's."""
 _GLOBAL = ("debug", "experiment", "scale", "recipe")
 """Groups whose choices set keys of several sections."""
 _SHOWN = ("n", "data.name", "model.name", "model.max_prompt_length", "model.max_completion_length", "match._target_")
@@ -69,12 +71,12 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
         if name.split(".")[0] in groups or any(within(key, k) or within(k, key) for k in keys):
             if _text(now) != _text(value) and (key in keys or key in _SHOWN):
                 overridden.append(f"{_label(key)}={_text(now)} (there {_text(value)})")
-        elif _has(cfg, key):
+        elif _has(cfg, key) or any(within(key, free) for free in _FREE):
             if isinstance(value, str) and "${" in value:
                 raise UserError(
                     f"{RunFolder(run).config}: {key} holds ${{...}}, which is not resolved. Give {key} yourself."
                 )
-            OmegaConf.update(cfg, key, value)
+            OmegaConf.update(cfg, key, value, force_add=True)
             taken.append(key)
     shown = [f"{_label(key)}={_text(stored[key])}" for key in _SHOWN if key in taken]
     said = f"From {run}: {', '.join([*shown, 'instruction and scoring'])}" if taken else f"From {run}: nothing"
