@@ -13,6 +13,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_json, read_jsonl
 from convrec_r1.config.checks import problems
 from convrec_r1.config.parts import evaluator, matching
+from convrec_r1.config.resolve import resolve
 from convrec_r1.data import movieland
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.config import Missing
@@ -249,3 +250,10 @@ def test_real_answers_of_gpt_4():
         hits[exclude] = sum(sum(sample.hits) for sample in evaluator(cfg, data).score(laid.texts, data["test"]).samples)
         assert any(conversation.seen for conversation in data["test"]) is (exclude == "true")
     assert 0 < hits["true"] < hits["false"]
+
+
+def test_the_log_says_how_titles_are_matched():
+    """The default depends on the recipe, which no other line of a scoring run's log names."""
+    (said,) = resolve(unresolved_config("task=score", "lists=x"))
+    assert said.startswith("match: normalised")
+    assert resolve(unresolved_config("task=score", "lists=x", "match=folded")) == []

@@ -21,7 +21,7 @@ def resolve(cfg: Config) -> list[str]:
         cfg.rl = replace(cfg.rl, prompts_per_step=prompts)
     cfg.match, match = choose_matching(cfg.match, cfg.recipe.name)
     if cfg.task.name in NO_MODEL:
-        return []
+        return [match] if match and cfg.task.name == "score" else []
     per_step = (cfg.sft.batch_size,) if cfg.algo.stage is Stage.sft else (cfg.rl.prompts_per_step, cfg.sft.batch_size)
     cfg.trainer, trainer = choose_hardware(cfg.trainer, per_step=per_step)
     cfg.rollout, rollout = choose_engine(cfg.rollout, gpu=cfg.trainer.accelerator == "gpu")
