@@ -11,7 +11,7 @@ from convrec_r1.base.digest import of_code, of_files, of_model, of_rows
 from convrec_r1.base.files import read_json, write_json
 from convrec_r1.config.parts import evaluation_key
 from convrec_r1.data.adapters import jsonl
-from convrec_r1.data.load import digests, load_data
+from convrec_r1.data.load import digests, files_of, load_data
 from convrec_r1.distill.demonstrations import key, read_besides
 from convrec_r1.distill.pipeline import Setup
 from convrec_r1.run.folder import RunFolder
@@ -98,6 +98,17 @@ def test_each_part_of_a_dataset_has_a_digest_of_its_own(tmp_path, file, old, new
     replaced(folder / file, old, new)
     after = digests(jsonl.Jsonl(folder).load())
     assert {name for name in before if before[name] != after[name]} == changes
+
+
+def test_of_a_single_file_only_the_files_beside_it_are_looked_at(tmp_path):
+    """Not the folders: beside it may be outputs/, where other runs write and delete files meanwhile."""
+    data = write_data(tmp_path / "data")
+    (data / "outputs" / "run").mkdir(parents=True)
+    (data / "outputs" / "run" / "metrics.jsonl").write_text("{}")
+    adapter = jsonl.Jsonl(data / "train.jsonl")
+    assert [file.name for file in files_of(adapter) or ()] == [
+        "catalog.csv", "test.jsonl", "train.jsonl", "validation.jsonl",
+    ]  # fmt: skip
 
 
 def test_rows_of_any_text_have_a_digest(tmp_path):

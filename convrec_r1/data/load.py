@@ -97,7 +97,8 @@ def files_of(adapter: Adapter) -> list[Path] | None:
     """Return the files that an adapter may read. None: not known, as for a class of the user's."""
     if isinstance(adapter, FileAdapter) and is_own(type(adapter).__module__):
         catalog = adapter.catalog_file()
-        files = files_in(adapter.path) if adapter.path.is_dir() else files_in(adapter.path.parent)
+        beside = (file for file in adapter.path.parent.glob("*") if file.is_file())
+        files = files_in(adapter.path) if adapter.path.is_dir() else beside
         return sorted({*files, *([catalog] if catalog else [])})
     return [] if not adapter.needs_path and is_own(type(adapter).__module__) else None
 
