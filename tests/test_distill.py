@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from support import ROOT, SHARED, SMOKE, assert_user_error, make_config, run_com
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_json, read_jsonl, write_jsonl
 from convrec_r1.config.checks import check
-from convrec_r1.data import movieland
+from convrec_r1.data import Catalog, movieland
 from convrec_r1.data.load import load_data
 from convrec_r1.data.schema import Conversation, Message
-from convrec_r1.distill import adjust
+from convrec_r1.distill import adjust, pipeline
 from convrec_r1.distill.card import render
 from convrec_r1.distill.config import TeacherConfig
 from convrec_r1.distill.embedders.tfidf import TfidfEmbedder
@@ -30,6 +31,7 @@ from convrec_r1.distill.teachers.cache import AnswerCache
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item
+from convrec_r1.matching import Normalised
 from convrec_r1.policy.prompts import dialogue
 
 pytestmark = pytest.mark.long
@@ -440,6 +442,20 @@ def test_the_words_of_the_instruction_draw_no_film_to_every_conversation():
         near[name] = int((top == place).any(axis=1).sum())
     assert len(every) == 75
     assert near == {"whole": 74, "heard": 0}
+
+
+def test_stage_1_finds_seen_titles_and_truths_by_the_rule_of_the_reward(monkeypatch):
+    """Seen "Title (Year)", a truth in another spelling, and one that stands there twice."""
+    items = [Item("Am\u00e9lie", 2001), Item("Heat", 1995), Item("The Matrix", 1999)]
+    truths = (Item("Amelie", 2001), Item("Matrix, The", 1999), Item("The Matrix", None))
+    talk = Conversation("c", "c", (Message("user", "?"),), truths, seen=("heat (1995)",))
+    assert [places.tolist() for places in pipeline._seen([talk], items, Normalised())] == [[1]]
+    given = []
+    monkeypatch.setattr(pipeline, "fit_adjust", lambda store, rows, truths, strength: given.extend(truths))
+    cfg = make_config("match=normalised", "distill.adjust.strength=0.01")
+    found = SimpleNamespace(conversations=[talk], train=1)
+    pipeline._adjust(setup_of(cfg), Catalog(items), None, found)  # pyright: ignore[reportArgumentType]
+    assert [places.tolist() for places in given] == [[0, 2]]
 
 
 def test_the_card_says_that_adjust_did_not_converge(tmp_path, monkeypatch):

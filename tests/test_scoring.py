@@ -76,6 +76,12 @@ def test_popularity_ignores_other_splits():
     assert Popularity.from_conversations(leaky, CATALOG).counts.tolist() == POPULARITY.counts.tolist()
 
 
+def test_popularity_counts_an_item_once_a_conversation():
+    """The reward knows one truth here, too (`Matching.distinct`)."""
+    thrice = [conversation("t", [BETA, Item("BETA", 1992), Item("Beta", None), GAMMA], split="train")]
+    assert Popularity.from_conversations(thrice, CATALOG).counts.tolist() == [0, 1, 1, 0, 0, 0]
+
+
 def test_popularity_baseline_leaves_out_what_was_seen():
     assert POPULARITY.recommend(conversation("c", []), 3) == [BETA, GAMMA, DELTA]
     assert POPULARITY.recommend(conversation("c", [], seen=["gamma"]), 3) == [BETA, DELTA, ALPHA]

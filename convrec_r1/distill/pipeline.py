@@ -238,9 +238,9 @@ def _inputs(
 
 
 def _adjust(setup: Setup, catalog: Catalog, store: ScoreStore, found: Stage1) -> Adjustment:
-    cfg, train, places = setup.distill.adjust, found.conversations[: found.train], ItemIndex(catalog)
+    cfg, train, places = setup.distill.adjust, found.conversations[: found.train], ItemIndex(catalog, setup.matching)
     truths = [
-        np.array([at for item in c.ground_truth if (at := places.find(item)) is not None], dtype=np.int64)
+        np.array([at for at in dict.fromkeys(map(places.find, c.ground_truth)) if at is not None], dtype=np.int64)
         for c in train
     ]
     strength = cfg.strength
@@ -264,7 +264,7 @@ def _seen(conversations: Sequence[Conversation], items: Sequence[Item], match: M
     for at, item in enumerate(items):
         by_title.setdefault(match.key(item.title), []).append(at)
     return [
-        np.array(sorted({at for title in c.seen for at in by_title.get(match.key(title), ())}), dtype=np.int64)
+        np.array(sorted({at for title in match.seen_keys(c.seen) for at in by_title.get(title, ())}), dtype=np.int64)
         for c in conversations
     ]
 

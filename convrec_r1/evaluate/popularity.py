@@ -56,7 +56,7 @@ class Popularity:
         """Count the ground truths of the training conversations.
 
         Conversations of other splits are skipped, which prevents leaks of the test split. Ground truths outside the catalog
-        are not counted.
+        are not counted, and an item counts once a conversation.
         """
         items = list(catalog)
         index = ItemIndex(items, match)
@@ -64,8 +64,7 @@ class Popularity:
         for conversation in conversations:
             if conversation.split != "train":
                 continue
-            for item in conversation.ground_truth:
-                at = index.find(item)
+            for at in {index.find(item) for item in conversation.ground_truth}:
                 if at is not None:
                     counts[at] += 1
         return cls(items, counts, match)
