@@ -218,3 +218,10 @@ def test_thoughts_that_never_end_leave_nothing():
     hidden = thought_tokens(ids, tokenizer.decode)
     assert tokenizer.decode([token for at, token in enumerate(ids) if at not in hidden]).strip("\n <") == "Heat"
     assert thought_tokens(tokenizer("Heat\nRonin", add_special_tokens=False)["input_ids"], tokenizer.decode) == []
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "SentencePiece with byte fallback"])
+def test_thoughts_may_break_off_at_a_letter_of_several_tokens(kind):
+    tokenizer, _ = LOADED[kind]
+    ids = tokenizer("Heat\n<think>\u3042\u4e16", add_special_tokens=False)["input_ids"]
+    assert thought_tokens(ids, tokenizer.decode)[-3:] == [*range(len(ids) - 3, len(ids))]
