@@ -211,6 +211,17 @@ def test_baselines_that_runs_brought_are_systems(tmp_path):
     assert [run.name for run in sft.runs] == ["sft3"]
 
 
+def test_a_checkpoint_with_other_limits_is_another_system(tmp_path):
+    """task=eval takes the run's limits, so other ones were asked for."""
+    run = write_run(tmp_path / "run", ASKED, GOOD, "algo=rank_grpo", "eval.baselines=[]")
+    given = ("task=eval", f"checkpoint={run}", "eval.baselines=[]")
+    whole = write_run(tmp_path / "whole", ASKED, GOOD, *given)
+    short = write_run(tmp_path / "short", ASKED, POOR, *given, "model.max_completion_length=20")
+    study = read_study([whole, short])
+    assert len(study.trained) == 2
+    assert not study.left_out
+
+
 def test_an_evaluated_checkpoint_is_a_system(tmp_path):
     paths = write_pair(tmp_path)
     of_run = write_run(tmp_path / "e1", ASKED, GOOD, "task=eval", f"checkpoint={paths[2]}")

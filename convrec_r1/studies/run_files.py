@@ -32,6 +32,11 @@ _DECIDE_SCORES = (
     *("n", "lists", "name", "seed"),
 )
 """Config keys, or prefixes of keys (with a dot at the end), that the scores of another system's lists depend on."""
+_OF_EVALUATIONS = (
+    *("task.", "data.", "eval.", "rollout.", "n"),
+    *("model.max_prompt_length", "model.max_completion_length"),
+)
+"""Config keys of an evaluation that stand before those of the run that trained its checkpoint."""
 
 
 class NotARun(Exception):
@@ -305,7 +310,7 @@ def _checkpoint_config(config: dict[str, Any]) -> dict[str, Any] | None:
     made = _config(RunFolder(run).config) if run is not None else None
     if made is None or made["task.name"] != "train":
         return None
-    return made | {k: v for k, v in config.items() if k == "n" or k.startswith(("task.", "data.", "eval.", "rollout."))}
+    return made | keys_of(config, _OF_EVALUATIONS)
 
 
 def _inputs(run: Path | None) -> dict[str, Any]:
