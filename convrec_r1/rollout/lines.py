@@ -90,7 +90,8 @@ def thought_tokens(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -
     for start, end in thoughts(text):
         # By the text, not its length: a part of a character's bytes is written as one character, too.
         first, last = (
-            bisect_left(range(len(ids)), True, key=lambda k: decode(ids[:k]).startswith(text[:at])) for at in (start, end)
+            bisect_left(range(len(ids)), True, key=lambda k: decode(ids[:k]).startswith(text[:at]))
+            for at in (start, end)
         )
         rest = text[end : len(decode(ids[:last]))]
         closes = "\n" in rest and text[:start].rpartition("\n")[2].strip()  # the newline of a line before the thoughts
