@@ -74,6 +74,16 @@ def test_arguments_of_the_chat_template_that_are_not_the_projects_own_come_too(t
     assert cfg.model.template.reasoning_effort == "high"
 
 
+def test_the_metric_of_a_class_that_the_command_does_not_name_stays_behind(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(compose_config("+metrics.mine._target_=my_metrics.Surprise", "eval.metric=surprise@5"))
+    cfg, said = evaluation(folder.path)
+    assert cfg.eval.metric is None
+    assert "overridden: eval.metric=None (there surprise@5)" in said
+    cfg, _ = evaluation(folder.path, "+metrics.mine._target_=my_metrics.Surprise")
+    assert cfg.eval.metric == "surprise@5"
+
+
 def test_what_is_of_training_or_of_the_machine_does_not(run):
     stored = OmegaConf.load(run / "config.yaml")
     OmegaConf.update(stored, "model.trust_remote_code", True)

@@ -59,6 +59,8 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
     keys, groups = _given(overrides, folders)
     if {"n", "eval.ks"} & keys:
         keys.add("eval.metric")  # the run's may not exist at these cut-offs
+    if "metrics" not in groups and not any(within(key, "metrics") for key in keys) and _foreign_metric(stored):
+        keys.add("eval.metric")  # of a class that is not imported
     if "data" in groups and stored.get("data.domain") == cfg.data.domain:
         stored["instruction"] = stored.pop("data.instruction", cfg.data.instruction)  # the policy knows this one
     taken, overridden = [], []
@@ -127,6 +129,14 @@ def _refuse_foreign(run: Path, stored: dict[str, Any], groups: set[str]) -> list
         for key in [key for key in stored if within(key, section)]:
             del stored[key]
     return notes
+
+
+def _foreign_metric(stored: dict[str, Any]) -> bool:
+    """Return whether the run's `eval.metric` is a value of a user's class."""
+    from convrec_r1.evaluate.metrics import BUILT_IN, find_label  # imported late: takes time
+
+    metric = stored.get("eval.metric")
+    return bool(metric) and not any(find_label(kind.labels, str(metric)) for kind in BUILT_IN)
 
 
 @functools.cache
