@@ -641,12 +641,13 @@ def test_a_runs_report_is_a_study_of_one(tmp_path, monkeypatch):
     evaluations = {"popularity": judge(FAIR, ASKED), "rank_grpo": judge(GOOD, ASKED[::-1])}
     with pytest.raises(ValueError, match="same conversations"):
         run_report.report(
-            folder, {"sft": judge(GOOD[:5], ASKED[:5]), **evaluations}, EvalConfig(), n=N, seed=1, about="x"
+            folder, {"sft": judge(GOOD[:5], ASKED[:5]), **evaluations}, EvalConfig(), run_report.Wording("x", 1), n=N
         )
     evaluations["rank_grpo"] = judge(GOOD, ASKED)
     options = EvalConfig(ks=[3, 5, 9], resamples=200)
     labels = {"mrr": {"label": "Own name", "better": "high", "digits": 4}}
-    found = run_report.report(folder, evaluations, options, n=N, seed=1, about="tiny | movieland", labels=labels)
+    wording = run_report.Wording("tiny | movieland", 1, labels=labels)
+    found = run_report.report(folder, evaluations, options, wording, n=N)
     clusters = [c.cluster for c in ASKED]
     values = [judge(lists, ASKED).values("ndcg@5")[0] for lists in (GOOD, FAIR)]
     by_hand = paired_cluster_bootstrap(*values, clusters, n_resamples=200)

@@ -27,18 +27,24 @@ def of_rows(rows: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
+def of_file(file: Path) -> str:
+    """Return a digest of the contents of a file."""
+    with file.open("rb") as opened:
+        return file_digest(opened, lambda: blake2b(digest_size=16)).hexdigest()
+
+
 def of_files(path: str | Path) -> str:
-    """Return a digest of a file, or of the names and contents of all files in a folder. A missing path has its own."""
+    """Return a digest of a file, or of the names and contents of all files in a folder. A missing path counts as empty."""
     root = Path(path)
     digest = blake2b(digest_size=16)
     for file in files_in(root):
         name = file.relative_to(root).as_posix() if root.is_dir() else ""
-        digest.update(f"{name}\n{_of_file(file, *stamp(file))}\n".encode(errors="surrogateescape"))
+        digest.update(f"{name}\n{_known(file, *stamp(file))}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def files_in(path: Path) -> list[Path]:
-    """Return the file, or the files in a folder, without hidden ones. Empty if there is no such path."""
+    """Return the file, or the files in a folder, without hidden ones. Empty if the path does not exist."""
     if not path.is_dir():
         return [path] if path.is_file() else []
     found = (file for file in sorted(path.rglob("*")) if file.is_file())
@@ -46,13 +52,16 @@ def files_in(path: Path) -> list[Path]:
 
 
 def stamp(file: Path) -> tuple[int, int, int]:
-    """Return size, time of change [ns] and inode of a file: if they are equal, so are the contents."""
+    """Return size, modification time [ns] and inode of a file: if they are equal, so are the contents."""
     found = file.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def of_model(path: str, revision: str | None = None) -> str:
-    """Return a digest of the files of a model's folder; of a Hub id the commit that `revision` names, as far as it is known."""
+    """Return a digest of the files of a model's folder, or a Hub id with the commit that `revision` names.
+
+    If the commit is not known (offline, never downloaded), the Hub id has `revision` instead.
+    """
     if (folder := Path(path).expanduser()).is_dir():
         return of_files(folder)
     from huggingface_hub import hf_hub_download  # takes seconds to import
@@ -68,7 +77,7 @@ def of_model(path: str, revision: str | None = None) -> str:
 def of_code(*rooms: str, without: tuple[str, ...] = ()) -> str:
     """Return a digest of source files of this package, without blank lines and comment lines.
 
-    rooms: modules or folders of the package, such as "data" or "tasks/train". None: all of it, `without` some.
+    rooms, without: modules or folders of the package, such as "data" or "tasks/train". No rooms: the whole package.
     """
 
     def files(room: str) -> set[Path]:
@@ -84,9 +93,8 @@ def of_code(*rooms: str, without: tuple[str, ...] = ()) -> str:
 
 
 @cache  # one process asks for the same weights several times
-def _of_file(file: Path, *_: int) -> str:
-    with file.open("rb") as opened:
-        return file_digest(opened, lambda: blake2b(digest_size=16)).hexdigest()
+def _known(file: Path, *_: int) -> str:
+    return of_file(file)
 
 
 def slots(value: Any, without: Sequence[str] = ()) -> list[Any]:

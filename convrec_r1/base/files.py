@@ -29,8 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def written_out(pattern: Path) -> Path:
-    """Return the leading folders of a glob pattern: those without wildcards, or that exist with them in their name."""
+def fixed_part(pattern: Path) -> Path:
+    """Return the leading folders of a glob pattern: those without wildcards, or with wildcards in the name of a real folder."""
     folder = Path()
     for part in pattern.parts:
         if re.search(r"[*?[]", part) and not (folder / part).is_dir():
@@ -82,7 +82,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 _ARROW = "-> "
-"""How a text file begins that stands for a symbolic link."""
+"""Start of a text file that stands for a symbolic link."""
 
 
 def point(link: Path, target: str) -> None:
@@ -101,7 +101,7 @@ def point(link: Path, target: str) -> None:
 
 
 def pointed(link: Path) -> str | None:
-    """Return the target of what `point` made, None if `link` is something else or missing."""
+    """Return the target of a link that `point` made. None: `link` is something else, or missing."""
     if link.is_symlink():
         return os.readlink(link)
     if not link.is_file() or link.stat().st_size > 4096:
@@ -111,7 +111,7 @@ def pointed(link: Path) -> str | None:
 
 
 def follow(path: str | Path) -> Path:
-    """Return `path` with the text files that stand for symbolic links replaced by what they point to."""
+    """Return `path` with the text files that stand for symbolic links replaced by their targets."""
     found = Path()
     for part in Path(path).parts:
         target = None if (found / part).is_symlink() else pointed(found / part)

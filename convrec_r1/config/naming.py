@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import written_out
+from convrec_r1.base.files import fixed_part
 from convrec_r1.config.inherit import config_folders, inherit
 from convrec_r1.evaluate.config import system_name
 from convrec_r1.run.identity import as_dict, identity, left_out, with_sources
@@ -63,7 +63,7 @@ def run_dir(*, _root_: DictConfig) -> str:
     if _root_.task.name == "compare" and _root_.runs:
         patterns = [_root_.runs] if isinstance(_root_.runs, str) else list(_root_.runs)
         beside = os.path.commonpath([os.path.dirname(os.path.abspath(str(pattern))) for pattern in patterns])
-        return str(written_out(Path(beside)) / "comparison")
+        return str(fixed_part(Path(beside)) / "comparison")
     return f"{study_dir(_root_=_root_)}/{run_name(_root_=_root_)}"
 
 

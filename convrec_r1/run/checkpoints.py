@@ -1,20 +1,19 @@
 """Checkpoint folders: sealed with checksums when they are written, verified before they are used."""
 
 import functools
-import hashlib
 import json
 import logging
 import os
 from pathlib import Path
 
+from convrec_r1.base.digest import of_file
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import follow, read_json, write_json
+from convrec_r1.run.folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-CONFIG = "config.yaml"
-"""The config of a run, in its folder."""
 STATE = "trainer.ckpt"
 """The trainer's state, in checkpoints that a run can resume from. Other checkpoints hold a policy only."""
 
@@ -24,7 +23,7 @@ def seal(folder: Path) -> None:
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
         _sync(file)
-        files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "blake2b": _digest(file)}
+        files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "blake2b": of_file(file)}
     write_json(folder / MANIFEST, files)
     for directory in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         _sync(directory)
@@ -45,7 +44,7 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
-        if _digest(file) != digest:
+        if of_file(file) != digest:
             return f"the checksum of {name} differs"
     return None
 
@@ -95,22 +94,17 @@ def require_whole(folder: Path) -> None:
 
 
 def run_of(checkpoint: str) -> Path | None:
-    """Return the folder of the run that a checkpoint is in: RUN, RUN/checkpoints/STEP or its policy/. None: no run of ours."""
+    """Return the folder of the run that a checkpoint is in: RUN, RUN/checkpoints/STEP or its policy/. None: no run."""
     path = Path(checkpoint).expanduser()
     if not path.is_dir():
         path = follow(path)
     inside = [folder.parent for folder in (path, *path.absolute().parents[:2]) if folder.name == "checkpoints"]
-    return next((folder for folder in (path, *inside) if (folder / CONFIG).is_file()), None)
+    return next((folder for folder in (path, *inside) if RunFolder(folder).config.is_file()), None)
 
 
 @functools.cache  # a run asks several times: one warning per checkpoint is enough
 def _warn(step: Path, wrong: str) -> None:
     _log.warning("The checkpoint %s is damaged: %s. Using the previous checkpoint.", step, wrong)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,9 +1,9 @@
 """Check that runs can be compared, and write notes on the limits of a comparison."""
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
+from convrec_r1.base.digest import of_file
 from convrec_r1.base.errors import UserError
 from convrec_r1.studies.naming import ABSENT, text
 from convrec_r1.studies.run_files import Run
@@ -23,10 +23,9 @@ _FEW_CLUSTERS = 60
 def check_comparable(runs: Sequence[Run]) -> None:
     """Raise UserError unless all runs were evaluated on the same conversations and scored by the same rules."""
     size = f"data.{runs[0].split}_size"
-    files = [run.conversations.read_bytes() if run.conversations else None for run in runs]
-    kept = [file for file in files if file is not None]
-    complete = len(kept) == len(files)
-    contents = [blake2b(file, digest_size=16).hexdigest() for file in kept] if complete else [""] * len(runs)
+    files = [run.conversations for run in runs if run.conversations]
+    complete = len(files) == len(runs)
+    contents = [of_file(file) for file in files] if complete else [""] * len(runs)
     # Simulated conversations of another seed have the same ids, so without the conversations the data keys are compared.
     keys = (*SCORING, *(() if complete else (*(key for key in _DATA if key != "data.path"), size)))
     groups: dict[tuple, list[Run]] = {}

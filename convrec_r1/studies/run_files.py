@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from convrec_r1.base.digest import of_file
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import read_jsonl, written_out
+from convrec_r1.base.files import fixed_part, read_jsonl
 from convrec_r1.evaluate.config import EvalConfig, metric_in_effect, system_name
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.run.checkpoints import run_of
@@ -156,7 +156,7 @@ def find_runs(patterns: str | Sequence[str] | None) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(str(pattern)).expanduser()
-        fixed = written_out(path)  # names of folders may contain wildcards
+        fixed = fixed_part(path)  # names of folders may contain wildcards
         rest = str(Path(glob.escape(str(fixed)), path.relative_to(fixed)))
         matches = [path] if path.is_dir() else [Path(match) for match in sorted(glob.glob(rest, recursive=True))]
         folders = [match for match in matches if match.is_dir()]
@@ -212,7 +212,7 @@ class Reader:
 
     def judged(self, path: Path, totals: Mapping[str, float]) -> Judged:
         """Read an evaluation. UserError if it holds a conversation twice."""
-        digest = blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        digest = of_file(path)
         if digest not in self._judged:
             evaluation = Evaluation.read_jsonl(path)
             ids = [sample.id for sample in evaluation.samples]

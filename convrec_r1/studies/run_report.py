@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from convrec_r1.base.files import write_text
@@ -26,18 +27,26 @@ _QUALITY = {
 }
 
 
+@dataclass(frozen=True)
+class Wording:
+    """What a report says besides its numbers."""
+
+    title: str
+    """Model and data."""
+    seed: int | None = None
+    """The run's seed. None: nothing was trained."""
+    how: str = "greedy decoding"
+    """How the lists were made."""
+    remarks: Sequence[str] = ()
+    """Sentences on the lists, for report.md."""
+    note: str | None = None
+    """A limit of what the numbers say."""
+    labels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Labels of users' metrics, as in summary.json."""
+
+
 def report(
-    folder: RunFolder,
-    evaluations: Mapping[str, Evaluation],
-    options: EvalConfig,
-    *,
-    n: int,
-    seed: int | None,
-    about: str,
-    how: str = "greedy decoding",
-    remarks: Sequence[str] = (),
-    labels: Mapping[str, Mapping[str, Any]] | None = None,
-    note: str | None = None,
+    folder: RunFolder, evaluations: Mapping[str, Evaluation], options: EvalConfig, wording: Wording, *, n: int
 ) -> dict[str, Any]:
     """Compare the systems of a run, print the result, write report.md and figures/run.png.
 
@@ -45,13 +54,8 @@ def report(
         folder: Folder of the run, with the learning curves in metrics.jsonl.
         evaluations: Evaluations on the same conversations, by name of the system. The last one is the run's policy.
         options: `eval`: cut-offs, metric, split, level and resamples.
+        wording: Title, seed, labels and remarks.
         n: Length of lists.
-        seed: The run's seed. None: nothing was trained.
-        about: Model and data, for the title.
-        how: How the lists came about.
-        remarks: Sentences on the lists, for report.md.
-        labels: Labels of users' metrics, as in summary.json.
-        note: Limit of what the numbers say.
 
     Returns:
         Metrics, intervals and differences for summary.json.
@@ -62,24 +66,15 @@ def report(
     *_, final = evaluations
     metric, ks = metric_in_effect(options, n), cutoffs(options.ks, n)
     ranking = [f"{family}@{k}" for family in ("ndcg", "recall") for k in ks]
+    judged, history, seed = Judged(evaluations[final]), read_history(folder.metrics), wording.seed
     config = {"eval.split": options.split}
-    judged, history = Judged(evaluations[final]), read_history(folder.metrics)
     run = Run(folder.path, config, {}, seed or 0, final, judged, history=history, trained=seed is not None)
-    study = evaluation_study(evaluations, run, metric, n=n, write=Writer(labels or {}))
-    statistics = {"level": options.level, "n_resamples": options.resamples}
-    pairs = [(study.baseline, system) for system in study.systems if system is not study.baseline]
-    measured = tuple(dict.fromkeys([*ranking, metric]))
-    comparison = Comparison(
-        metrics=measured,
-        means={name: means_on(study, name, statistics) for name in measured},
-        differences={metric: differences_on(study, pairs, metric, statistics)},
-        level=options.level,
-        resamples=options.resamples,
-    )
+    study = evaluation_study(evaluations, run, metric, n=n, write=Writer(wording.labels))
+    comparison = _compare(study, tuple(dict.fromkeys([*ranking, metric])), options)
     summaries = {name: evaluation.summary() for name, evaluation in evaluations.items()}
     table = _table(study, comparison, ranking, summaries)
-    facts = f"{len(study.ids)} conversations of the {study.split} split, lists of {n}, {how}"
-    notes = [note] if note else []
+    facts = f"{len(study.ids)} conversations of the {study.split} split, lists of {n}, {wording.how}"
+    notes = [wording.note] if wording.note else []
     sentences = [*notes, *(sentence(d, study.write) for d in comparison.differences[metric])]
     label = study.write.label
     own = [label(name) for name in study.write.foreign]
@@ -87,17 +82,11 @@ def report(
     console.print(table.pick(*(name for name in chosen if name not in ("coverage", "seen"))).rich())
     console.print(*map(visible, (facts, *sentences)), sep="\n", highlight=False, markup=False)
     figure = Drawer(study, comparison).run(folder.figures / "run.png")
-    lines = [
-        f"# {plain(study.baseline.label)}, {plain(about)}" + ("" if seed is None else f", seed {seed}"),
-        "",
-        *table.markdown(),
-        "",
-        f"{facts}. Interval: of {plain(label(metric))}, {options.level:.0%}, cluster bootstrap.",
-        "",
-        *(f"- {plain(line)}" for line in (*remarks, *sentences)),
-        "",
-        f"![Learning curves and comparison](figures/{figure.name})",
-    ]
+    interval = f"Interval: of {plain(label(metric))}, {options.level:.0%}, cluster bootstrap."
+    head = f"# {plain(study.baseline.label)}, {plain(wording.title)}" + ("" if seed is None else f", seed {seed}")
+    lines = [head, "", *table.markdown(), "", f"{facts}. {interval}", ""]
+    lines += [f"- {plain(line)}" for line in (*wording.remarks, *sentences)]
+    lines += ["", f"![Learning curves and comparison](figures/{figure.name})"]
     write_text(folder.path / "report.md", "\n".join(lines) + "\n")
     names = {system.label: system.kind for system in study.systems}
     return {
@@ -106,11 +95,26 @@ def report(
         "split": options.split,
         "conversations": len(study.ids),
         "metrics": summaries,
-        "labels": dict(labels or {}),
+        "labels": dict(wording.labels),
         "notes": notes,
-        "intervals": {name: {m: _interval(comparison, system, m) for m in measured} for system, name in names.items()},
+        "intervals": {
+            name: {m: _interval(comparison, system, m) for m in comparison.metrics} for system, name in names.items()
+        },
         "paired": [_paired(d, names) for d in comparison.differences[metric]],
     }
+
+
+def _compare(study: Study, metrics: tuple[str, ...], options: EvalConfig) -> Comparison:
+    """Return the means of `metrics`, and the differences of all systems from the run's in the study's metric."""
+    statistics = {"level": options.level, "n_resamples": options.resamples}
+    pairs = [(study.baseline, system) for system in study.systems if system is not study.baseline]
+    return Comparison(
+        metrics=metrics,
+        means={name: means_on(study, name, statistics) for name in metrics},
+        differences={study.metric: differences_on(study, pairs, study.metric, statistics)},
+        level=options.level,
+        resamples=options.resamples,
+    )
 
 
 def _table(

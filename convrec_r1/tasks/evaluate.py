@@ -10,7 +10,6 @@ from convrec_r1.config.parts import encoder_for, evaluator, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.config import Select, split_note
-from convrec_r1.evaluate.metrics import foreign_labels
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
@@ -18,9 +17,8 @@ from convrec_r1.rollout.base import make_engine
 from convrec_r1.run.checkpoints import policy_path, require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
-from convrec_r1.studies.run_report import report
 from convrec_r1.tasks import inputs
-from convrec_r1.tasks.score import baselines, questions
+from convrec_r1.tasks.systems import evaluate_baselines, report_on
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +35,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
     engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     split = cfg.eval.split
-    systems = baselines(judged, data[split], data, folder, split)
+    systems = evaluate_baselines(judged, data[split], data, folder, split)
     name = Path(cfg.checkpoint).name
     try:
         systems[name] = judged.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
@@ -49,16 +47,9 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     log = tracker()
     try:
         log.log(0, split, {f"{split}/{key}": value for key, value in systems[name].summary().items()})
-        about = f"{cfg.model.name} on {cfg.data.name}"
-        labels = foreign_labels(judged.metrics, cfg.n, cfg.ks)
         chosen = cfg.eval.select is Select.best or cfg.eval.patience is not None or "best" in Path(cfg.checkpoint).parts
         met = read_by_run(cfg)
         note = split_note(cfg.eval, trained=met, chosen=met and chosen)
-        asked = questions(folder, split, systems)
-        notes = [found["note"] for found in asked.values()]
-        summary = report(
-            folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, remarks=notes, labels=labels, note=note
-        )
-        return summary | {"asked": asked}
+        return report_on(systems, judged, cfg, folder, note=note)
     finally:
         log.close(systems[name].summary())

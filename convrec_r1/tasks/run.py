@@ -1,8 +1,7 @@
-"""Set up a task, run it, and clean up after it. A task's module is imported when it runs: what trains takes seconds."""
+"""Set up a task, run it, and clean up after it. A task's module is imported when it runs: those that train take seconds."""
 
 import contextlib
 import gc
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from convrec_r1.base import progress
+from convrec_r1.base.files import read_json
 from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
 from convrec_r1.config.parts import tracker
@@ -114,7 +114,7 @@ def _make(task: Task, cfg: Config, folder: RunFolder, sha: str | None, choices: 
 
             inputs.check_complete(cfg, folder)
             _log.info("This run is complete: %s (fresh=true starts over)", folder.path)
-            return json.loads(folder.summary.read_text(encoding="utf-8"))
+            return read_json(folder.summary)
         start_logging(folder.log, is_first=True)
         _log.info("%s %s", "Resuming" if state is State.interrupted else "Run", folder.path)
         for sentence in choices:

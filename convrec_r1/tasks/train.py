@@ -25,7 +25,6 @@ from convrec_r1.data.load import load_data, sample
 from convrec_r1.doctor.plan import plan_of
 from convrec_r1.evaluate.baselines import PolicyName
 from convrec_r1.evaluate.config import Select, split_note
-from convrec_r1.evaluate.metrics import foreign_labels
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.evaluate.scoring import Evaluation
 from convrec_r1.modules.callbacks import Watch
@@ -43,10 +42,9 @@ from convrec_r1.rollout.base import RolloutEngine, make_engine
 from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
-from convrec_r1.studies.run_report import report
 from convrec_r1.tasks import inputs
 from convrec_r1.tasks.distill import with_demonstrations
-from convrec_r1.tasks.score import keep_questions, questions
+from convrec_r1.tasks.systems import keep_questions, report_on
 from convrec_r1.tasks.warm_start import WarmStart, warm_start
 
 _log = logging.getLogger(__name__)
@@ -124,16 +122,9 @@ class Job:
         write_asked(self.data[split], self.folder.eval / f"{split}.conversations.jsonl")
         final = systems[cfg.algo.name].summary()
         self.tracker.log(self.steps, split, {f"{split}/{name}": value for name, value in final.items()})
-        about = f"{cfg.model.name} on {cfg.data.name}"
-        labels = foreign_labels(self.evaluator.metrics, cfg.n, cfg.ks)
         chosen = self.watch is not None and (cfg.eval.select is Select.best or cfg.eval.patience is not None)
         note = split_note(cfg.eval, trained=True, chosen=chosen)
-        asked = questions(self.folder, split, systems)
-        notes = [found["note"] for found in asked.values()]
-        summary = report(
-            self.folder, systems, cfg.eval, n=cfg.n, seed=cfg.seed, about=about, remarks=notes, labels=labels, note=note
-        )
-        return summary | {"asked": asked} | self.outcome()
+        return report_on(systems, self.evaluator, cfg, self.folder, note=note) | self.outcome()
 
     def use(self, kept: Path) -> None:
         """Record that the run uses a shared artifact."""
