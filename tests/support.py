@@ -257,6 +257,22 @@ SMALL_MODEL = ("model.layers=1", "model.max_completion_length=24")
 """For commands in which the model plays no part: half the time."""
 
 
+class PowerCut(Exception):
+    """The end of a process, for tests that resume in the same process."""
+
+
+def power_cut(step: int, total: int):
+    """A callback that raises PowerCut when a step of `total` is validated."""
+    from convrec_r1.modules.callbacks import Watch  # takes seconds to import
+
+    def cut(now: int) -> float:
+        if now == step:
+            raise PowerCut
+        return 0.0
+
+    return Watch(cut, every=1, total=total)
+
+
 def examples(number: int) -> int:
     """Examples of a property, where hypothesis would take 100: as many times more as its profile asks for (conftest.py)."""
     return number * settings.default.max_examples // 100

@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import make_config
+from support import PowerCut, make_config, power_cut
 from test_minibatches import Alone
 from test_modules import DATA, distance, warm_policy
 from test_pipeline import CopyEngine, reinforce
 
-from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.groups import Group, replace_flat, varies
 from convrec_r1.modules.meters import Meter
 from convrec_r1.modules.step import Slots, StepLoader
@@ -136,16 +135,8 @@ def test_every_group_teaches_and_a_resumed_run_replaces_the_same(warm, tmp_path,
         assert of_all == (not row["dynamic_sampling/rounds"]), "the reward is of what is trained on"
         assert 0 <= row["sampling/staleness"] <= overlap
 
-    class PowerCut(Exception):
-        pass
-
-    def cut(step: int) -> float:
-        if step == 3:
-            raise PowerCut
-        return 0.0
-
     with pytest.raises(PowerCut):
-        reinforce(warm, cfg, tmp_path / "cut", callbacks=[Watch(cut, every=1, total=5)])
+        reinforce(warm, cfg, tmp_path / "cut", callbacks=[power_cut(3, total=5)])
     resumed, again, _ = reinforce(warm, cfg, tmp_path / "cut")
     assert distance(whole, resumed) == 0
     for row, other in zip(rows[2:], again[-3:], strict=True):

@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
-from support import make_config, rl_module, tiny_policy
+from support import PowerCut, make_config, power_cut, rl_module, tiny_policy
 
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.data import movieland
@@ -110,16 +110,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(warm, tmp_path, d
     whole, records = reinforce(warm, cfg, tmp_path / "whole")
     assert distance(whole, warm.state_dict()) > 1e-4
 
-    class PowerCut(Exception):
-        pass
-
-    def cut(step: int) -> float:
-        if step == 3:
-            raise PowerCut
-        return 0.0
-
     with pytest.raises(PowerCut):
-        reinforce(warm, cfg, tmp_path / "cut", [Watch(cut, every=1, total=5)])
+        reinforce(warm, cfg, tmp_path / "cut", [power_cut(3, total=5)])
     assert (tmp_path / "cut" / "checkpoints" / "last").resolve().name == "000002"
     # Started again as a user would: from the warm start, whose weights must give way to the checkpoint's, and in a process
     # where something else has been drawn before.

@@ -6,11 +6,10 @@ import threading
 import numpy as np
 import pytest
 import torch
-from support import rl_module
+from support import PowerCut, power_cut, rl_module
 from test_modules import DATA, config, distance, warm_policy
 
 from convrec_r1.base.files import read_jsonl
-from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder
@@ -120,16 +119,8 @@ def test_a_run_that_samples_ahead_goes_on_from_its_checkpoint_with_the_same_list
     cfg = ahead()
     whole, rows, _ = reinforce(warm, cfg, tmp_path / "whole")
 
-    class PowerCut(Exception):
-        pass
-
-    def cut(step: int) -> float:
-        if step == 3:
-            raise PowerCut
-        return 0.0
-
     with pytest.raises(PowerCut):
-        reinforce(warm, cfg, tmp_path / "cut", callbacks=[Watch(cut, every=1, total=5)])
+        reinforce(warm, cfg, tmp_path / "cut", callbacks=[power_cut(3, total=5)])
     resumed, again, engine = reinforce(warm, cfg, tmp_path / "cut")
     assert distance(whole, resumed) == 0
     assert engine.samples == 2, "steps 4 and 5; step 3's were in the checkpoint"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import rl_module
+from support import PowerCut, rl_module
 from test_modules import DATA, config, warm_policy
 
 from convrec_r1.base.files import read_jsonl
@@ -22,10 +22,6 @@ pytestmark = pytest.mark.long
 
 VALUES = {0: 0.1, 1: 0.2, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.3, 6: 0.45}
 """What each step's evaluation says; step 2 is the best, and step 4, which equals it, is no gain."""
-
-
-class PowerCut(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
