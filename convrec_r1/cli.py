@@ -42,7 +42,7 @@ OK, FAULT, INTERRUPTED = 0, 1, 130
 """Exit status: success, internal error, after Ctrl-C. Of a user error: USER_ERROR."""
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError)
-"""What is wrong in a config, with Hydra's own words, a file that is no YAML, or a reference to a missing key."""
+"""Errors in a config: of Hydra, invalid YAML, a reference to a missing key."""
 
 
 register()
@@ -60,7 +60,7 @@ def main() -> None:
         sys.exit(USER_ERROR)
     sys.path.append(os.getcwd())  # for users' plug-ins: the console script does not add it
     debug = os.environ.get(_FULL_ERROR) == "1"
-    os.environ[_FULL_ERROR] = "1"  # Hydra raises its errors; without it, it prints some with a trace, and exits
+    os.environ[_FULL_ERROR] = "1"  # Hydra raises all errors; otherwise it prints some with a trace, and exits
     launch = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
     broke_off = False
     try:
@@ -158,7 +158,7 @@ def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> f
 
 
 def config_flags(hydra_cfg: HydraConf) -> list[str]:
-    """Return the arguments with which a run finds the config files of its sweep."""
+    """Return the flags with which a run of a sweep finds the config files of the sweep."""
     found = {source.provider: source.path for source in hydra_cfg.runtime.config_sources if source.schema == "file"}
     flags = [f"--config-dir={found['command-line']}"] if "command-line" in found else []
     if (main := found.get("main")) and Path(main) != conf_folder():

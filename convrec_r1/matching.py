@@ -193,7 +193,7 @@ _TRAILING = re.compile(rf"(.*\S)\s*,\s*({_ARTICLES}|l['\u2019])\s*(:.*)?")
 def words(title: str) -> list[str]:
     """Return the words of a title without case, accents, punctuation, and without an English article at either end.
 
-    An article behind a comma stands in front: "Lord of the Rings, The: The Two Towers", "Dolce vita, La".
+    An article after a comma is put in front: "Lord of the Rings, The: The Two Towers", "Dolce vita, La".
 
     Apostrophes are removed, other punctuation separates words, `&` and `+` are "and", "10,000" is one word. Empty for a title
     without letters and digits.

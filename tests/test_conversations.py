@@ -215,7 +215,7 @@ def test_conversations_that_end_with_the_recommender_are_told():
 
 def test_truths_stand_once():
     data = dataset([talk("a", truths=[Item("Heat", 1995), Item("HEAT", 1995), Item("Ronin", 1998)]), talk("b")])
-    assert truths_once(data, Folded()) == ["1 ground truths stand twice in their conversation and count once."]
+    assert truths_once(data, Folded()) == ["1 ground truths are repeated in their conversation and count once."]
     assert data["train"][0].ground_truth == (Item("Heat", 1995), Item("Ronin", 1998))
     assert truths_once(data, Folded()) == []
     data = dataset([talk("a", truths=[Item("The Matrix", 1999), Item("Matrix, The", 1999)])])
@@ -252,7 +252,7 @@ def test_notes_are_logged_once_when_the_data_is_loaded(tmp_path, caplog):
         data = load_data(cfg.data, cfg.n)
     assert data["train"][0].ground_truth == (Item("Heat", 1995),)
     for told in (
-        "3 ground truths stand twice",
+        "3 ground truths are repeated",
         "validation shares 0 clusters and the text of 1",
         "3 of 3 conversations end",
         "naming a ground truth",

@@ -221,11 +221,11 @@ def test_what_is_left_out_or_doubtful_is_told_in_one_line(tmp_path, caplog):
         "c.csv: 102 items",
         "1 lines are not UTF-8 and were read as Windows-1252 (first: c.csv, line 105)",
         "1 rows without a title were left out (first: c.csv, line 103)",
-        "1 years that are none count as unknown (first: c.csv, line 104: a year must be",
-        "1 titles hold another year than the column beside them (the title's counts) (first: c.csv, line 105: Amélie (2001), 2002)",
+        "1 values that are no years count as unknown (first: c.csv, line 104: a year must be",
+        "1 titles have another year than the column beside them (the title's counts) (first: c.csv, line 105: Amélie (2001), 2002)",
         "1 rows that do not fit the header were left out (first: c.csv, line 106)",
         "2 columns are not read: id, note",
-        "1 items stand there already (first: c.csv, line 102: Film 1 (1901))",
+        "1 items are repeated (first: c.csv, line 102: Film 1 (1901))",
     ):
         assert told in record.getMessage()
 
@@ -253,7 +253,7 @@ def test_damaged_utf_8_is_not_taken_for_windows_1252(tmp_path, caplog):
         ("title,year\n" + "Heat,x,1995\n" * 12, "12 faults, the first 10:\n  c.csv, line 2: 3 cells where the header has 2."),
         ("title\nHeat,1995\nEmma,1815\n", "2 faults:\n  c.csv, line 2: 2 cells where the header has 1"),
         ("title,year\nHeat,1995\nEmma\n", "c.csv, line 3: 1 cells where the header has 2"),
-        ("title,year\nHeat,soon\nEmma,later\nPari,1995\n", "found 'soon'. So it is with 2 of 3 years of the file."),
+        ("title,year\nHeat,soon\nEmma,later\nPari,1995\n", "found 'soon'. In total 2 of 3 years of the file are none."),
         ("a,b\nHeat,x\nEmma,y\n", "c.csv: the first row must name the columns, one of them `title` (and one `year` if"),
         (zipped(b"title\n", "a.csv", "b.csv"), "c.csv holds 2 files (a.csv, b.csv). Unpack it and name one of them."),
         (gzip.compress(b"title\nHeat\n", mtime=0)[:-9], "cannot be read"),

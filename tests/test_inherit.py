@@ -158,7 +158,7 @@ def test_nothing_is_taken_over_from_a_model_of_others_and_that_is_said(tmp_path,
     (tmp_path / "config.yaml").write_text("a: file of theirs\n")
     before = compose_config("task=eval")
     cfg, said = evaluation(checkpoint.format(tmp=tmp_path))
-    assert "is not of a run of this project" in said
+    assert "belongs to no training run" in said
     assert cfg.n == before.n
     assert cfg.data == before.data
 

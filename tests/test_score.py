@@ -17,7 +17,7 @@ from convrec_r1.config.resolve import resolve
 from convrec_r1.data import movieland
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.config import Missing
-from convrec_r1.evaluate.given import IDS, LISTS, Given, lay, read
+from convrec_r1.evaluate.given import IDS, LISTS, Given, assign, read
 from convrec_r1.lists import Item, format
 
 SIZES = {"train": 60, "validation": 5, "test": 20}
@@ -110,18 +110,18 @@ def test_no_list_is_lost_or_added_silently():
     asked = movieland.load(n_items=5, sizes=SIZES)["test"][:4]
     first, second, third, fourth = (conversation.id for conversation in asked)
     given = Given({"zzz": "Heat (1995)", first: "A (1990)", third: " \n", second: "B (1990)"}, {second: "line 9"})
-    laid = lay(given, asked, Missing.empty, "x on test")
-    assert laid.texts == ["A (1990)", "B (1990)", " \n", ""]
-    assert laid.counts == {"given": 4, "missing": 1, "unknown": 1, "repeated": 1, "empty": 1}
-    for note, said in zip(laid.notes, (fourth, "zzz", "line 9", third), strict=True):
+    assigned = assign(given, asked, Missing.empty, "x on test")
+    assert assigned.texts == ["A (1990)", "B (1990)", " \n", ""]
+    assert assigned.counts == {"given": 4, "missing": 1, "unknown": 1, "repeated": 1, "empty": 1}
+    for note, said in zip(assigned.notes, (fourth, "zzz", "line 9", third), strict=True):
         assert said in note
-    assert "counted as empty lists" in laid.notes[0]
-    fewer = lay(given, asked, Missing.leave_out, "x on test")
+    assert "counted as empty lists" in assigned.notes[0]
+    fewer = assign(given, asked, Missing.leave_out, "x on test")
     assert [c.id for c in fewer.conversations] == [first, second, third]
-    assert fewer.texts == laid.texts[:3]
+    assert fewer.texts == assigned.texts[:3]
     assert "score.missing=leave_out" in fewer.notes[0]
     with pytest.raises(UserError, match=r"(?s)x on test: none of the ids.*zzz.*movieland-test"):
-        lay(Given({"zzz": "Heat (1995)"}), asked, Missing.empty, "x on test")
+        assign(Given({"zzz": "Heat (1995)"}), asked, Missing.empty, "x on test")
 
 
 def test_the_first_of_several_lists_counts_and_equal_ones_are_no_fault(tmp_path):
@@ -245,9 +245,11 @@ def test_real_answers_of_gpt_4():
         path = f"data.path={DATA / 'cikm23' / 'inspired'}"
         cfg = make_config("data=cikm23", path, f"data.exclude_seen={exclude}", "match=normalised")
         data = load_data(cfg.data, cfg.n, matching(cfg), need=["test"])
-        laid = lay(given, data["test"], Missing.empty, "answers")
-        assert laid.counts == {"given": 228, "missing": 0, "unknown": 228 - count, "repeated": 0, "empty": 0}
-        hits[exclude] = sum(sum(sample.hits) for sample in evaluator(cfg, data).score(laid.texts, data["test"]).samples)
+        assigned = assign(given, data["test"], Missing.empty, "answers")
+        assert assigned.counts == {"given": 228, "missing": 0, "unknown": 228 - count, "repeated": 0, "empty": 0}
+        hits[exclude] = sum(
+            sum(sample.hits) for sample in evaluator(cfg, data).score(assigned.texts, data["test"]).samples
+        )
         assert any(conversation.seen for conversation in data["test"]) is (exclude == "true")
     assert 0 < hits["true"] < hits["false"]
 

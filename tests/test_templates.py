@@ -75,10 +75,12 @@ def test_the_day_is_chosen(tokenizer):
     assert "Today Date: 01 Mar 2026" in prompt(tokenizer, KNOWS_A_DAY, date="2026-03-01")
     assert "Today Date: 1 March" in prompt(tokenizer, KNOWS_A_DAY, template={"date_string": "1 March"})
     assert problems(unresolved_config("model.date=26.7.2024")) == [
-        "model.date=26.7.2024 is no date: write YYYY-MM-DD, as in 2024-07-26."
+        "model.date=26.7.2024 is not a date: write YYYY-MM-DD, as in 2024-07-26."
     ]
     teacher = ("task=distill", "data=movieland", "teacher=vllm", "teacher.model=x", "model.date=2026-13-01")
-    assert any(line.startswith("teacher.date=2026-13-01 is no date") for line in problems(unresolved_config(*teacher)))
+    assert any(
+        line.startswith("teacher.date=2026-13-01 is not a date") for line in problems(unresolved_config(*teacher))
+    )
 
 
 @pytest.mark.parametrize("template", [ASKS_THE_DAY, ASKS_IN_A_MACRO, PLAIN_TEMPLATE, SWITCH])

@@ -9,19 +9,19 @@ from filelock import FileLock, SoftFileLock
 from filelock import Timeout as Timeout  # what `locked` raises
 
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.EINVAL)
-"""What flock fails with where the file system or the mount has none."""
+"""Errors of flock on file systems and mounts that do not support it."""
 
 
 @contextlib.contextmanager
 def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
     """Hold the lock file `path` while the block runs.
 
-    The operating system frees it if the process is killed. Where there is no flock, a file beside it names the process that
-    holds the lock, and counts as long as that process lives.
+    The operating system frees it if the process is killed. Without flock, a file beside it names the process that holds the
+    lock, and is valid while that process lives.
 
     Args:
         path: the lock file. It stays.
-        timeout: seconds to wait for it. -1: for ever.
+        timeout: seconds to wait for it. -1: no limit.
     Raises:
         Timeout: another process holds the lock.
     """

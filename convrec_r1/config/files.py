@@ -14,7 +14,7 @@ from convrec_r1.config.quoting import as_text, readable, texts_of
 _HERE = Path(__file__).resolve().parents[1]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SLASH = "%2F"
-"""A slash in a folder that is a choice of a sweep."""
+"""Encoded slash in the path of a folder that is one of several models of a sweep."""
 
 
 def conf_folder() -> Path:

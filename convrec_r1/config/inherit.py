@@ -1,7 +1,7 @@
-"""What task=eval takes over from the run that trained its checkpoint: n, data, instruction, limits, matching, scoring, model.
+"""Options that task=eval takes over from the run that trained its checkpoint: n, data, instruction, limits, matching, model.
 
 The command line wins over the run's config.yaml, which wins over the defaults. The file may be another person's: it is read as
-plain values. Of import paths only those of built-in choices are taken over, and nothing that lets a model bring code.
+plain values. Import paths are taken over only if a built-in choice has them. Options that let a model bring code are not.
 """
 
 import functools
@@ -42,8 +42,8 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
 
     Args:
         cfg: the composed config.
-        overrides: the command line's, which stay.
-        folders: where YAML files of choices are.
+        overrides: those of the command line, which win.
+        folders: folders with YAML files of choices.
     Raises:
         UserError: the run's config.yaml cannot be read, or needs a class of the user's that the command does not name.
     """
@@ -53,8 +53,8 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
     stored = _stored(run) if run is not None else {}
     if run is None or stored.get("task.name") != "train":
         return (
-            f"checkpoint={cfg.checkpoint} is not of a run of this project: n={cfg.n}, data={cfg.data.name} and the limits of "
-            f"model={cfg.model.name} are this command's."
+            f"checkpoint={cfg.checkpoint} belongs to no training run: n={cfg.n}, data={cfg.data.name} and the limits of "
+            f"model={cfg.model.name} are those of this command."
         )
     keys, groups = _given(overrides, folders)
     if {"n", "eval.ks"} & keys:
@@ -111,9 +111,9 @@ def _stored(run: Path) -> dict[str, Any]:
 
 
 def _refuse_foreign(run: Path, stored: dict[str, Any], groups: set[str]) -> list[str]:
-    """Remove sections that name a user's class from `stored`. Return a note on the reward's.
+    """Remove a reward that is a user's class from `stored`. Return a note on it.
 
-    Raises UserError for the data and the rule of matching, which decide every number.
+    Raises UserError for users' classes of data and match, which decide every number.
     """
     notes = []
     for section in ("data", "match", "reward"):
@@ -125,7 +125,7 @@ def _refuse_foreign(run: Path, stored: dict[str, Any], groups: set[str]) -> list
                 f"{run} has {section}.{TARGET}={path}, and code is imported only if the command itself names it: give "
                 f"{section}=NAME, as in the run's own command (with its --config-dir)."
             )
-        notes.append(f"its reward {path} is not imported, so lines hold their ranks by this command's reward")
+        notes.append(f"its reward {path} is not imported: this command's reward decides which lines hold ranks")
         for key in [key for key in stored if within(key, section)]:
             del stored[key]
     return notes
@@ -159,12 +159,8 @@ def _given(overrides: Sequence[str], folders: Sequence[Path]) -> tuple[set[str],
             keys.add(name)
         elif name in _GLOBAL:
             for content in _contents(folders, name, str(override.value())):
-                for entry in content.pop("defaults", []):
-                    groups |= (
-                        {key.removeprefix("override ").lstrip("/") for key in entry}
-                        if isinstance(entry, dict)
-                        else set()
-                    )
+                for entry in filter(lambda entry: isinstance(entry, dict), content.pop("defaults", [])):
+                    groups |= {key.removeprefix("override ").lstrip("/") for key in entry}
                 keys |= set(flatten(content))
         else:
             groups.add(name.split("/")[0])

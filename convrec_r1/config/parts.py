@@ -1,6 +1,6 @@
 """Build the objects of a task from the config. Rooms below config/ get only their own options.
 
-What needs transformers or Lightning is imported late: they take seconds, and task=score needs neither.
+Modules that need transformers or Lightning are imported late: they take seconds, and task=score needs neither.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arguments KEY=VALUE of the command line as people write them, in Hydra's grammar.
+"""Quote arguments KEY=VALUE of the command line for Hydra's grammar.
 
 Hydra's grammar gives meaning to `= ( ) [ ] { } , ' "` and has no accents, `~` or `#`. A value that it cannot read but that is
 plainly text, and a value that names an existing file or folder, is quoted here.
@@ -16,7 +16,7 @@ from convrec_r1.base.errors import UserError
 
 _ARGUMENT = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 _STRUCTURED = re.compile(r"""\s*(?:[\[{("']|\w+\()""")
-"""Begins like a list, a mapping, a quoted string or a function of Hydra's."""
+"""Start of a list, a mapping, a quoted string or a function of Hydra's grammar."""
 _SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--help", "-h", "--hydra-help", "--version")
 """Flags of Hydra's without a value."""
 
@@ -90,13 +90,13 @@ def _readable(argument: str, before: str) -> str:
 
 
 def _is_there(path: str) -> bool:
-    """Whether a text names a file or folder, or a new one in a folder whose own name has a comma: it is no sweep then."""
+    """Return whether a text names a file or folder, or a new entry of a folder whose name has a comma: it is no sweep then."""
     folder = os.path.dirname(path)
     return bool(path) and (os.path.exists(path) or ("," in folder and os.path.isdir(folder)))
 
 
 def _reads_as(argument: str, text: str) -> bool:
-    """Whether Hydra reads the value as this text; a number, true, false and null are what they are also beside such a file."""
+    """Return whether Hydra reads the value as this text. Numbers, true, false and null keep their meaning."""
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -116,7 +116,7 @@ def _quoted_path(path: str, key: str) -> str:
 
 
 def _error(argument: str) -> str | None:
-    """Return what Hydra's grammar has against an argument, in a line."""
+    """Return the error of Hydra's parser for an argument, in one line. None: it can be read."""
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException as error:

@@ -1,4 +1,4 @@
-"""What the owner of a dataset should know: repeated truths, splits that share text, conversations that give the answer."""
+"""Notes on a dataset: repeated ground truths, splits that share text, conversations that give the answer away."""
 
 import re
 from dataclasses import replace
@@ -9,7 +9,7 @@ from convrec_r1.matching import Matching
 
 
 def truths_once(data: Dataset, match: Matching) -> list[str]:
-    """Name each ground truth of a conversation once, in place. Return a note on how many were repeated."""
+    """Keep each ground truth of a conversation once, in place. Return a note on how many were repeated."""
     repeated = 0
     for split in SPLITS:
         for at, conversation in enumerate(data[split]):
@@ -20,7 +20,7 @@ def truths_once(data: Dataset, match: Matching) -> list[str]:
                 if len(unique) < len(truths):
                     repeated += len(truths) - len(unique)
                     data.splits[split][at] = replace(conversation, ground_truth=tuple(unique.values()))
-    return [f"{repeated:,} ground truths stand twice in their conversation and count once."] if repeated else []
+    return [f"{repeated:,} ground truths are repeated in their conversation and count once."] if repeated else []
 
 
 def leaks(data: Dataset) -> list[str]:
@@ -62,7 +62,7 @@ def endings(data: Dataset) -> list[str]:
     ]
     if told:
         notes.append(
-            f"{told:,} conversations end with the recommender naming a ground truth: cut that turn, it gives the answer."
+            f"{told:,} conversations end with the recommender naming a ground truth: cut that turn, it gives the answer away."
         )
     return notes if said else []
 

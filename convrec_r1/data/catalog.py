@@ -1,20 +1,18 @@
 """The set of items that may be recommended."""
 
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.entries import read_entries
 from convrec_r1.data.faults import Faults, Notes
-from convrec_r1.data.items import BAD_YEARS, NoTitleError, columns, plain_name, to_item
+from convrec_r1.data.items import BAD_YEARS, REPEATED, columns, plain_name, to_titled_item
 from convrec_r1.data.values import encodable, listed, one_line
 from convrec_r1.lists import Item, fold
 from convrec_r1.matching import Folded, Matching
 
 _log = logging.getLogger(__name__)
-_ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
 _FOLDED = Folded()
 
 
@@ -58,12 +56,11 @@ class Catalog:
         known: set[tuple[str, int | None]] = set()
         for item, where in items if len(catalog) < len(items) else ():
             if (name := (fold(item.title), item.year)) in known:
-                notes.add("items stand there already", f"{where}: {item}")
+                notes.add(REPEATED, f"{where}: {item}")
             known.add(name)
         if not items:
             raise UserError(f"The catalog {path} has no items{f' ({notes})' if str(notes) else ''}.")
-        if str(notes):
-            _log.warning("%s: %s items; %s", path.name, f"{len(catalog):,}", notes)
+        notes.warn(_log, f"{path.name}: {len(catalog):,} items;")
         return catalog
 
     @property
@@ -109,22 +106,17 @@ def read_items(path: Path, notes: Notes, faults: Faults) -> Iterator[tuple[Item,
     dated, keys, read = 0, set(), set()
     for value, where in read_entries(path, "a catalog", notes):
         try:
-            title, year = to_item(value, notes, where)
-        except NoTitleError:
-            notes.add("rows without a title were left out", where)
-            continue
+            item = to_titled_item(value, where, notes)
         except ValueError as error:
             faults.add(f"{where}: {error}")
             continue
         if isinstance(value, dict):
             keys |= value.keys()
             read |= {name for names in columns(tuple(value)) for name in names}
-        if _ONLY_A_YEAR.fullmatch(title):  # ReDial's metadata has such a row
-            notes.add("rows without a title were left out", where)
-            continue
-        dated += year is not None
-        yield Item(one_line(encodable(title)), year), where  # a pickle's strings come unread
+        if item is not None:
+            dated += item.year is not None
+            yield Item(one_line(encodable(item.title)), item.year), where  # a pickle's strings come unread
     if (bad := notes.counts[BAD_YEARS]) > dated:
-        raise UserError(f"{notes.first[BAD_YEARS]} So it is with {bad:,} of {bad + dated:,} years of the file.")
+        raise UserError(f"{notes.first[BAD_YEARS]} In total {bad:,} of {bad + dated:,} years of the file are none.")
     if ignored := {key for key in keys - read if plain_name(key)}:
         notes.add(f"columns are not read: {listed(sorted(map(str, ignored)))}", number=len(ignored))

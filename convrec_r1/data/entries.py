@@ -1,4 +1,4 @@
-"""Entries of catalogs, metadata and conversations, whatever kind of file they are in."""
+"""Read the entries of catalogs, metadata and conversations from any kind of file."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,19 +18,8 @@ TABLES = (".csv", ".tsv", ".tab", ".txt", ".dat", ".item", ".psv")
 KINDS = (*TABLES, *_JSON, *_LINES, ".parquet", ".pkl")
 _ID = re.compile(r"[A-Za-z]{0,2}\d+")
 _PAGES = (
-    "items",
-    "movies",
-    "films",
-    "books",
-    "results",
-    "data",
-    "records",
-    "entries",
-    "rows",
-    "titles",
-    "catalog",
-    "docs",
-)
+    "items", "movies", "films", "books", "results", "data", "records", "entries", "rows", "titles", "catalog", "docs",
+)  # fmt: skip
 """Keys under which files of one object hold the list of their entries."""
 
 
@@ -90,7 +79,7 @@ def _placed(content: Any, name: str, what: str) -> Iterator[tuple[Any, str]]:
 
 
 def _of_object(content: Mapping[Any, Any]) -> list[Any] | None:
-    """Return the entries of an object, None where it has none of the forms of `read_entries`."""
+    """Return the entries of an object. None: it has none of the forms of `read_entries`."""
     values = list(content.values())
     kinds = {type(value) for value in values}
     table = content.get("data")
@@ -101,10 +90,10 @@ def _of_object(content: Mapping[Any, Any]) -> list[Any] | None:
     if columns(tuple(content))[0] and kinds == {list}:
         return [dict(zip(content, cells, strict=False)) for cells in zip(*values, strict=False)]
     lists = [(key, value) for key, value in content.items() if isinstance(value, list)]
-    if len(lists) == 1 and (
-        plain_name(lists[0][0]) in _PAGES or (lists[0][1:] and isinstance((lists[0][1] or [0])[0], dict))
-    ):
-        return lists[0][1]
+    if len(lists) == 1:
+        name, rows = lists[0]
+        if plain_name(name) in _PAGES or (rows and isinstance(rows[0], dict)):
+            return rows
     if columns(tuple(content))[0]:
         return [content]
     if kinds == {dict}:

@@ -1,5 +1,6 @@
-"""What is wrong in a file, told together: faults that refuse it, and notes on what was left out."""
+"""Faults that refuse a file, and notes on what was left out of it, each reported together."""
 
+import logging
 from collections import Counter
 from types import TracebackType
 
@@ -52,6 +53,11 @@ class Notes:
         """Count a case. what: a phrase after a number ("rows without a title"). where: its place, and what stands there."""
         self.counts[what] += number
         self.first.setdefault(what, where)
+
+    def warn(self, log: logging.Logger, about: str) -> None:
+        """Log all counts in one warning that begins with `about`. Nothing is logged without any."""
+        if text := str(self):
+            log.warning("%s %s", about, text)
 
     def __str__(self) -> str:
         """All counts in one line, "" without any."""

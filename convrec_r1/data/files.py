@@ -34,11 +34,11 @@ _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _FOREIGN = "lines are not UTF-8 and were read as Windows-1252"
 _DAMAGED = "lines have broken characters, read as \ufffd"
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, NotImplementedError)
-"""What reading a damaged or encrypted archive raises."""
+"""Errors of reading a damaged or encrypted archive."""
 
 
 def extension(path: Path) -> str:
-    """Return what kind of file a name says: ".csv" for catalog.csv and catalog.CSV.gz, "" for none."""
+    """Return the extension of a name without that of its compression: ".csv" for catalog.csv and catalog.CSV.gz."""
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)

@@ -28,20 +28,23 @@ YEARS = (
     "publishdate", "publisheddate", "firstpublishdate", "released", "published", "date", "jahr", "année", "annee", "año",
     "anno",
 )  # fmt: skip
-"""Names of a year's column, likewise."""
+"""Names of a year's column, in the same form and order."""
 
-BAD_YEARS = "years that are none count as unknown"
+BAD_YEARS = "values that are no years count as unknown"
+REPEATED = "items are repeated"
+"""Notes, each after a number."""
 
 UNKNOWN = {
     "", "0", "0.0", "\\n", "nan", "nat", "none", "null", "n/a", "na", "<na>", "-", "--", "?", "unknown", "n.d.", "tba", "tbd",
 }  # fmt: skip
-"""How tools and people write an unknown value, in small letters."""
+"""Unknown values as tools and people write them, in lower case."""
 
 _TITLE_YEAR = re.compile(
     r"(.*\S)\s*\(\s*(\d{4})\s*(?:[-–—]\s*(?:\d{4}|present)?\s*)?"  # noqa: RUF001
     r"(?:\b(?:tv |animated |short )?(?:film|movie|series|mini-?series|novel|book|album|song|video game)\s*)?\)",
     re.IGNORECASE,
 )
+_ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
 _NUMBER = re.compile(r"(\d{1,4})(?:\.0*)?")  # pandas writes a column of years with gaps as 1999.0
 _DAY = re.compile(r"([12]\d{3})(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?:\.0*)?")
 _IN_TEXT = re.compile(r"(?<![\d.])([12]\d{3})(?!\d)")
@@ -85,8 +88,8 @@ def to_item(value: Any, notes: Notes | None = None, where: str = "") -> Item:
     `Title (Year)`, also with a year beside it: the title's is the one that people write. Any other title is kept as it is.
 
     Args:
-        notes: counts what is doubtful, with its place `where`: a year that is none counts as unknown then (`BAD_YEARS`). None:
-            such a year is an error.
+        notes: counts doubtful cases, with their place `where`. A value that is no year then counts as unknown (`BAD_YEARS`).
+            None: such a value is an error.
     Raises:
         ValueError: with the reason; NoTitleError for a blank title.
     """
@@ -117,10 +120,23 @@ def to_item(value: Any, notes: Notes | None = None, where: str = "") -> Item:
     if title.rstrip().endswith(")") and (found := _TITLE_YEAR.fullmatch(title.strip())):
         if notes and year not in (None, int(found[2])):
             notes.add(
-                "titles hold another year than the column beside them (the title's counts)", f"{where}: {title}, {year}"
+                "titles have another year than the column beside them (the title's counts)", f"{where}: {title}, {year}"
             )
         return Item(found[1], int(found[2]))
     return Item(title.strip() if isinstance(value, str) else title, year)
+
+
+def to_titled_item(value: Any, where: str, notes: Notes | None = None) -> Item | None:
+    """Read an item as `to_item` does. None, counted in `notes`: it has no title, or only a year for one."""
+    try:
+        item = to_item(value, notes, where)
+        if not _ONLY_A_YEAR.fullmatch(item.title.strip()):  # ReDial's metadata has such a row
+            return item
+    except NoTitleError:
+        pass
+    if notes is not None:
+        notes.add("rows without a title were left out", where)
+    return None
 
 
 def _fields(value: dict) -> tuple[Any, Any]:

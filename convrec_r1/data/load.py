@@ -116,7 +116,7 @@ def _cut(conversations: list[Conversation], size: int | None, seed: int) -> list
 
 
 def sample(conversations: Sequence[Conversation], size: int, seed: int) -> list[Conversation]:
-    """Return `size` conversations of as many clusters as there are, in their order: rows of one context stand side by side.
+    """Return `size` conversations of as many clusters as possible, in their order. Files hold rows of one context side by side.
 
     One conversation of each cluster is drawn before the second of any, by `seed`. A smaller choice is part of a larger one.
     """

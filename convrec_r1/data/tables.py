@@ -23,7 +23,7 @@ _ESCAPED: dict[str, Any] = {"escapechar": "\\", "doublequote": False}  # Book-Cr
 _RAW: dict[str, Any] = {"quoting": csv.QUOTE_NONE}  # IMDb's, where a quotation mark is part of the title
 _WHOLE = re.compile(r'"(?:[^"]|"")*"')
 _HEAD, _ENOUGH = 300, 0.9
-"""Rows that the layout is told by, and the share of them that must agree."""
+"""Rows that decide the layout, and the share of them that must agree."""
 _TOLERATED = 0.01
 """Share of rows with another number of cells that is left out. More of them refuse the file."""
 
@@ -47,7 +47,7 @@ class _Layout(NamedTuple):
     skip: int
     """Rows before the first of the data."""
     guess: str = ""
-    """Name that was taken for the titles'."""
+    """Name of the column that is taken for the titles, where no known name is found."""
 
 
 def read_table(

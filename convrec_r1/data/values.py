@@ -1,4 +1,4 @@
-"""Values of others' files: how messages describe them, and text that tokenizers and files accept."""
+"""Values of users' files: describe them in messages, make their text acceptable to tokenizers and files."""
 
 import itertools
 import re

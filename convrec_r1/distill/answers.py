@@ -33,7 +33,7 @@ class Ratings:
 
 
 def unusable(kind: str, text: str) -> str | None:
-    """Return why an answer to a question of this kind is of no use: empty, only thoughts, or no list. None: it can be read.
+    """Return why an answer to a question of this kind is not usable: empty, only thoughts, or no list. None: it is.
 
     Ratings and descriptions that cannot be read are asked for again one by one.
     """

@@ -27,7 +27,7 @@ class TeacherConfig:
     retries: int = option(6, least=0, identity=False)
     """Retries of a question after 429, 5xx, a timeout, a broken connection or a broken answer."""
     longest_wait: float = option(600.0, least=0, identity=False)
-    """Seconds that are waited if the teacher asks for it (Retry-After). If it asks for more, the job ends and says so."""
+    """Longest wait that a teacher may ask for (Retry-After), in seconds. If it asks for more, the job ends and says so."""
     most_refused: float = option(0.1, least=0, most=1, identity=False)
     """Largest share of questions of a kind that may be refused or have no usable answer before the job ends. 1: all."""
     price_in: float | None = option(None, least=0, hint=_PRICE, identity=False)
@@ -93,7 +93,7 @@ class VLLMTeacherConfig(ChatTeacherConfig):
     price_out: float | None = option(0.0, least=0, hint=_PRICE, identity=False)
     template: dict[str, Any] = option(factory=lambda: dict(NO_THOUGHTS))
     date: str = "${model.date}"
-    """What the chat template takes for today."""
+    """Date that the chat template gets as today's, YYYY-MM-DD."""
     max_model_len: int | None = option(None, least=1)
     dtype: str = "auto"
     memory_fraction: float = option(0.9, above=0, most=1, identity=False)

@@ -114,7 +114,7 @@ def key(setup: Setup, teacher: TeacherConfig, data: Dataset, identity: str) -> s
 
 
 def read_besides(setup: Setup, *, embeds: bool = True) -> dict[str, str]:
-    """Return digests of what Stage 1 reads besides the dataset: the items' metadata and the embedder's model."""
+    """Return digests of the other inputs of Stage 1: the items' metadata and the embedder's model."""
     source = Path(setup.distill.metadata).expanduser() if setup.distill.metadata else setup.adapter.metadata()
     metadata = of_files(source) if isinstance(source, Path) else of_rows(source or ())
     model = plain(setup.embedder)

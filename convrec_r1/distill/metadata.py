@@ -3,7 +3,6 @@
 import ast
 import json
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.adapters.rows import Row
 from convrec_r1.data.entries import read_entries
 from convrec_r1.data.faults import Faults, Notes
-from convrec_r1.data.items import UNKNOWN, NoTitleError, plain_name, to_item
+from convrec_r1.data.items import REPEATED, UNKNOWN, plain_name, to_titled_item
 from convrec_r1.data.values import describe, encodable, one_line
 from convrec_r1.distill.answers import descriptions
 from convrec_r1.distill.questions import describe as describe_items
@@ -38,7 +37,6 @@ _NAMES = ("name", "title", "keyword", "genre")
 """Keys of the name where a list holds objects, as TMDB's do."""
 _FLAG = "is:"
 """Begins the columns of MovieLens 100K that say with 1 or 0 whether a film is of a genre."""
-_ONLY_A_YEAR = re.compile(r"\(\d{4}\)")
 
 
 class Metadata(NamedTuple):
@@ -132,13 +130,10 @@ def read_metadata(path: str | Path) -> dict[Key, Metadata]:
     for value, where in read_entries(path, "metadata", notes):
         with faults:
             metadata = metadata_of(value, where, notes)
-            if metadata is None or _ONLY_A_YEAR.fullmatch(metadata.title):  # ReDial has such a row
-                notes.add("rows without a title were left out", where)
-            elif found.setdefault(key(metadata), metadata) is not metadata:
-                notes.add("items stand there already", where)
+            if metadata is not None and found.setdefault(key(metadata), metadata) is not metadata:
+                notes.add(REPEATED, where)
     faults.check()
-    if str(notes):
-        _log.warning("%s: %s", path.name, notes)
+    notes.warn(_log, f"{path.name}:")
     if not found:
         raise UserError(f"{path} describes no items.")
     return found
@@ -151,18 +146,20 @@ def metadata_of(value: Any, where: str, notes: Notes | None = None) -> Metadata 
     """
     row = Row(value if isinstance(value, dict) else {}, where)
     try:
-        title, year = to_item(value, notes, where)
-    except NoTitleError:
-        return None
+        item = to_titled_item(value, where, notes)
     except ValueError as error:
         raise row.error(str(error)) from None
+    if item is None:
+        return None
     names = {plain_name(name): name for name in row.fields}
     plots = (one_line(row.get(names[name], str, "a string", "")) for name in _PLOT if name in names)
     flags = [name.removeprefix(_FLAG) for name, value in row.fields.items() if name.startswith(_FLAG) and value == "1"]
     genres, keywords, people = (
         _all(row, [names[name] for name in group if name in names]) for group in (_GENRES, _KEYWORDS, _PEOPLE)
     )
-    return Metadata(one_line(title), year, (*genres, *flags), keywords, people, next(filter(_known, plots), ""))
+    return Metadata(
+        one_line(item.title), item.year, (*genres, *flags), keywords, people, next(filter(_known, plots), "")
+    )
 
 
 def _known(text: str) -> bool:

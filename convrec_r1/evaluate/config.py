@@ -72,7 +72,7 @@ def system_name(lists: str | None, name: str | None) -> str:
 
 
 def split_note(cfg: EvalConfig, *, trained: bool, chosen: bool) -> str | None:
-    """Return a sentence where the policy has met the conversations that it is evaluated on, else None.
+    """Return a warning if the policy was trained or chosen on the conversations that it is evaluated on, else None.
 
     Args:
         trained: it was trained on the dataset's training conversations.

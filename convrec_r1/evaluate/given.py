@@ -1,4 +1,4 @@
-"""Lists that any system wrote, read from files and laid on the conversations of a split (task=score).
+"""Read lists that any system wrote, and assign them to the conversations of a split (task=score).
 
 Forms: a JSON Lines file, a row a conversation; a JSON file, an object {id: list} or a list of such rows; a CSV or TSV file with
 a row a conversation, or a row an item, best first; a folder with one text file a conversation, named by its id. A run's
@@ -15,16 +15,18 @@ from typing import Any
 import pandas as pd
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.data.adapters.rows import Row, describe, read_jsonl, to_item
+from convrec_r1.data.adapters.rows import Row, read_jsonl
+from convrec_r1.data.items import to_item
 from convrec_r1.data.schema import Conversation
+from convrec_r1.data.values import describe
 from convrec_r1.evaluate.config import Missing
 
 IDS = ("id", "conversation", "conversation_id")
-"""Keys of a conversation's id; the first that is there is read."""
+"""Keys of a conversation's id. The first of them in a row is read."""
 LISTS = ("items", "list", "recommendations", "text", "completion", "response", "output")
-"""Keys of a list, as items or as text; the first that is there is read."""
+"""Keys of a list, as items or as text. The first of them in a row is read."""
 _TEXT_FILES = (".txt", ".md", ".text")
-"""Suffixes that are no part of an id."""
+"""Extensions of text files, which are not part of an id."""
 _SHOWN = 3
 """Ids in a message."""
 Entry = tuple[str, str, str]
@@ -42,8 +44,8 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Laid:
-    """Lists laid on the conversations that count."""
+class Assigned:
+    """The conversations that count, each with its list."""
 
     conversations: list[Conversation]
     texts: list[str]
@@ -51,7 +53,7 @@ class Laid:
     counts: dict[str, int]
     """given, missing, unknown, repeated, empty: numbers of lists."""
     notes: list[str]
-    """A sentence for each kind of fault."""
+    """A sentence for each kind of problem."""
 
 
 def read(path: Path) -> Given:
@@ -70,8 +72,8 @@ def read(path: Path) -> Given:
     return Given(texts, repeated)
 
 
-def lay(given: Given, conversations: Sequence[Conversation], missing: Missing, where: str) -> Laid:
-    """Return the list of each conversation. A conversation without one has an empty list, or is left out.
+def assign(given: Given, conversations: Sequence[Conversation], missing: Missing, where: str) -> Assigned:
+    """Assign lists to conversations. A conversation without a list has an empty one, or is left out.
 
     where: the lists and the split, for messages.
 
@@ -83,8 +85,8 @@ def lay(given: Given, conversations: Sequence[Conversation], missing: Missing, w
     absent = [conversation.id for conversation in conversations if conversation.id not in given.texts]
     if len(absent) == len(conversations):
         raise UserError(
-            f"{where}: none of the ids is of a conversation there. Ids of the lists: {_some(foreign)}; of the conversations: "
-            f"{_some(absent)}. Check data.*, eval.split, and what the lists are named by."
+            f"{where}: none of the ids belongs to a conversation there. Ids of the lists: {_some(foreign)}; of the "
+            f"conversations: {_some(absent)}. Check data.*, eval.split, and the ids of the lists."
         )
     leave_out = missing is Missing.leave_out
     kept = [c for c in conversations if c.id in given.texts] if leave_out else list(conversations)
@@ -98,17 +100,17 @@ def lay(given: Given, conversations: Sequence[Conversation], missing: Missing, w
         )
         notes.append(f"Conversations without a list: {len(absent)} of {len(conversations)} ({_some(absent)}), {what}.")
     if foreign:
-        notes.append(f"Lists of no conversation of the split, which are not read: {len(foreign)} ({_some(foreign)}).")
+        notes.append(f"Lists whose id is of no conversation of the split, left out: {len(foreign)} ({_some(foreign)}).")
     if repeated:
         places = "; ".join(given.repeated[name] for name in repeated[:_SHOWN])
         notes.append(
             f"Conversations with several lists, of which the first counts: {len(repeated)} (others: {places})."
         )
     if empty := [c.id for c in conversations if not given.texts.get(c.id, "?").strip()]:
-        notes.append(f"Lists with nothing in them: {len(empty)} ({_some(empty)}).")
+        notes.append(f"Empty lists: {len(empty)} ({_some(empty)}).")
     counts = {"given": len(given.texts), "missing": len(absent), "unknown": len(foreign), "repeated": len(repeated)}
     counts["empty"] = len(empty)
-    return Laid(kept, [given.texts.get(c.id, "") for c in kept], counts, notes)
+    return Assigned(kept, [given.texts.get(c.id, "") for c in kept], counts, notes)
 
 
 def _entries(path: Path) -> Iterator[Entry]:

@@ -2,7 +2,7 @@
 
 A line that people would read as an item is one: list markers, emphasis, quotes, brackets, links, table rows and remarks are
 taken off, and the year may be written in several ways (docs/data.md). Prose is no item. `read` knows the catalog as well: a
-line that is an item of the catalog to the letter is that item, whatever it looks like.
+line that is an item of the catalog to the letter is that item, in any form.
 """
 
 from collections.abc import Container
@@ -48,7 +48,7 @@ def read(text: str, known: Container[Item], *, year_required: bool = True) -> li
     """Return each line of a list as an item. None: the line is not an item.
 
     Args:
-        known: Catalog. A line that is one of its items, to the letter or behind its list marker, is that item.
+        known: Catalog. A line that is one of its items, to the letter or after its list marker, is that item.
         year_required: A line without a year is not an item. False for catalogs with items that have no year.
     """
     return [_read(line, known, year_required) for line in lines(text)]

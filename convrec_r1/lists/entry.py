@@ -1,4 +1,4 @@
-"""A line of a list: people's and models' ways to write an item."""
+"""Read the item on a line of a list, in the ways that people and models write it."""
 
 import re
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 
 _PLAIN = re.compile(r"(([A-Z][\w'-]+)(?: [\w,.'&!?:-]+){0,12})(?<![,:-]) \((\d{4})\)")
-"""What a trained policy writes, in a form that no rule below changes."""
+"""Lines in the form that a trained policy writes, which no rule below changes."""
 _DIGITS = re.compile(r"\d{4}")
 _MARKING = frozenset(word.capitalize() for word in f"{COUNTED}|{NAMED}".split("|"))
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]\((?!\d{4}\))[^()\s]*(?:\([^()]*\)[^()\s]*)?(?:\s\"[^\"]*\")?\)")
@@ -71,13 +71,13 @@ def parse_entry(line: str, *, year_required: bool = True) -> Entry:
     return Entry(item, kind)
 
 
-def _dated(before: str, year: str, behind: str, *, bare: bool, loose: bool = False) -> Item | None:
-    """Return the item with a year. bare: without a list marker. loose: the year does not stand in parentheses."""
+def _dated(before: str, year: str, after: str, *, bare: bool, loose: bool = False) -> Item | None:
+    """Return the item with a year. bare: without a list marker. loose: the year is not in parentheses."""
     if loose and (DATE.search(before) or _YEAR_LABEL.fullmatch(before.strip())):
         return None
-    if bare and is_prose(before, behind, loose=loose):
+    if bare and is_prose(before, after, loose=loose):
         return None
-    title = unwrap(before.rstrip(" \t,:;|\u2013\u2014-"), behind)
+    title = unwrap(before.rstrip(" \t,:;|\u2013\u2014-"), after)
     return Item(title, int(year)) if title else None
 
 

@@ -37,6 +37,7 @@ _NUMBER = re.compile(
 _UNNUMBERED = re.compile(r"[^\W\d_]\w[\w'\u2019-]*(?: [^:.)\d\u2013\u2014-]{12}|$)")
 """Beginning of a line that plainly has no marker: most lines of a trained policy."""
 _CLOSINGS = {"\u201c": "\u201d"}
+_DASH = re.compile(r"[-\u2013\u2014]\s+(?=\S)")
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))
 
 
@@ -65,6 +66,3 @@ def unmarked(line: str) -> tuple[str, str]:
     else:  # **1. Heat**
         rest = opening + rest
     return "number", rest if (dash := _DASH.match(rest)) is None else rest[dash.end() :]
-
-
-_DASH = re.compile(r"[-\u2013\u2014]\s+(?=\S)")

@@ -1,4 +1,4 @@
-"""What tells a sentence from an item."""
+"""Tell sentences from items."""
 
 import re
 
@@ -21,7 +21,7 @@ _PROSE = _words(
     " classic classics favorite favourite favorites similar sure yes yeah okay ok well so how what which here want"
     " know mood horror scary funny original sequel remake both even all again"
 )
-"""What prose has and titles do not: in lower case they are in 1 of 25,000 titles of our samples, and in most utterances."""
+"""Words of prose. In lower case they are in 1 of 25,000 titles of our samples, and in most utterances."""
 _STARTS = _words(
     "also and another any anything are because but can cool could did do does great haha has have he hello hey hi how"
     " i i'd i'm i've if in is it it's lol maybe me my nice no not oh ok okay one or she so some something sure thanks"
@@ -34,32 +34,32 @@ SPOKEN = re.compile(
     r"|^(?:or|and|but|like|maybe|yes|yeah|ok|i|is)[\s,.]"
     r"|^(?i:or|also|okay|wow|how about|(?:some|any)thing(?: more)? like)\b(?!:)"
 )
-"""Where a sentence begins."""
+"""Beginning of a sentence."""
 _EMPHASIS = tuple('*_`"\u201c[')
 _FOLLOWS = re.compile(r"\s+(?!(?:directed|dir|by|starring|with|featuring|from|film|movie)\b)[a-z'\u2019]")
 
 
-def is_prose(before: str, behind: str, *, loose: bool) -> bool:
+def is_prose(before: str, after: str, *, loose: bool) -> bool:
     """Return whether a line without a list marker is a sentence that mentions an item, or a year.
 
     Args:
-        before, behind: The line before and after its year.
-        loose: The year stands in no brackets.
+        before, after: The line before and after its year.
+        loose: The year is not in brackets.
     """
-    if _FOLLOWS.match(behind):
+    if _FOLLOWS.match(after):
         return True
     if before[:1] in _EMPHASIS:
         return False
     if SPOKEN.search(before):
         return True
-    end = behind.rstrip("*_ \"'\u201d")
+    end = after.rstrip("*_ \"'\u201d")
     if end.endswith((":", "?")) or (loose and (end == "." or (end[:1] in (",", ";") and len(end) > 1))):
         return True
     spoken = prose_words(before)
-    # A title in sentence case has such a word now and then. One that is all there is on its line has the benefit of the doubt.
+    # A title in sentence case may have such a word: a line without anything after the year is doubted less.
     if spoken and (loose or end or spoken > 2 or before.split()[0].strip(",.!").casefold() in _STARTS):
         return True
-    if (YEAR.search(behind) or behind.lstrip()[:1].isalpha()) and prose_words(behind):
+    if (YEAR.search(after) or after.lstrip()[:1].isalpha()) and prose_words(after):
         return True
     return (loose or bool(end)) and before.count(" ") >= (MOST_WORDS if loose else 2 * MOST_WORDS)
 

@@ -1,4 +1,4 @@
-"""A model's thoughts: no part of a list."""
+"""Find and remove a model's thoughts, which are not part of a list."""
 
 import re
 

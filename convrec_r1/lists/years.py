@@ -25,7 +25,7 @@ DATE = re.compile(
 
 
 def bare_year(text: str) -> re.Match[str] | None:
-    """Return the first year behind a dash or a comma; of years side by side the last: Fear Street - 1994 - 2021."""
+    """Return the first year after a dash or a comma; of years side by side the last: Fear Street - 1994 - 2021."""
     found = _BARE_YEAR.search(text)
     while found is not None and (following := _BARE_YEAR.match(text, found.end())) is not None:
         found = following

@@ -18,6 +18,7 @@ class Launch(NamedTuple):
     """How this process was started."""
 
     by: str
+    """Name of the program."""
     variable: str
     """Environment variable with the number of processes."""
     world: int
@@ -37,7 +38,7 @@ LAUNCHERS = (
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """Return what started this process. None: nothing that Lightning would leave the processes to."""
+    """Return the program that started this process and that Lightning takes ranks from. None: there is none."""
     for by, variable, others, start in LAUNCHERS:
         if by == "Slurm" and environment.get("SLURM_JOB_NAME") in INTERACTIVE:
             continue
@@ -47,7 +48,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch | None:
 
 
 def devices_for(cfg: TrainerConfig, launch: Launch | None) -> int | None:
-    """Return `trainer.devices`; where it is null, what the launcher started on each node. None: nothing says."""
+    """Return `trainer.devices`; if it is null, the number that the launcher started on each node. None: unknown."""
     if cfg.devices is not None or launch is None or launch.world % cfg.nodes:
         return cfg.devices
     return launch.world // cfg.nodes

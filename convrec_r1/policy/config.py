@@ -18,7 +18,7 @@ def date_problem(key: str, value: str) -> list[str]:
     try:
         date.fromisoformat(value)
     except ValueError:
-        return [f"{key}={value} is no date: write YYYY-MM-DD, as in {DATE}."]
+        return [f"{key}={value} is not a date: write YYYY-MM-DD, as in {DATE}."]
     return []
 
 
@@ -68,8 +68,8 @@ class ModelConfig:
     """Arguments of the chat template, such as {enable_thinking: true} or {reasoning_effort: low}. An argument that the template
     does not know is an error, unless it is false: there is nothing to switch off."""
     date: str = DATE
-    """What chat templates take for today, YYYY-MM-DD: prompts are the same on every day. The default is the date that Llama's
-    templates name where they do not know the day (meta-llama/Llama-3.2-1B-Instruct, tokenizer_config.json)."""
+    """Date that chat templates get as today's, YYYY-MM-DD: prompts are the same on every day. The default is the date that
+    Llama's templates name if they do not know the day (meta-llama/Llama-3.2-1B-Instruct, tokenizer_config.json)."""
     max_prompt_length: int = option(2048, least=1)
     """Tokens. Longer prompts lose their oldest turns."""
     max_completion_length: int = option(1024, least=1)

@@ -18,16 +18,8 @@ from convrec_r1.base.errors import UserError
 _log = logging.getLogger(__name__)
 _SUPPLIED = {
     *("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception"),
-    *(
-        "bos_token",
-        "eos_token",
-        "unk_token",
-        "pad_token",
-        "sep_token",
-        "cls_token",
-        "mask_token",
-        "additional_special_tokens",
-    ),
+    *(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")),
+    "additional_special_tokens",
 }
 """Variables that transformers sets."""
 _OPENS_A_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
@@ -39,7 +31,7 @@ def arguments(template: str, wanted: Mapping[str, Any], day: str) -> dict[str, A
     Args:
         template: the Jinja source.
         wanted: `model.template`.
-        day: `model.date`. It stands in for today where the template calls strftime_now, and is its `date_string`.
+        day: `model.date`. The template gets it from strftime_now, and as `date_string`.
     Raises:
         UserError: the template does not know a wanted argument, and its value is not false.
     """

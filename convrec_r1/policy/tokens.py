@@ -1,4 +1,4 @@
-"""What each token of a tokenizer writes: newlines, white space, the end of a completion, the marks of thoughts."""
+"""Tables of token ids: newlines, white space, ends of completions, marks of thoughts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -36,7 +36,7 @@ def relevance(
     Args:
         text: a list as a policy wrote it, one item a line. Thoughts are no part of it (`lists.strip_thoughts`).
         ground_truth: (title, year) of the relevant items; a year may be text, "" or None. None matches any year.
-        seen: titles the user has seen; an item with such a title is never relevant, whatever its year. A year behind a
+        seen: titles the user has seen; an item with such a title is never relevant, whatever its year. A year after a
             title is left out.
         catalog: items that may be recommended; a line must have the exact year of its catalog item.
         n: number of ranks.

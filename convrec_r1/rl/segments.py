@@ -31,7 +31,7 @@ def segment_ranks(
     is_newline = newline[completion_ids] & mask  # [B, T]
     is_text = ~blank[completion_ids] & mask
     texts = is_text.long().cumsum(-1)
-    if opens is not None:  # counted behind the token's own newline
+    if opens is not None:  # counted after the token's own newline
         later = (opens[completion_ids] & mask).long()
         texts = texts + later.cumsum(-1) - later
     # A newline ends a rank if there is text since the newline before it. `texts` never decreases, so a running maximum
@@ -64,7 +64,7 @@ def list_lengths(
     lines = torch.where(is_text, ranks, -1)
     following = torch.nn.functional.pad(ranks[:, 1:], (0, 1), value=-1)[:, : ranks.shape[1]]
     opened = opens[completion_ids] & (ranks >= 0) if opens is not None else torch.zeros_like(is_text)
-    lines = torch.maximum(lines, torch.where(opened, following, -1))  # text behind a newline has the next token's rank
+    lines = torch.maximum(lines, torch.where(opened, following, -1))  # text after a newline has the next token's rank
     last = torch.nn.functional.pad(lines, (0, 1), value=-1).amax(-1)  # padded because T may be 0
     # Without a next token it is a line of its own, after the one that the newline closed.
     end = torch.nn.functional.pad(torch.where(opened & (following < 0), ranks, -1), (0, 1), value=-1).amax(-1)

@@ -31,5 +31,5 @@ class KeptConfig:
     """Options of task=kept."""
 
     clear: list[str] = field(default_factory=list)
-    """What to delete: keys or beginnings of keys, kinds (warm_starts, distilled, teacher_cache, models), or unused. Answers of
+    """Keys to delete, or beginnings of keys, kinds (warm_starts, distilled, teacher_cache, models), or unused. Answers of
     teachers are deleted only by the kind's name: they were paid for."""

@@ -91,5 +91,5 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def within(key: str, section: str) -> bool:
-    """Whether a dotted key is `section` or in it."""
+    """Return whether a dotted key is `section` or in it."""
     return key == section or key.startswith(f"{section}.")

@@ -136,11 +136,8 @@ def _add_baselines(drafts: dict[tuple, _Draft], runs: Sequence[Run]) -> list[str
         same = name not in _DECIDES and len({run.baselines[name].digest for run in brought}) == 1
         for run in brought:
             draft = _draft(drafts, name, _deciding(name, run.identity))
-            fixed = (
-                same
-                or name in ("popularity", "teacher")
-                or (name == "zero_shot" and run.config.get("model.source") != "tiny")
-            )
+            fixed = same or name in ("popularity", "teacher")
+            fixed = fixed or (name == "zero_shot" and run.config.get("model.source") != "tiny")
             known = draft.judged.setdefault(None if fixed else run.seed, run.baselines[name])
             if known.digest != run.baselines[name].digest:
                 unequal.setdefault(name, []).append(run.name)

@@ -107,7 +107,7 @@ class Study:
 
     @property
     def foreign(self) -> bool:
-        """Whether another system wrote some of the lists (task=score)."""
+        """True if another system wrote some of the lists (task=score)."""
         return any(run.config.get("task.name") == "score" for run in self.runs)
 
     @property

@@ -1,8 +1,8 @@
-"""What a run is made from: digests of its data, of the policy it starts from and of the code, in RUN/inputs.json.
+"""Digests of a run's inputs (its data, the policy it starts from, the code) in RUN/inputs.json.
 
-A folder is found by its config, so the same command finds it although a file has changed meanwhile. Then the contents decide.
-A run of other data or of another policy is refused. So is an interrupted run of other code: half of it would be made by each. A
-complete run of other code is returned with a warning: its results are whole, and say which code made them.
+A folder is found by its config, so the same command finds it even if a file has changed. Then the contents are compared. A run
+of other data or of another policy is refused. So is an interrupted run of other code: each code would have made half of it. A
+complete run of other code is returned with a warning: its results are whole, and the record says which code made them.
 """
 
 import logging
@@ -31,7 +31,7 @@ _SHOWERS = ("cli", "doctor", "studies", "config/help")
 
 
 def begin(cfg: Config, folder: RunFolder, data: Dataset) -> None:
-    """Record what a new run is made from. An interrupted run must be made from the same.
+    """Record the inputs of a new run. Those of an interrupted run must be the same.
 
     data: the dataset as it was loaded, before a teacher's demonstrations replace its own.
     Raises:
@@ -82,7 +82,7 @@ def use(folder: RunFolder, kept: Path) -> None:
 
 
 def _besides(cfg: Config) -> dict[str, Any]:
-    """Return digests of everything that is read besides the dataset, by what it is."""
+    """Return digests of all inputs besides the dataset and the code, by name."""
     task, demonstrations = cfg.task.name, cfg.data.demonstrations
     found: dict[str, Any] = {}
     if task == "eval" and cfg.checkpoint:
@@ -113,7 +113,7 @@ def _recorded(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return what differs in the contents of two records, in words. What one of them does not have is not compared."""
+    """Return the names of contents that differ between two records. What one of them does not have is not compared."""
     data = [name for name, value in now.get("data", {}).items() if before["data"].get(name, value) != value]
     words = {"catalog": "the catalog", DEMONSTRATIONS: "the demonstrations"}
     listed = [words.get(name, f"the {name} split") for name in data]
@@ -127,7 +127,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _versions(before: dict[str, Any], now: dict[str, Any]) -> str:
     then, after = ((r.get("code") or {}).get("version") for r in (before, now))
-    return f"version {then} then, {after} now" if then != after else f"both call themselves {after}"
+    return f"version {then} then, {after} now" if then != after else f"both are version {after}"
 
 
 def _refusal(folder: RunFolder, verb: str, changed: list[str]) -> UserError:

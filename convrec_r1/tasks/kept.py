@@ -1,4 +1,4 @@
-"""task=kept: list what runs share on the disk, and delete what `kept.clear` names."""
+"""task=kept: list the folders that runs share, and delete those that `kept.clear` names."""
 
 import shutil
 import time
@@ -22,12 +22,12 @@ _MARKS = {"warm_starts": "warm_start.json", "distilled": "card.json"}
 """Folders in outputs/, and the file that is written last into each of theirs."""
 _PAID = "teacher_cache"
 _LEAST = 4
-"""Letters of a key that are enough to name it."""
+"""Least number of characters of the beginning of a key."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Something that runs share."""
+    """A folder that runs share."""
 
     kind: str
     folder: Path
@@ -48,7 +48,7 @@ class Kept:
         return max(0.0, time.time() - newest) / 86_400
 
     def is_named(self, name: str) -> bool:
-        """Whether an entry of `kept.clear` means this."""
+        """Return whether an entry of `kept.clear` names this."""
         if name == self.kind:
             return True
         if self.kind == _PAID:
@@ -62,13 +62,13 @@ def kept(cfg: Config) -> list[Kept]:
     """Print what is kept, after deleting what `cfg.kept.clear` names. Return what stays.
 
     Raises:
-        UserError: an entry of `kept.clear` means nothing that is kept, or something that a run works on.
+        UserError: an entry of `kept.clear` names no folder, or one that a run works on.
     """
     found = list(_find(cfg))
     if unknown := [name for name in cfg.kept.clear if not any(one.is_named(name) for one in found)]:
         raise UserError(
-            f"kept.clear={unknown}: nothing kept has this key or kind. task=kept alone lists what there is; a key may be cut "
-            f"to {_LEAST} letters."
+            f"kept.clear={unknown}: nothing has this key or kind. task=kept lists all; give {_LEAST} or more "
+            "characters of a key."
         )
     chosen = [one for one in found if any(one.is_named(name) for name in cfg.kept.clear)]
     freed = sum(map(_delete, chosen))
@@ -105,11 +105,7 @@ def _find(cfg: Config) -> Iterator[Kept]:
 
 
 def _folders(place: Path) -> list[Path]:
-    return (
-        sorted(path for path in place.glob("*") if path.is_dir() and not path.name.startswith("."))
-        if place.is_dir()
-        else []
-    )
+    return sorted(path for path in place.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def _made(mark: Path) -> str:
@@ -133,9 +129,9 @@ def _users(outputs: Path) -> defaultdict[str, list[str]]:
 
 
 def _listed(users: Sequence[str]) -> str:
-    return (
-        "no run in outputs" if not users else users[0] if len(users) == 1 else f"{users[0]} and {len(users) - 1} more"
-    )
+    if not users:
+        return "no run in outputs"
+    return users[0] if len(users) == 1 else f"{users[0]} and {len(users) - 1} more"
 
 
 def _delete(one: Kept) -> int:

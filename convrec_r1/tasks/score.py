@@ -9,7 +9,7 @@ from convrec_r1.config.parts import evaluator, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.config import system_name
-from convrec_r1.evaluate.given import lay, read
+from convrec_r1.evaluate.given import assign, read
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.tasks.systems import evaluate_baselines, report_on
@@ -26,13 +26,13 @@ def score(cfg: Config, folder: RunFolder, _: Callable[[], "Tracker"]) -> dict[st
     given = read(path)
     data = load_data(cfg.data, cfg.n, matching(cfg), need=[split])
     judged = evaluator(cfg, data)
-    laid = lay(given, data[split], cfg.score.missing, f"{path} on the {split} split of {cfg.data.name}")
-    for note in laid.notes:
+    assigned = assign(given, data[split], cfg.score.missing, f"{path} on the {split} split of {cfg.data.name}")
+    for note in assigned.notes:
         _log.warning("%s: %s", path, note)
     name = system_name(cfg.lists, cfg.name)
-    systems = evaluate_baselines(judged, laid.conversations, data, folder, split)
-    systems[name] = judged.score(laid.texts, laid.conversations)
+    systems = evaluate_baselines(judged, assigned.conversations, data, folder, split)
+    systems[name] = judged.score(assigned.texts, assigned.conversations)
     systems[name].write_jsonl(folder.eval / f"{split}.jsonl")
-    write_asked(laid.conversations, folder.eval / f"{split}.conversations.jsonl")
-    summary = report_on(systems, judged, cfg, folder, how=f"from {path.name}", remarks=laid.notes)
-    return summary | {"lists": {"path": str(path), **laid.counts, "notes": laid.notes}}
+    write_asked(assigned.conversations, folder.eval / f"{split}.conversations.jsonl")
+    summary = report_on(systems, judged, cfg, folder, how=f"from {path.name}", remarks=assigned.notes)
+    return summary | {"lists": {"path": str(path), **assigned.counts, "notes": assigned.notes}}

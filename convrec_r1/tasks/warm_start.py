@@ -53,7 +53,7 @@ def warm_start_key(cfg: Config, data: Dataset) -> str:
     contents = digests(data)
     model = as_dict(OmegaConf.structured(cfg.model))
     parts = {
-        # Where the weights stand does not matter.
+        # The place of the weights does not matter.
         "model": {name: value for name, value in model.items() if name not in ("name", "path", "revision")},
         "weights": started_from(cfg.model),
         "sft": as_dict(OmegaConf.structured(cfg.sft)),

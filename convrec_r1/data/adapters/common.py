@@ -17,7 +17,7 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("user", "human", "seeker", "customer", "usr"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai", "agent", "recommender"), "assistant"),
 }
-"""What chat APIs and datasets call the two speakers, in small letters."""
+"""Names of the two speakers in chat APIs and datasets, in lower case."""
 _INSTRUCTIONS = ("system", "developer")
 _TOOLS = ("tool", "function", "tool_call", "tool_response", "function_call", "observation", "ipython", "environment")
 _ROLE_KEYS, _CONTENT_KEYS = (
@@ -33,7 +33,7 @@ SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
     **dict.fromkeys(_VALIDATION, "validation"),
 }
-"""What people call the splits."""
+"""Names of the splits in datasets."""
 JSONL: dict[Split, tuple[str, ...]] = {
     split: tuple(
         name + kind for kind in (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -45,16 +45,16 @@ JSONL: dict[Split, tuple[str, ...]] = {
 
 
 def read_messages(row: Row, key: str, notes: Notes | None = None, *, complete: bool = False) -> tuple[Message, ...]:
-    """Return a list of `{role, content}`, as chat APIs have it, as messages with unchanged contents.
+    """Return a list of `{role, content}`, in the form of chat APIs, as messages with unchanged contents.
 
     Roles go by several names (`ROLES`), also under the key "from" (ShareGPT, with "value"). A content is a string or a list of
     parts, of which the text is read. Left out and counted in `notes`: turns of tools, turns without text (null, blank, a call
     of a tool, an image), and turns of the system.
 
     Args:
-        complete: the messages are a published prompt, whose turns of the system stay, as its instruction.
+        complete: the messages are a published prompt. Turns of the system stay: they are its instruction.
     Raises:
-        UserError: no list, an unknown role, content of another type, or no message that is left.
+        UserError: no list, an unknown role, content of another type, or no message left.
     """
     notes = notes or Notes()
     values = row.array(key, _MESSAGES)

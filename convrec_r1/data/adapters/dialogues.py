@@ -69,8 +69,7 @@ class DialogueAdapter(FileAdapter):
                         place = split_by_hash(found.cluster, missing) if split == "train" else split
                         splits[place].append(replace(found, split=place))
         self.faults.check()
-        if str(self.notes):
-            _log.warning("%s: %s", self.path, self.notes)
+        self.notes.warn(_log, f"{self.path}:")
         number = sum(map(len, splits.values()))
         _log.info("%s: %d conversations; %s", type(self).__name__.lower(), number, self.report.format_map(self.counts))
         return Dataset(catalog, splits)

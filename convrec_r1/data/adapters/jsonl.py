@@ -82,8 +82,7 @@ def read(path: str | Path) -> list[Conversation]:
     faults.check()
     if unread:
         notes.add(f"keys are not read: {listed(sorted(unread))}", number=len(unread))
-    if str(notes):
-        _log.warning("%s: %s", path, notes)
+    notes.warn(_log, f"{path}:")
     if not conversations:
         raise UserError(f"{path} has no conversation that can be used ({notes}).")
     return conversations

@@ -68,8 +68,7 @@ class RedditV2(FileAdapter):
                 counts["foreign"] += sum(catalog.find(item, self.match) is None for item in conversation.ground_truth)
                 conversations.append(conversation)
         faults.check()
-        if str(notes):
-            _log.warning("%s: %s", self.path, notes)
+        notes.warn(_log, f"{self.path}:")
         _log.info(
             "reddit_v2: %d conversations, %d without a demonstration; left out %d rows without ground truth; "
             "%d ground truths are not in the catalog",

@@ -55,7 +55,7 @@ class AnswerCache:
         self._db.close()
 
     def find(self, identity: str, questions: Sequence[Question]) -> list[Answer | None]:
-        """Return the answer of `identity` to each question. None: there is none, or none of use (older versions kept those)."""
+        """Return the answer of `identity` to each question. None: no usable one (older versions kept others too)."""
         keys = [_key(identity, question) for question in questions]
         found: dict[bytes, Answer] = {}
         with self._explained():
@@ -71,7 +71,7 @@ class AnswerCache:
         ]
 
     def add(self, identity: str, question: Question, answer: Answer) -> None:
-        """Store an answer. The first one of use to a question stays."""
+        """Store an answer. The first usable one to a question stays."""
         if self.find(identity, [question]) != [None]:
             return
         row = (

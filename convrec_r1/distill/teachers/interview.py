@@ -28,8 +28,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 """Seconds before a question is asked again, doubled from try to try, unless the teacher names a time."""
 _REFUSED = 3
 """Refusals from which `teacher.most_refused` counts. If no answer came before them, the teacher refuses everything."""
-_TOLD = 10.0
-"""Seconds of a wait that the user is told of."""
+_REPORTED = 10.0
+"""Shortest wait that is reported, in seconds."""
 _EMPTY = "empty answer"
 
 
@@ -171,7 +171,7 @@ class _Session:
         """Why no more questions are asked. Those in flight are still awaited: they may be paid for."""
         self.over = asyncio.Event()
         """Set with `fatal`: nobody waits for another attempt."""
-        self.told_until = 0.0
+        self.reported_until = 0.0
 
     @property
     def given_up(self) -> bool:
@@ -232,7 +232,7 @@ class _Session:
                 if answer.text.strip() or _EMPTY in causes or not interview.cfg.retries:
                     advice = "" if strip_thoughts(answer.text).strip() else f". {THINKS}"
                     raise Unusable(why + advice, answer.prompt_tokens, answer.completion_tokens)
-                causes.append(_EMPTY)  # an accident of the endpoint, or else the same again: asked once more
+                causes.append(_EMPTY)  # may be an accident of the endpoint: asked once more
             except NoAnswer as failure:
                 self._check_wait(failure)
                 if len(causes) >= interview.cfg.retries or self.given_up:
@@ -249,20 +249,20 @@ class _Session:
         return answer
 
     def _check_wait(self, failure: NoAnswer) -> None:
-        """Tell of a long wait, once for all that wait. Raises UserError beyond `teacher.longest_wait`."""
+        """Report a long wait, once for all questions that wait. Raises UserError beyond `teacher.longest_wait`."""
         seconds, cfg, now = failure.wait or 0.0, self.interview.cfg, time.monotonic()
         if seconds > cfg.longest_wait:
             raise UserError(
                 f"The teacher asks to wait {seconds:.0f} s ({failure}), longer than teacher.longest_wait={cfg.longest_wait:g}. "
-                f"Answers so far are kept in {self.interview.cache.path}: the same command goes on with the rest, after that "
+                f"Answers so far are kept in {self.interview.cache.path}: the same command asks the rest, after that "
                 "time or with another teacher.api_key_env."
             )
-        if seconds >= _TOLD and now >= self.told_until:
-            self.told_until = now + seconds
+        if seconds >= _REPORTED and now >= self.reported_until:
+            self.reported_until = now + seconds
             _log.warning("The teacher asks to wait %.0f s (%s)", seconds, failure)
 
     def _check_refusals(self, least: int) -> None:
-        """Stop if there are at least so many refusals, and no answers; or too many for the number of questions."""
+        """End the job if `least` or more questions are refused and none is answered, or more than `teacher.most_refused`."""
         refused, cfg = len(self.refusals), self.interview.cfg
         none = refused >= least and not self.known and len(self.answers) == refused
         few = refused < _REFUSED and cfg.most_refused > 0

@@ -22,7 +22,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _REFUSED = (400, 413, 422, 451)
 """Statuses by which endpoints refuse one question: malformed, too long for the model, not allowed."""
 _MODERATED = re.compile(r"moderat|flagged|content.?(?:policy|filter)|safety", re.IGNORECASE)
-"""What a 403 says that refuses one question; else it refuses the key."""
+"""Words in a 403 that refuses one question. Any other 403 refuses the key."""
 _RETRIED = (408, 409, 425, 429)
 """Statuses below 500 that are not permanent."""
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class ChatClient:
         self.template = cfg.template if template is None else template
         self._client: openai.AsyncOpenAI | None = None
         self._structured = True
-        self._told_of_thoughts = False
+        self._thoughts_reported = False
 
     async def answer(self, question: Question) -> Answer:
         if not self._structured or question.structure is None:
@@ -79,8 +79,8 @@ class ChatClient:
         except (openai.APIError, ValueError) as error:  # not the API's JSON
             raise NoAnswer("broken answer", self._clean(f"{type(error).__name__}: {error}")) from None
         answer = _read(completion, question)
-        if _thoughts_apart(completion) and not self._told_of_thoughts:
-            self._told_of_thoughts = True
+        if _thoughts_apart(completion) and not self._thoughts_reported:
+            self._thoughts_reported = True
             _log.info(
                 "%s sends its thoughts apart (reasoning_content): they are paid for, and otherwise ignored",
                 self.base_url,
