@@ -27,47 +27,32 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Task = Callable[[Config, RunFolder, Callable[[], "Tracker"]], dict[str, Any]]
-TASKS = {"train": "train.train", "eval": "evaluate.evaluate", "distill": "distill.distill", "score": "score.score"}
-"""Tasks that write a run folder, which is locked, resumed, and finished once: MODULE.FUNCTION of tasks/."""
+TASKS = {
+    "train": "tasks.train.train",
+    "eval": "tasks.evaluate.evaluate",
+    "distill": "tasks.distill.distill",
+    "score": "tasks.score.score",
+}
+"""Tasks that write a run folder, which is locked, resumed, and finished once: where their functions are."""
 REPEATED = ("score",)
 """Tasks of seconds whose files may have changed: they start over where the others are complete."""
-Reader = Callable[[Config, Path], object]
 
-
-def _compare() -> Reader:
-    from convrec_r1.studies.compare import compare
-
-    return lambda cfg, folder: compare(
-        cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples
-    )
-
-
-def _workspace() -> Reader:
-    from convrec_r1.studies.workspace import publish
-
-    return lambda cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks)
-
-
-def _kept() -> Reader:
-    from convrec_r1.tasks.kept import kept
-
-    return lambda cfg, _: kept(cfg)
-
-
-def _dry_run() -> Reader:
-    from convrec_r1.tasks.distill import dry_run
-
-    return lambda cfg, _: dry_run(cfg)
-
-
-def _doctor() -> Reader:
-    from convrec_r1.doctor.task import doctor
-
-    return lambda cfg, _: doctor(cfg)
-
-
-READERS = {"compare": _compare, "workspace": _workspace, "kept": _kept, "dry_run": _dry_run, "doctor": _doctor}
-"""Tasks that write no run folder and can be repeated: functions that import them."""
+READERS: dict[str, tuple[str, Callable[[Any, Config, Path], object]]] = {
+    "compare": (
+        "studies.compare.compare",
+        lambda compare, cfg, folder: compare(
+            cfg.runs, folder, cfg.compare, level=cfg.eval.level, resamples=cfg.eval.resamples
+        ),
+    ),
+    "workspace": (
+        "studies.workspace.publish",
+        lambda publish, cfg, _: publish(cfg.study, cfg.logger, n=cfg.n, ks=cfg.ks),
+    ),
+    "kept": ("tasks.kept.kept", lambda kept, cfg, _: kept(cfg)),
+    "dry_run": ("tasks.distill.dry_run", lambda dry_run, cfg, _: dry_run(cfg)),
+    "doctor": ("doctor.task.doctor", lambda doctor, cfg, _: doctor(cfg)),
+}
+"""Tasks that write no run folder and can be repeated: where their functions are, and how they are called."""
 
 
 def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str] = ()) -> dict[str, Any]:
@@ -82,18 +67,24 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
     task = "dry_run" if cfg.distill.dry_run and cfg.task.name in TASKS else cfg.task.name
     # Imported before logging starts: Lightning's import sets log levels.
     if task in READERS:
-        reader = READERS[task]()
+        path, call = READERS[task]
+        reader = _function(path)
         _start()
         try:
-            reader(cfg, folder.path)
+            call(reader, cfg, folder.path)
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
-    module, _, function = TASKS[task].partition(".")
-    run: Task = getattr(import_module(f"convrec_r1.tasks.{module}"), function)
+    run: Task = _function(TASKS[task])
     _start()
     with folder.alone() if is_first() else contextlib.nullcontext():
         return _make(run, cfg, folder, sha, choices)
+
+
+def _function(path: str) -> Callable[..., Any]:
+    """Import a function by its path within the package."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(f"convrec_r1.{module}"), name)
 
 
 def _start() -> None:
