@@ -173,9 +173,10 @@ def catalog_notes(items: Items, match: Matching) -> list[str]:
     notes = []
     if same := near_duplicates(items, match):
         examples = "; ".join(f"{one} and {other}" for one, other in same[:3])
-        count = "1 item of the catalog is" if len(same) == 1 else f"{len(same)} items of the catalog are"
+        count = "1 item is" if len(same) == 1 else f"{len(same):,} items are"
+        rule = type(match).__name__.lower() if type(match).__module__ == __name__ else type(match).__name__
         notes.append(
-            f"{count} the same as another one under {type(match).__name__} ({examples}): each hits the same ground truth."
+            f"{count} the same as another one under match={rule} ({examples}): each hits the same ground truth."
         )
     if lost := unnameable(items):
         examples = ", ".join(repr(str(item)) for item in lost[:3])

@@ -168,6 +168,8 @@ SHAPES = {
                              [Item("Emma", 2003), Item("Dune")]),
     "tmdb.json": (json.dumps({"page": 1, "results": [{"id": 1, "title": "Heat", "release_date": "1995-12-15"}], "total_pages": 1}),
                   [Item("Heat", 1995)]),
+    "wikidata.csv": ("film,filmLabel,publicationDate\nhttp://www.wikidata.org/entity/Q1,Heat,1995-12-15T00:00:00Z\n"
+                     "http://www.wikidata.org/entity/Q2,Emma,\n", [Item("Heat", 1995), Item("Emma")]),
     "excel.csv": ("sep=;\r\nTitle;Year;;\r\nHeat;1995;;\r\n", [Item("Heat", 1995)]),
     "pandas.csv": (",title,year\n0,Heat,1995.0\n1,Emma,\n", [Item("Heat", 1995), Item("Emma")]),
     "r.csv": ('"title","year"\n"1","Heat",1995\n"2","Emma",NA\n', [Item("Heat", 1995), Item("Emma")]),

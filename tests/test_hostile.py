@@ -285,6 +285,20 @@ def test_nothing_that_is_logged_acts_or_passes_for_another_line(tmp_path, monkey
     assert log.count("\n20") == 0
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_paths_in_log_lines_are_not_broken(monkeypatch, is_terminal):
+    file, path = io.StringIO(), "/tmp/outputs/main/rank_grpo-exp_inf-tiny-movieland-s1-1f6a3611"
+    monkeypatch.setattr(logs, "console", Console(file=file, force_terminal=is_terminal, width=40, color_system=None))
+    logs.start_logging(None, is_first=True)
+    try:
+        logging.getLogger("convrec_r1.test").info("Done in 6 s: %s (fresh=true starts over, :cat: [b] or not)", path)
+    finally:
+        monkeypatch.undo()
+        logs.start_logging(None, is_first=True)
+    lines = ["Done in 6 s:", path, "(fresh=true starts over, :cat: [b] or", "not)"]
+    assert file.getvalue() == ("\n" if is_terminal else " ").join(lines) + "\n"
+
+
 def test_markdown_keeps_a_text_in_its_cell():
     cells = [f"x|y\nz {SCRIPT} [l](javascript:alert(1))", "1"]
     lines = Table((Column("a"), Column("b")), [cells]).markdown()

@@ -59,7 +59,7 @@ def test_everything_that_decides_the_numbers_comes_from_the_run(run, place):
     cfg, said = evaluation(run / place)
     assert {key: value(cfg, key) for key in OVER} == OVER
     assert "n=7, data=redial, model=tiny, model.max_prompt_length=300" in said
-    assert "match=Normalised" in said
+    assert "match=normalised" in said
     assert "overridden" not in said
     assert "\n" not in said
 
@@ -125,6 +125,16 @@ def test_the_command_line_wins_over_the_run(run, override, key, expected):
     assert f"{key}={expected} (there " in said
     others = {k: v for k, v in OVER.items() if k != key and not (key == "n" and k == "eval.metric")}
     assert {k: value(cfg, k) for k in others} == others, "everything else is the run's"
+
+
+def test_overridden_values_are_written_as_the_command_line_has_them(run):
+    _, said = evaluation(run, "data=jsonl", "data.path=here", "data.catalog=x/catalog.csv", "match=folded")
+    assert "data.catalog=x/catalog.csv (there null)" in said
+    assert "match=folded (there normalised)" in said
+    stored = OmegaConf.load(run / "config.yaml")
+    OmegaConf.update(stored, "data.catalog", "old/catalog.csv")
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(stored))
+    assert "data.catalog=new/catalog.csv (there old/catalog.csv)" in evaluation(run, "data.catalog=new/catalog.csv")[1]
 
 
 def test_a_chosen_group_is_the_commands(run):

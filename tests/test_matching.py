@@ -116,7 +116,7 @@ def test_a_catalog_is_told_what_it_holds():
     assert near_duplicates(films, Folded()) == []
     assert unnameable(films) == [Item("Ben Hur", 80)]
     same, lost = catalog_notes(films, Normalised())
-    assert "1 item of the catalog is the same" in same
+    assert "1 item is the same as another one under match=" in same
     assert "Amelie (2001) and Am\u00e9lie (2001)" in same
     assert "'Ben Hur (80)'" in lost
     assert catalog_notes(Catalog([Item("Heat", 1995), Item("Go")]), Normalised()) == []

@@ -60,6 +60,9 @@ TABLES = {
     "texts.csv": 'ID,text\na,"Heat (1995)\nAlien (1979)"\nb,9\n',
     "items.csv": "conversation_id,title,year\na,Heat,1995\na,Alien,1979\nb,9,\n",
     "ranked.tsv": "id\ttitle\tyear\trank\na\tAlien\t1979\t2\nb\t9\t\t1\na\tHeat\t1995\t1\n",
+    "semicolons.csv": "\ufeffid;title;year;rank\na;Heat;1995;1\na;Alien;1979;2\nb;9;;1\n",
+    "texts.tsv": 'id,text\na,"Heat (1995)\nAlien (1979)"\nb,9\n',
+    "bars.csv": "id|title|year\na|Heat|1995\na|Alien|1979\nb|9|\n",
     "marked.json": "\ufeff" + json.dumps(TEXTS),
 }
 
@@ -68,6 +71,33 @@ TABLES = {
 def test_tables(tmp_path, name):
     (tmp_path / name).write_text(TABLES[name], encoding="utf-8")
     assert read(tmp_path / name).texts == TEXTS
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "utf-8"])
+def test_encodings_of_spreadsheets(tmp_path, encoding):
+    (tmp_path / "x.csv").write_bytes("id;title;year\nc;Am\u00e9lie;2001\n".encode(encoding))
+    (tmp_path / "x.json").write_bytes('{"c": "Am\u00e9lie (2001)"}'.encode(encoding))
+    (tmp_path / "x.jsonl").write_bytes('{"id": "c", "text": "Am\u00e9lie (2001)"}\n'.encode(encoding))
+    for kind in ("csv", "json", "jsonl"):
+        assert read(tmp_path / f"x.{kind}").texts == {"c": "Am\u00e9lie (2001)"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_faults_are_told_together(tmp_path, kind):
+    bad = [{"id": " ", "text": "Heat"}] * 12
+    content = {"json": json.dumps(bad), "csv": "id,text\n" + " ,Heat\n" * 12}
+    (tmp_path / f"x.{kind}").write_text(content.get(kind, "\n".join(map(json.dumps, bad))))
+    with pytest.raises(UserError, match=r"12 faults, the first 10:") as error:
+        read(tmp_path / f"x.{kind}")
+    assert str(error.value).count('"id" is blank') == 10
+
+
+def test_a_file_without_text_and_a_folder_without_files(tmp_path):
+    with pytest.raises(UserError, match=r"holds no file .it needs one text file a conversation, named by its id"):
+        read(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\0\0\xff\0")
+    with pytest.raises(UserError, match=r"a.png is not a text file"):
+        read(tmp_path)
 
 
 def test_a_folder_with_a_file_a_conversation(tmp_path):

@@ -1,11 +1,11 @@
 """Set up logging: to the terminal, and with timestamps to the run's run.log. Other libraries log errors only."""
 
 import logging
+import textwrap
 import warnings
 from pathlib import Path
 
 import transformers
-from rich.logging import RichHandler
 
 from convrec_r1.base.progress import console, label
 from convrec_r1.base.visible import visible
@@ -33,6 +33,23 @@ class _Visible(logging.Formatter):
         return visible(super().format(record)).replace("\n", f"\n{self._indent}")
 
 
+class _Terminal(logging.Handler):
+    """Prints log lines. No path is broken: terminals get line breaks between words only, files and pipes none."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            if console.is_terminal:
+                text = "\n".join(_wrapped(line) for line in text.split("\n"))
+            console.print(text, markup=False, emoji=False, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False)
+
+
 def start_logging(file: Path | None, *, is_first: bool) -> None:
     """Send the package's log lines to the terminal and to a file, and close the handlers of an earlier call.
 
@@ -46,7 +63,7 @@ def start_logging(file: Path | None, *, is_first: bool) -> None:
         handler.close()
     package.setLevel(logging.INFO if is_first else logging.ERROR)
     package.propagate = False
-    terminal = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
+    terminal = _Terminal()
     terminal.setFormatter(_Visible(f"{label()}%(message)s"))
     package.addHandler(terminal)
     if file is not None and is_first:

@@ -71,8 +71,8 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
             continue
         now = OmegaConf.select(cfg, key, default=None)
         if name.split(".")[0] in groups or any(within(key, k) or within(k, key) for k in keys):
-            if _text(now) != _text(value) and (key in keys or key in _SHOWN):
-                overridden.append(f"{_label(key)}={_text(now)} (there {_text(value)})")
+            if _text(key, now) != _text(key, value) and (key in keys or key in _SHOWN):
+                overridden.append(f"{_label(key)}={_text(key, now)} (there {_text(key, value)})")
         elif _has(cfg, key) or any(within(key, free) for free in _FREE):
             if isinstance(value, str) and "${" in value:
                 raise UserError(
@@ -80,7 +80,7 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
                 )
             OmegaConf.update(cfg, key, value, force_add=True)
             taken.append(key)
-    shown = [f"{_label(key)}={_text(stored[key])}" for key in _SHOWN if key in taken]
+    shown = [f"{_label(key)}={_text(key, stored[key])}" for key in _SHOWN if key in taken]
     said = f"From {run}: {', '.join([*shown, 'instruction and scoring'])}" if taken else f"From {run}: nothing"
     return "; ".join([said, *([f"overridden: {', '.join(overridden)}"] if overridden else []), *notes]) + "."
 
@@ -184,5 +184,9 @@ def _label(key: str) -> str:
     return key.removesuffix(".name").removesuffix(f".{TARGET}")
 
 
-def _text(value: Any) -> str:
-    return str(getattr(value, "name", value)) if not isinstance(value, str) else value.rsplit(".", 1)[-1]
+def _text(key: str, value: Any) -> str:
+    """Return a value as the command line has it; of a built-in class, the choice."""
+    section, _, last = key.rpartition(".")
+    if last == TARGET and value in _built_in(section):
+        return value.rsplit(".", 1)[-1].lower()
+    return "null" if value is None else str(getattr(value, "name", value))

@@ -16,10 +16,11 @@ ITEM_FORMS = '["Title", 1999], {"title": "Title", "year": 1999} or "Title (1999)
 TITLES = (
     "title", "primarytitle", "movietitle", "filmtitle", "booktitle", "gametitle", "songtitle", "tracktitle", "itemtitle",
     "titlewithoutseries", "name", "moviename", "filmname", "bookname", "itemname", "productname", "trackname", "originaltitle",
-    "titel", "titre", "titulo", "título", "titolo", "movie", "film", "book", "item",
+    "titel", "titre", "titulo", "título", "titolo", "titlelabel", "movielabel", "filmlabel", "booklabel", "itemlabel",
+    "movie", "film", "book", "item",
 )  # fmt: skip
 """Names of a title's column, the first preferred, in small letters without spaces and signs. Of a row with several the first
-that is not blank counts."""
+that is not blank counts. Wikidata has an address in `film` and the title in `filmLabel`."""
 
 YEARS = (
     "year", "releaseyear", "startyear", "originalpublicationyear", "publicationyear", "yearofpublication", "movieyear",

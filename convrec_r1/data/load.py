@@ -69,7 +69,7 @@ def load_data(cfg: DataConfig, n: int, match: Matching = _FOLDED, *, need: Seque
     if cfg.demonstrations == "neighbours":
         data = add_demonstrations(data, n, match)
     sizes = ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS)
-    _log.info("Data %s: %d items; conversations: %s", cfg.name, len(data.catalog), sizes)
+    _log.info("Data %s: %s items; conversations: %s", cfg.name, f"{len(data.catalog):,}", sizes)
     return data
 
 

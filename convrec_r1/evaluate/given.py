@@ -5,9 +5,11 @@ a row a conversation, or a row an item, best first; a folder with one text file 
 eval/<split>.jsonl is such a file too.
 """
 
+import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,14 @@ import pandas as pd
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.rows import Row, read_jsonl
+from convrec_r1.data.faults import Faults, Notes
+from convrec_r1.data.files import read_lines
 from convrec_r1.data.items import to_item
 from convrec_r1.data.schema import Conversation
 from convrec_r1.data.values import describe
 from convrec_r1.evaluate.config import Missing
+
+_log = logging.getLogger(__name__)
 
 IDS = ("id", "conversation", "conversation_id")
 """Keys of a conversation's id. The first of them in a row is read."""
@@ -60,7 +66,7 @@ def read(path: Path) -> Given:
     """Read lists in one of the forms above.
 
     Raises:
-        UserError: no such file, a form that is not known, or a malformed row. The message names the file and the line.
+        UserError: no such file, a form that is not known, or malformed rows: the first ten, with file and line.
     """
     texts: dict[str, str] = {}
     repeated: dict[str, str] = {}
@@ -68,7 +74,8 @@ def read(path: Path) -> Given:
         if texts.setdefault(name, text) != text:
             repeated.setdefault(name, where)
     if not texts:
-        raise UserError(f"{path} holds no lists.")
+        kind = "no file (it needs one text file a conversation, named by its id)" if path.is_dir() else "no lists"
+        raise UserError(f"{path} holds {kind}.")
     return Given(texts, repeated)
 
 
@@ -118,7 +125,7 @@ def _entries(path: Path) -> Iterator[Entry]:
         return _texts(path)
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
-            return map(_row, read_jsonl(path))
+            return _json_lines(path)
         case ".json":
             return _json(path)
         case ".csv":
@@ -143,6 +150,20 @@ def _texts(folder: Path) -> Iterator[Entry]:
         yield file.stem if file.suffix in _TEXT_FILES else file.name, _contents(file), str(file)
 
 
+def _json_lines(path: Path) -> Iterator[Entry]:
+    notes, faults = Notes(), Faults()
+    yield from _rows(read_jsonl(path, notes, faults), faults)
+    _tell(path, notes)
+
+
+def _rows(rows: Iterable[Row], faults: Faults) -> Iterator[Entry]:
+    """Yield the lists of rows. Raises UserError at the end, with the first ten faults."""
+    for row in rows:
+        with faults:
+            yield _row(row)
+    faults.check()
+
+
 def _json(path: Path) -> Iterator[Entry]:
     try:
         content = json.loads(_contents(path))
@@ -153,11 +174,15 @@ def _json(path: Path) -> Iterator[Entry]:
             where = f"{path.name}, {describe(name)}"
             yield name, _text(value, Row(content, where), "the list"), where
     elif isinstance(content, list):
+        faults = Faults()
         for number, value in enumerate(content, start=1):
             where = f"{path.name}, entry {number}"
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: it must be an object with an id and a list, found {describe(value)}.")
-            yield _row(Row(value, where))
+            if isinstance(value, dict):
+                with faults:
+                    yield _row(Row(value, where))
+            else:
+                faults.add(f"{where}: it must be an object with an id and a list, found {describe(value)}.")
+        faults.check()
     else:
         raise UserError(f"{path.name}: it must be an object {{id: list}} or a list of rows, found {describe(content)}.")
 
@@ -169,14 +194,16 @@ def _row(row: Row) -> Entry:
 
 def _table(path: Path, delimiter: str) -> Iterator[Entry]:
     """Yield the lists of a table with a column of texts, or with a row an item: columns `title`, perhaps `year` and `rank`."""
+    content = _contents(path)
+    delimiter = _delimiter(content.partition("\n")[0], delimiter)
     try:
-        table = pd.read_csv(io.StringIO(_contents(path)), sep=delimiter, dtype=str, keep_default_na=False)
+        table = pd.read_csv(io.StringIO(content), sep=delimiter, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{path}: not a table with a header ({error}).") from None
     table.columns = [str(name).strip().lower() for name in table.columns]
     rows = [Row(dict(cells), f"{path.name}, row {number}") for number, cells in enumerate(table.to_dict("records"), 1)]
     if "title" not in table:
-        yield from map(_row, rows)
+        yield from _rows(rows, Faults())
         return
     lists: dict[str, list[tuple[int, str, str]]] = {}
     for row in rows:
@@ -190,13 +217,28 @@ def _table(path: Path, delimiter: str) -> Iterator[Entry]:
         yield name, "\n".join(line for _, line, _ in sorted(items, key=lambda item: item[0])), items[0][2]
 
 
+def _delimiter(header: str, usual: str) -> str:
+    """Return what stands between the names of a header: the usual one, unless only another gives an id and a list."""
+    for delimiter in dict.fromkeys([usual, ",", ";", "\t", "|"]):
+        names = {name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])}
+        if names & set(IDS) and names & {"title", *LISTS}:
+            return delimiter
+    return usual
+
+
 def _contents(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
+    """Return a text file's content, in any encoding that data files may have."""
+    notes = Notes()
+    content = "".join(read_lines(file, notes))
+    if "\0" in content:
+        raise UserError(f"{file} is not a text file (it has zero bytes). Give lists as text.")
+    _tell(file, notes)
+    return content
+
+
+def _tell(file: Path, notes: Notes) -> None:
+    if str(notes):
+        _log.warning("%s: %s", file.name, notes)
 
 
 def _key(row: Row, names: Sequence[str], what: str) -> str:
