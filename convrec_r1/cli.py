@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -79,6 +80,10 @@ def main() -> None:
     except Exception as error:
         if not _started and not debug and isinstance(error, _CONFIG_ERRORS):
             said = [str(e) for e in (error, error.__cause__) if e is error or isinstance(e, OmegaConfBaseException)]
+            if given := re.search(
+                r"override (\S+?)=(\S+)\nInvalid value assigned: \w+ is not a ListConfig", "\n".join(said)
+            ):
+                said.append(f"It takes a list: {given[1]}=[{given[2]}].")
             print("\nThe config cannot be read:", visible("\n".join(said)), file=sys.stderr)
             if ledger.opened:
                 ledger.opened.close()

@@ -334,7 +334,11 @@ def test_what_is_kept_is_listed_with_its_runs_and_deleted_by_key(there):
     for said in (key, "warm_starts", "tiny on jsonl, seed 1", "main/run"):
         assert said.replace(" ", "") in columns.replace(" ", "")
     assert_user_error(run_command("task=kept", "kept.clear=[ffff]", cwd=there), "ffff", "task=kept")
-    run_command("task=kept", "kept.clear=[unused]", cwd=there)
+    nothing = run_command("task=kept", "kept.clear=[unused]", cwd=there, CONVREC_R1_CACHE=str(there / "none"))
+    assert nothing.returncode == 0, nothing.stderr
+    assert "kept.clear=[unused]: there is nothing of it" in nothing.stdout
+    assert any(key in line for line in nothing.stdout.splitlines()), "a key stands on one line"
+    assert_user_error(run_command("task=kept", "kept.clear=unused", cwd=there), "It takes a list: kept.clear=[unused]")
     assert (there / "outputs" / "warm_starts" / key).exists(), "a run uses it"
     told = run_command(*RUN, "fresh=true", cwd=there)
     assert f"kept.clear=[{key}]" in "".join(told.stdout.split())

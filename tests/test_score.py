@@ -161,6 +161,14 @@ def test_the_first_of_several_lists_counts_and_equal_ones_are_no_fault(tmp_path)
     assert found.repeated == {"a": "x.jsonl, line 5"}
 
 
+def test_a_score_that_failed_is_not_resumed(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"id": "a"}')
+    for _ in range(2):
+        failed = run_command("task=score", "lists=x.jsonl", *SMALL, cwd=tmp_path)
+        assert_user_error(failed, "x.jsonl, line 1")
+        assert "Resuming" not in failed.stdout
+
+
 def test_what_a_score_needs():
     assert any("task=score needs lists=FILE" in line for line in problems(unresolved_config("task=score")))
     wrong = problems(unresolved_config("task=score", "lists=nowhere.jsonl"))

@@ -104,6 +104,7 @@ def test_over_http_it_is_forecast_asked_once_counted_and_priced(tmp_path):
         assert dry.returncode == 0, dry.stderr
         assert "would be asked" in dry.stdout
         assert "recommend" in dry.stdout
+        assert " all " not in dry.stdout, "one kind of question needs no sum"
         assert not server.asked
         assert not list(tmp_path.glob("outputs/main/*"))
         done = run_command(*command, cwd=tmp_path, **env)

@@ -118,8 +118,12 @@ def collapse_guard() -> Guard:
     return Guard(GuardConfig(window=1, max_kl=1e-9, **others), 3)
 
 
-def test_a_collapse_stops_the_run_saves_it_and_says_which_limit_broke(warm, tmp_path):
+def test_a_collapse_stops_the_run_saves_it_and_says_which_limit_broke(warm, tmp_path, caplog):
     watch, _ = train(warm, tmp_path, guard=collapse_guard())
+    assert watch.stopped is not None
+    why = watch.stopped["why"].removeprefix("collapse: ")
+    assert caplog.text.count(why) == 1, "said once"
+    assert "steps early (guard.action=stop)" in caplog.text
     assert trained_steps(tmp_path) == [1, 2]
     assert watch.stopped["step"] == 2
     assert "kl = " in watch.stopped["why"]

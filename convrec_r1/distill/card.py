@@ -81,6 +81,8 @@ def show(card: Mapping[str, Any]) -> None:
 def show_forecast(forecasts: Sequence[Forecast], cfg: TeacherConfig) -> None:
     """Print what would be asked."""
     total = Estimate(*(sum(values) for values in zip(*(found.ahead for found in forecasts), strict=True)))
+    known = [found.answered for found in forecasts if found.answered is not None]
+    answered = sum(known) if len(known) == len(forecasts) else None
     rows = [
         [
             found.kind,
@@ -90,7 +92,7 @@ def show_forecast(forecasts: Sequence[Forecast], cfg: TeacherConfig) -> None:
             f"{found.ahead.completion_tokens:,}",
             _dollars(price(found.ahead.prompt_tokens, found.ahead.completion_tokens, cfg)),
         ]
-        for found in (*forecasts, Forecast("all", None, total))
+        for found in (*forecasts, *([Forecast("all", answered, total)] if len(forecasts) > 1 else []))
     ]
     table = _table(("question", "to ask", "answered", "tokens in", "tokens out", "cost"), rows)
     _print(table, f"What the teacher ({cfg.name}: {cfg.model}) would be asked")

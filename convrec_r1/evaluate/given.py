@@ -153,7 +153,7 @@ def _texts(folder: Path) -> Iterator[Entry]:
 def _json_lines(path: Path) -> Iterator[Entry]:
     notes, faults = Notes(), Faults()
     yield from _rows(read_jsonl(path, notes, faults), faults)
-    _tell(path, notes)
+    notes.warn(_log, f"{path.name}:")
 
 
 def _rows(rows: Iterable[Row], faults: Faults) -> Iterator[Entry]:
@@ -232,13 +232,8 @@ def _contents(file: Path) -> str:
     content = "".join(read_lines(file, notes))
     if "\0" in content:
         raise UserError(f"{file} is not a text file (it has zero bytes). Give lists as text.")
-    _tell(file, notes)
+    notes.warn(_log, f"{file.name}:")
     return content
-
-
-def _tell(file: Path, notes: Notes) -> None:
-    if str(notes):
-        _log.warning("%s: %s", file.name, notes)
 
 
 def _key(row: Row, names: Sequence[str], what: str) -> str:

@@ -192,21 +192,24 @@ class Watch(pl.Callback):
         self.since_best += 1
         if self.patience and self.since_best >= self.patience and step < self.total:
             best = f"{self.best:.4f} at step {self.best_step}"
-            self._stop(trainer, step, f"no improvement over {best} in {self.since_best} evaluations")
+            why = f"no improvement over {best} in {self.since_best} evaluations"
+            _log.warning("Training stops at step %d of %d: %s (eval.patience).", step, self.total, why)
+            self._stop(trainer, step, why)
 
     def _collapse(self, trainer: pl.Trainer, step: int, why: str) -> None:
         if not self.collapses:  # later ones follow from the first
             _link(trainer, "collapsed")
         self.collapses.append({"step": step, "why": why})
-        continues = "" if self.stop_on_collapse else " Training continues (guard.action=warn)."
-        _log.warning("Collapse at step %d: %s. Its policy is in checkpoints/collapsed.%s", step, why, continues)
-        if self.stop_on_collapse and step < self.total:
+        stops = self.stop_on_collapse and step < self.total
+        then = " Training continues (guard.action=warn)." if not self.stop_on_collapse else ""
+        then = f" Training stops {self.total - step} steps early (guard.action=stop)." if stops else then
+        _log.warning("Collapse at step %d: %s. Its policy is in checkpoints/collapsed.%s", step, why, then)
+        if stops:
             self._stop(trainer, step, f"collapse: {why}")
 
     def _stop(self, trainer: pl.Trainer, step: int, why: str) -> None:
         self.stopped = {"step": step, "why": why}
         trainer.should_stop = True
-        _log.warning("Training stops at step %d of %d: %s", step, self.total, why)
 
     def state_dict(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in ("best", "best_step", "since_best", "collapses", "stopped")}

@@ -65,7 +65,8 @@ def kept(cfg: Config) -> list[Kept]:
         UserError: an entry of `kept.clear` names no folder, or one that a run works on.
     """
     found = list(_find(cfg))
-    if unknown := [name for name in cfg.kept.clear if not any(one.is_named(name) for one in found)]:
+    unknown = [name for name in cfg.kept.clear if not any(one.is_named(name) for one in found)]
+    if unknown := [name for name in unknown if name != "unused" and name not in (*_MARKS, _PAID, "models")]:
         raise UserError(
             f"kept.clear={unknown}: nothing has this key or kind. task=kept lists all; give {_LEAST} or more "
             "characters of a key."
@@ -84,8 +85,13 @@ def kept(cfg: Config) -> list[Kept]:
         for one in stays
     ]
     if rows:
-        console.print(Table(tuple(columns), rows).rich(f"Kept in {cfg.outputs}"))
+        shown = Table(tuple(columns), rows).rich(f"Kept in {cfg.outputs}", first_width=None)
+        shown.columns[0].no_wrap = True  # keys are copied from here
+        console.print(shown)
     said = [f"Deleted {len(chosen)}, {freed / 2**20:,.1f} MiB."] if chosen else []
+    said += (
+        [f"kept.clear=[{','.join(cfg.kept.clear)}]: there is nothing of it."] if cfg.kept.clear and not chosen else []
+    )
     said += [] if rows else [f"Nothing is kept in {cfg.outputs}."]
     console.print(*said, sep="\n", highlight=False, markup=False) if said else None
     return stays

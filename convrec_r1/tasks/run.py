@@ -107,7 +107,8 @@ def _make(task: Task, cfg: Config, folder: RunFolder, sha: str | None, choices: 
             _log.info("This run is complete: %s (fresh=true starts over)", folder.path)
             return read_json(folder.summary)
         start_logging(folder.log, is_first=True)
-        _log.info("%s %s", "Resuming" if state is State.interrupted else "Run", folder.path)
+        resumes = state is State.interrupted and cfg.task.name not in REPEATED
+        _log.info("%s %s", "Resuming" if resumes else "Run", folder.path)
         for sentence in choices:
             _log.info(sentence)
     if cfg.task.name not in NO_MODEL:
