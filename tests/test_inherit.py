@@ -79,7 +79,7 @@ def test_the_metric_of_a_class_that_the_command_does_not_name_stays_behind(tmp_p
     folder.begin(compose_config("+metrics.mine._target_=my_metrics.Surprise", "eval.metric=surprise@5"))
     cfg, said = evaluation(folder.path)
     assert cfg.eval.metric is None
-    assert "overridden: eval.metric=None (there surprise@5)" in said
+    assert "overridden: eval.metric=null (there surprise@5)" in said
     cfg, _ = evaluation(folder.path, "+metrics.mine._target_=my_metrics.Surprise")
     assert cfg.eval.metric == "surprise@5"
 
