@@ -98,7 +98,7 @@ def test_rows_with_a_year_and_no_title_are_left_out_with_a_warning(tmp_path, cap
         ("c.csv", "a,b\nHeat,x\n", "c.csv: the first row must name the columns, one of them `title`"),
         ("c.csv", "title,year\nHeat,1995\n10,000 BC,2008\n", "c.csv, line 3: 3 cells where the header has 2"),
         ("c.csv", "title,year\nHeat,soon\n", "c.csv, line 2: a year must be"),
-        ("c.csv", "title,year\n ,1995\n", "no items (1 rows without a title were left out (first: c.csv, line 2))"),
+        ("c.csv", "title,year\n ,1995\n", "no items (1 row without a title was left out (first: c.csv, line 2))"),
         ("c.csv", 'title,year\n"Heat,1995\n', "not valid CSV"),
         ("c.csv.gz", b"\x1f\x8bxx", "cannot be read"),
         ("c.json", "[", "not valid JSON"),

@@ -93,7 +93,7 @@ def test_rows_without_ground_truth_are_left_out_and_a_file_of_them_is_refused(tm
     empty = {**ROW, "id": "b", "ground_truth": []}
     assert [found.id for found in read(tmp_path, ROW, empty)] == ["a"]
     assert (
-        "1 rows without ground truth were left out, as no list can be right (first: train.jsonl, line 2)" in caplog.text
+        "1 row without ground truth was left out, as no list can be right (first: train.jsonl, line 2)" in caplog.text
     )
     with pytest.raises(UserError, match="has no conversation that can be used"):
         read(tmp_path, empty)

@@ -221,13 +221,13 @@ def test_what_is_left_out_or_doubtful_is_told_in_one_line(tmp_path, caplog):
     (record,) = caplog.records
     for told in (
         "c.csv: 102 items",
-        "1 lines are not UTF-8 and were read as Windows-1252 (first: c.csv, line 105)",
-        "1 rows without a title were left out (first: c.csv, line 103)",
-        "1 values that are no years count as unknown (first: c.csv, line 104: a year must be",
-        "1 titles have another year than the column beside them (the title's counts) (first: c.csv, line 105: Amélie (2001), 2002)",
-        "1 rows that do not fit the header were left out (first: c.csv, line 106)",
+        "1 line is not UTF-8 and was read as Windows-1252 (first: c.csv, line 105)",
+        "1 row without a title was left out (first: c.csv, line 103)",
+        "1 year that cannot be read was taken as unknown (first: c.csv, line 104: a year must be",
+        "1 title has another year than the year column (the title's counts) (first: c.csv, line 105: Amélie (2001), 2002)",
+        "1 row that does not fit the header was left out (first: c.csv, line 106)",
         "2 columns are not read: id, note",
-        "1 items are repeated (first: c.csv, line 102: Film 1 (1901))",
+        "1 item is repeated (first: c.csv, line 102: Film 1 (1901))",
     ):
         assert told in record.getMessage()
 

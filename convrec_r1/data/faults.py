@@ -1,6 +1,7 @@
 """Faults that refuse a file, and notes on what was left out of it, each reported together."""
 
 import logging
+import re
 from collections import Counter
 from types import TracebackType
 
@@ -50,7 +51,12 @@ class Notes:
         self.first: dict[str, str] = {}
 
     def add(self, what: str, where: str = "", number: int = 1) -> None:
-        """Count a case. what: a phrase after a number ("rows without a title"). where: its place, and what stands there."""
+        """Count a case.
+
+        Args:
+            what: a phrase after a number, which begins with a plural in -s ("rows without a title").
+            where: its place, and what stands there.
+        """
         self.counts[what] += number
         self.first.setdefault(what, where)
 
@@ -61,5 +67,17 @@ class Notes:
 
     def __str__(self) -> str:
         """All counts in one line, "" without any."""
-        cases = ((f"{count:,} {what}", self.first[what]) for what, count in self.counts.items() if count)
+        cases = ((_counted(count, what), self.first[what]) for what, count in self.counts.items() if count)
         return "; ".join(f"{case} (first: {where})" if where else case for case, where in cases)
+
+
+_VERBS = {"are": "is", "were": "was", "have": "has", "do": "does"}
+
+
+def _counted(count: int, what: str) -> str:
+    """Return a number and what it counts, in the singular for 1."""
+    if count == 1:
+        noun, _, rest = what.partition(" ")
+        rest = re.sub(rf"\b(?:{'|'.join(_VERBS)})\b", lambda verb: _VERBS[verb[0]], rest)
+        what = f"{noun.removesuffix('s')} {rest}"
+    return f"{count:,} {what}"

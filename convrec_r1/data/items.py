@@ -31,7 +31,7 @@ YEARS = (
 )  # fmt: skip
 """Names of a year's column, in the same form and order."""
 
-BAD_YEARS = "values that are no years count as unknown"
+BAD_YEARS = "years that cannot be read were taken as unknown"
 REPEATED = "items are repeated"
 """Notes, each after a number."""
 
@@ -121,7 +121,7 @@ def to_item(value: Any, notes: Notes | None = None, where: str = "") -> Item:
     if title.rstrip().endswith(")") and (found := _TITLE_YEAR.fullmatch(title.strip())):
         if notes and year not in (None, int(found[2])):
             notes.add(
-                "titles have another year than the column beside them (the title's counts)", f"{where}: {title}, {year}"
+                "titles have another year than the year column (the title's counts)", f"{where}: {title}, {year}"
             )
         return Item(found[1], int(found[2]))
     return Item(title.strip() if isinstance(value, str) else title, year)
