@@ -120,9 +120,7 @@ def to_item(value: Any, notes: Notes | None = None, where: str = "") -> Item:
         notes.add(BAD_YEARS, f"{where}: {error}")
     if title.rstrip().endswith(")") and (found := _TITLE_YEAR.fullmatch(title.strip())):
         if notes and year not in (None, int(found[2])):
-            notes.add(
-                "titles have another year than the year column (the title's counts)", f"{where}: {title}, {year}"
-            )
+            notes.add("titles have another year than the year column (the title's counts)", f"{where}: {title}, {year}")
         return Item(found[1], int(found[2]))
     return Item(title.strip() if isinstance(value, str) else title, year)
 
