@@ -387,7 +387,7 @@ def test_a_teacher_that_asks_for_a_day_is_given_up_at_once(tmp_path, form):
 
 
 def test_a_wait_that_is_not_too_long_is_told_of_and_ends_with_the_job(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(interviews, "_TOLD", 0.2)
+    monkeypatch.setattr(interviews, "_REPORTED", 0.2)
 
     def plan(text: str, times: int) -> str | None:
         return "429" if times == 0 else None
