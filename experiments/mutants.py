@@ -79,7 +79,7 @@ FAULTS = (
           'stack.enter_context(locked(self.path / ".lock", timeout=0))', "pass", ("resume", "places")),
     Fault("other data", "a run of other data is taken for the same run", "tasks/inputs.py",
           'if before["data"].get(name, value) != value', "if False", ("inputs",)),
-    Fault("other code", "an interrupted run goes on with other code", "tasks/inputs.py",
+    Fault("other code", "an interrupted run resumes with other code", "tasks/inputs.py",
           "        if not cfg.other_code:\n", "        if False:\n", ("inputs",)),
     Fault("weights in the key", "a warm start is found whatever its model's weights are", "tasks/warm_start.py",
           '"weights": started_from(cfg.model),', '"weights": "",', ("inputs",)),

@@ -1,4 +1,4 @@
-"""Conversations as chat APIs and datasets write them, and what is told of them when they are loaded."""
+"""Conversations as chat APIs and datasets write them, and what is reported when they are loaded."""
 
 import gzip
 import json
@@ -174,7 +174,7 @@ def test_a_published_prompt_keeps_all_its_messages(tmp_path, form, caplog):
     assert not caplog.records
 
 
-# --- what is told of a dataset --------------------------------------------------------------------------------------------
+# --- what is reported about a dataset -------------------------------------------------------------------------------------
 
 
 HEAT = (Item("Heat", 1995),)

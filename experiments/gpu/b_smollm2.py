@@ -25,7 +25,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, required=True)
     arguments.add_argument("--wheels", type=Path, required=True)
     arguments.add_argument(
-        "--outputs", type=Path, default=Path("/tmp/b_outputs"), help="where runs are kept between calls"
+        "--outputs", type=Path, default=Path("outputs/gpu_b"), help="where runs are kept between calls"
     )
     arguments.add_argument("--steps", type=int, default=30)
     arguments.add_argument("--seeds", default="1,2")
