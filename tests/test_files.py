@@ -37,7 +37,8 @@ def zipped(content: bytes, *names: str) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name in names:
-            archive.writestr(name, content)
+            # Without a date of its own an entry has the time of day, and xdist's workers would collect other test ids.
+            archive.writestr(zipfile.ZipInfo(name), content)
     return file.getvalue()
 
 
@@ -52,7 +53,7 @@ ENCODINGS = {
     "windows-1252": lambda text: text.encode("cp1252"),
     "windows line ends": lambda text: text.replace("\n", "\r\n").encode(),
     "old mac line ends": lambda text: text.replace("\n", "\r").encode(),
-    "gzip": lambda text: gzip.compress(text.encode()),
+    "gzip": lambda text: gzip.compress(text.encode(), mtime=0),
     "bzip2": lambda text: bz2.compress(text.encode()),
     "xz": lambda text: lzma.compress(text.encode()),
     "zip": lambda text: zipped(text.encode(), "a.csv"),
