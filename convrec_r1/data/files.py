@@ -90,7 +90,8 @@ def parse_json(text: str, where: str) -> Any:
         value = json.loads(text)
         return encodable(value) if _ESCAPED_HALF.search(text) else value
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg}, column {error.colno}).") from None
+        line = f", line {error.lineno}" if "\n" in text.strip() else ""
+        raise UserError(f"{where}{line}: not valid JSON ({error.msg}, column {error.colno}).") from None
     except (RecursionError, ValueError) as error:  # nested a thousand deep; an integer of five thousand digits
         raise UserError(f"{where}: not readable as JSON ({error}).") from None
 

@@ -7,7 +7,6 @@ eval/<split>.jsonl is such a file too.
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import pandas as pd
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.rows import Row, read_jsonl
 from convrec_r1.data.faults import Faults, Notes
-from convrec_r1.data.files import read_lines
+from convrec_r1.data.files import parse_json, read_lines
 from convrec_r1.data.items import to_item
 from convrec_r1.data.schema import Conversation
 from convrec_r1.data.values import describe
@@ -165,10 +164,7 @@ def _rows(rows: Iterable[Row], faults: Faults) -> Iterator[Entry]:
 
 
 def _json(path: Path) -> Iterator[Entry]:
-    try:
-        content = json.loads(_contents(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    content = parse_json(_contents(path), path.name)
     if isinstance(content, dict):
         for name, value in content.items():
             where = f"{path.name}, {describe(name)}"

@@ -30,7 +30,7 @@ def main() -> None:
     size = Size(dry=given.dry)
     record = Recorder(given.out / "a_shape.jsonl", seconds=given.seconds)
     record.step("machine", 60, machine)
-    record.step("model", 60, lambda _: {"shape": shape_folder(size.shape, scratch / "model") and size.shape})
+    record.step("model", 60, lambda _: {"files": len(list(shape_folder(size.shape, scratch / "model").iterdir()))})
     record.step("smoke", 200, lambda limit: smoke(size, scratch, limit))
     record.step("step", 200, lambda limit: big_step(size, scratch, limit))
     record.step("shared prompt", 60, lambda _: shared_prompt(size, scratch))
