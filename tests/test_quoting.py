@@ -117,6 +117,22 @@ def test_lists_and_sweeps_are_quoted_part_by_part():
     assert compose_config("runs=[/a (1)/*,/b]").runs == ["/a (1)/*", "/b"]
 
 
+@pytest.mark.parametrize("text", ["2026_11", "1e5", "12e456", "123e4567890abcde", "1.50", "+5", "true", "nan", "007", "-0"])
+def test_a_text_that_looks_like_a_number_stays_as_it_is_written(text):
+    assert compose_config(f"name={text}").name == text
+    assert compose_config(f"study={text}").study == text
+    assert compose_config(f"kept.clear=[{text}, b]").kept["clear"] == [text, "b"]
+    assert all(text in argument for argument in expand([f"study=a,{text}"]))
+    assert hydra_compose(*expand([f"data.path={text}"])).data.path == text
+
+
+def test_numbers_and_null_keep_their_meaning_elsewhere():
+    assert compose_config("rl.lr=1e-5").rl.lr == 1e-5
+    assert compose_config("name=null").name is None
+    assert compose_config("eval.ks=[1,1_0]").eval.ks == [1, 10]
+    assert expand(["task=eval", "algo=grpo", "seed=1_0"]) == ["task=eval", "algo=grpo", "seed=1_0"]
+
+
 def test_a_home_folder_is_found_everywhere(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data").mkdir()

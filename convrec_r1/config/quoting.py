@@ -1,18 +1,25 @@
 """Quote arguments KEY=VALUE of the command line for Hydra's grammar.
 
 Hydra's grammar gives meaning to `= ( ) [ ] { } , ' "` and has no accents, `~` or `#`. A value that it cannot read but that is
-plainly text, and a value that names an existing file or folder, is quoted here.
+plainly text, and a value that names an existing file or folder, is quoted here. So is what it reads as a number where the config
+holds a text: `name=2026_11` would become 202611, and the key of a folder, `123e45`, infinity.
 """
 
 import os
 import re
+import typing
 from collections.abc import Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.config.schema import Config
 
 _ARGUMENT = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 _STRUCTURED = re.compile(r"""\s*(?:[\[{("']|\w+\()""")
@@ -75,9 +82,9 @@ def _readable(argument: str, before: str) -> str:
         return argument if _reads_as(argument, path) else f"{key}={_quoted_path(path, key)}"
     if value.startswith("~/"):
         return f"{key}={quote(path)}"
-    if (error := _error(argument)) is None:
-        return argument
     is_list = value.startswith("[") and value.endswith("]")
+    if (error := _error(argument)) is None:
+        return argument if value == "" or not _is_text(key) else _with_quoted_texts(argument, key, value, is_list)
     parts = (value[1:-1] if is_list else value).split(",")
     if any(not part or _STRUCTURED.match(part) for part in parts):
         by_hand = "['text 1','text (2)']" if is_list else quote(value)
@@ -87,6 +94,33 @@ def _readable(argument: str, before: str) -> str:
         )
     quoted = [part if is_list and _error(f"key={part}") is None else quote(os.path.expanduser(part)) for part in parts]
     return f"{key}=[{','.join(quoted)}]" if is_list else f"{key}={','.join(quoted)}"
+
+
+def _with_quoted_texts(argument: str, key: str, value: str, is_list: bool) -> str:
+    """Return the argument with those values quoted that Hydra reads as a number, or as true or false, of another spelling."""
+    parts = (value[1:-1] if is_list else value).split(",")
+    if any(_STRUCTURED.match(part) for part in parts):
+        return argument
+    made = [quote(part.strip()) if _is_respelled(part) else part for part in parts]
+    return f"{key}=[{','.join(made)}]" if is_list else f"{key}={','.join(made)}"
+
+
+def _is_respelled(text: str) -> bool:
+    value = OverridesParser.create().parse_override(f"key={text}").value()
+    return isinstance(value, int | float) and str(value) != text.strip()
+
+
+@cache
+def _is_text(key: str) -> bool:
+    """Return whether the config holds a text, or a list of texts, at a key."""
+    kind: Any = Config
+    for name in key.lstrip("+").split("."):
+        hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
+        if name not in hints:
+            return False
+        kind = hints[name]
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (UnionType, typing.Union, list) else (kind,)
+    return str in kinds or any(typing.get_origin(each) is list and str in typing.get_args(each) for each in kinds)
 
 
 def _is_there(path: str) -> bool:
