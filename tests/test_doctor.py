@@ -75,7 +75,7 @@ def test_measuring_changes_nothing(qwen):
     assert all(torch.equal(before[name], tensor) for name, tensor in qwen.state_dict().items())
     assert all(p.grad is None for p in qwen.parameters())
     assert not qwen.training
-    assert (cost.rows, cost.tokens) == (8, 80), "there was time for the whole micro-batch"
+    assert (cost.rows, cost.tokens) == (8, 8 * 80), "there was time for the whole micro-batch"
     assert 0 < cost.forward < cost.learn < 0.1
     assert 0 < cost.update < 1
     assert 0 < cost.token + cost.token_row < 1
@@ -121,7 +121,7 @@ def test_memory_that_is_not_enough_says_what_fits():
     (finding,) = memory(cfg, task.Forecast(PLAN, COST, forecast(COST, PLAN)))
     assert finding.level is Level.WARN, "sequences of the mean length fit"
     assert memory(cfg, task.Forecast(replace(PLAN, mean_prompt=50), COST, {}))[0].level is Level.FAIL
-    assert "trainer.micro_batch=4" in finding.advice, "8 GiB for 8 sequences, 4 GiB to spare"
+    assert "trainer.micro_tokens=320" in finding.advice, "8 GiB for 8 sequences of 80 tokens, 4 GiB to spare"
     enough = replace(COST, available=10 * GIB)
     assert memory(cfg, task.Forecast(PLAN, enough, {}))[0].level is Level.OK
     sampling = replace(COST, peak={"training": GIB, "sampling": 6 * GIB})

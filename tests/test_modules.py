@@ -16,7 +16,7 @@ from support import PowerCut, make_config, power_cut, rl_module, tiny_policy
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.data import movieland
 from convrec_r1.modules.callbacks import Checkpoints, ProgressBar, Watch
-from convrec_r1.modules.config import OptimConfig, Schedule
+from convrec_r1.modules.config import OptimConfig, PassLimit, Schedule
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader, schedule
@@ -88,9 +88,11 @@ def distance(a: dict, b: dict) -> float:
 def test_micro_batches_never_change_a_step(warm, tmp_path, algo, more):
     """SGD in place of AdamW would show differences as they are; AdamW, the real optimizer, even enlarges them."""
     results = []
-    for micro_batch in (8, 3, 1):
-        cfg = config(f"algo={algo}", f"trainer.micro_batch={micro_batch}", "rl.steps=1", "rl.lr=1e-3", *more)
-        results.append(reinforce(warm, cfg, tmp_path / str(micro_batch)))
+    for micro_batch in ("micro_batch=8", "micro_batch=3", "micro_tokens=150", "micro_tokens=1"):
+        cfg = config(
+            f"algo={algo}", "trainer.micro_batch=null", f"trainer.{micro_batch}", "rl.steps=1", "rl.lr=1e-3", *more
+        )
+        results.append(reinforce(warm, cfg, tmp_path / micro_batch))
     (whole, (first, *_)), *others = results
     assert distance(whole, warm.state_dict()) > 1e-4, "the step must move the weights for this to mean anything"
     for state, (record, *_) in others:
@@ -98,6 +100,21 @@ def test_micro_batches_never_change_a_step(warm, tmp_path, algo, more):
         for name, value in first["values"].items():
             if not name.startswith(("time/", "tokens_per_second")):
                 assert record["values"][name] == pytest.approx(value, abs=1e-4, rel=1e-3), name
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_five_steps_with_a_prompt_read_once_are_those_with_a_prompt_for_each_list(warm, tmp_path, algo):
+    cfg = config(f"algo={algo}", "rl.steps=5", "rl.lr=1e-4", "algo.mu=2", "algo.minibatches=2", "algo.beta=0.05")
+    apart = copy.deepcopy(warm)
+    apart.packs = False
+    assert warm.packs
+    (together, records), (alone, expected) = (reinforce(p, cfg, tmp_path / str(p.packs)) for p in (warm, apart))
+    assert distance(together, warm.state_dict()) > 5e-4, "the steps must move the weights for this to mean anything"
+    assert distance(together, alone) < 5e-5
+    for ours, theirs in zip(records, expected, strict=True):
+        for name, value in theirs["values"].items():
+            if not name.startswith(("time/", "tokens_per_second")):
+                assert ours["values"][name] == pytest.approx(value, abs=1e-4, rel=1e-3), name
 
 
 @pytest.mark.parametrize("dropout", [None, 0.3])
@@ -179,7 +196,7 @@ def test_sft_is_independent_of_micro_batches_and_resumes(tmp_path):
         policy = copy.deepcopy(base)
         cfg = config("sft.steps=6", "sft.batch_size=8", "sft.lr=1e-3", f"trainer.micro_batch={micro}")
         tracker = Tracker([JsonlSink(folder / "metrics.jsonl")])
-        module = SFTModule(policy, cfg.sft, steps=6, micro_batch=micro, tracker=tracker)
+        module = SFTModule(policy, cfg.sft, steps=6, pass_limit=PassLimit(micro), tracker=tracker)
 
         def cut(step: int) -> float:
             if step == stop:
@@ -196,8 +213,10 @@ def test_sft_is_independent_of_micro_batches_and_resumes(tmp_path):
         train(8, tmp_path / "c", stop=5)
     resumed = train(8, tmp_path / "c")
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
-    assert mean_loss(whole, examples, 4) == pytest.approx(mean_loss(whole, examples, 24), rel=1e-5)
-    assert mean_loss(whole, examples, 8) < mean_loss(base, examples, 8)
+    assert mean_loss(whole, examples, PassLimit(4)) == pytest.approx(
+        mean_loss(whole, examples, PassLimit(tokens=9)), rel=1e-5
+    )
+    assert mean_loss(whole, examples, PassLimit(8)) < mean_loss(base, examples, PassLimit(8))
 
 
 def test_checkpoints_are_whole_and_last_points_to_the_newest(warm, tmp_path):

@@ -20,6 +20,7 @@ from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import score
 from convrec_r1.lists import Item
 from convrec_r1.matching import Folded
+from convrec_r1.modules.config import PassLimit
 from convrec_r1.modules.faults import KEPT, Checks, weights_are_finite
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.rl import RLModule
@@ -162,7 +163,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_kept(base, tmp_path):
     finite = {name: tensor.isfinite().all().item() for name, tensor in tensors.items()}
     assert [name for name, whole in finite.items() if not whole] == ["advantages"]
     assert tensors["advantages"].isinf().nonzero().tolist() == [[row, 0]]
-    assert tensors["parts"].tolist() == [0, 0, 0, 1], "micro-batches of three"
+    assert tensors["parts"].tolist() == [0, 0, 1, 1], "micro-batches of three do not cut a prompt's two lists apart"
 
 
 def test_a_skipped_update_leaves_the_weights_of_a_run_without_it(base, tmp_path):
@@ -284,7 +285,7 @@ def test_sft_likewise(base, tmp_path, kind):
                 self.policy.temperature = self.temperature
 
     tracker = Tracker([JsonlSink(tmp_path / "metrics.jsonl")])
-    module = Bad(policy, cfg.sft, steps=3, micro_batch=3, tracker=tracker, guard=cfg.guard)
+    module = Bad(policy, cfg.sft, steps=3, pass_limit=PassLimit(3), tracker=tracker, guard=cfg.guard)
     loader = StepLoader(examples, 4, 3, 0)
     policy.fused_head = False
     if kind == "stop":

@@ -11,10 +11,10 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.data import Conversation, Message, movieland
 from convrec_r1.lists import Item, format, parse
 from convrec_r1.policy import PromptEncoder, TokenBatch, load_policy
+from convrec_r1.policy.batch import pad_rows
 from convrec_r1.policy.config import LoraConfig, ModelConfig, ModelSource
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.policy.logprobs import token_logprobs
-from convrec_r1.policy.policy import pad_rows
 from convrec_r1.policy.prompts import PLAIN_TEMPLATE, dialogue, shorten
 from convrec_r1.policy.tokens import token_tables
 
@@ -104,9 +104,9 @@ def test_a_head_that_is_not_plain_is_noticed(policy):
         def forward(self, **inputs):
             return SimpleNamespace(logits=torch.tanh(self.lm(**inputs).logits * 50))
 
-    assert policy._head_is_plain()
+    assert policy._find_ways() == (True, True)
     policy.lm = Capped(policy.lm)
-    assert not policy._head_is_plain()
+    assert policy._find_ways() == (False, False)
 
 
 def test_padding_of_the_batch_changes_no_row(policy):
@@ -121,6 +121,7 @@ def test_rows_are_scored_without_padding_before_them_and_without_a_mask(policy, 
     """On an H200, cuDNN's attention gave NaN gradients where padding on the left left rows that attend to nothing
     (experiments/gpu/h200.md)."""
     batch = batch_of(policy)
+    policy.packs = False
     seen = []
     decoder = policy.causal_lm.get_decoder()
     real = decoder.forward

@@ -117,7 +117,9 @@ def test_lists_and_sweeps_are_quoted_part_by_part():
     assert compose_config("runs=[/a (1)/*,/b]").runs == ["/a (1)/*", "/b"]
 
 
-@pytest.mark.parametrize("text", ["2026_11", "1e5", "12e456", "123e4567890abcde", "1.50", "+5", "true", "nan", "007", "-0"])
+@pytest.mark.parametrize(
+    "text", ["2026_11", "1e5", "12e456", "123e4567890abcde", "1.50", "+5", "true", "nan", "007", "-0"]
+)
 def test_a_text_that_looks_like_a_number_stays_as_it_is_written(text):
     assert compose_config(f"name={text}").name == text
     assert compose_config(f"study={text}").study == text

@@ -122,7 +122,7 @@ def rl_settings(cfg: Config) -> RLSettings:
         cfg.rollout,
         n=cfg.n,
         max_tokens=cfg.model.max_completion_length,
-        micro_batch=cfg.trainer.pass_size,
+        pass_limit=cfg.trainer.pass_limit,
         seed=cfg.seed,
         guard=cfg.guard,
     )

@@ -1,8 +1,8 @@
 """Quote arguments KEY=VALUE of the command line for Hydra's grammar.
 
 Hydra's grammar gives meaning to `= ( ) [ ] { } , ' "` and has no accents, `~` or `#`. A value that it cannot read but that is
-plainly text, and a value that names an existing file or folder, is quoted here. So is what it reads as a number where the config
-holds a text: `name=2026_11` would become 202611, and the key of a folder, `123e45`, infinity.
+plainly text, and a value that names an existing file or folder, is quoted here. So is what it reads as a number where the
+config holds a text: `name=2026_11` would become 202611, and the key of a folder, `12e456`, infinity.
 """
 
 import os

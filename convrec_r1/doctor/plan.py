@@ -13,8 +13,11 @@ _SAMPLE = 256
 """Conversations whose tokens are counted."""
 
 
-def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder) -> Plan:
-    """Count the steps, sequences and tokens of one process of a run: warm start, RL and evaluations."""
+def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder, *, packs: bool = False) -> Plan:
+    """Count the steps, sequences and tokens of one process of a run: warm start, RL and evaluations.
+
+    packs: whether the policy reads a prompt once for all its completions (`Policy.packs`).
+    """
     rl, world = cfg.algo.stage is Stage.rl, cfg.trainer.world
     sample = data["train"][:: max(1, len(data["train"]) // _SAMPLE)]
     prompts = [len(encoder.prompt(c)) for c in sample]
@@ -31,13 +34,15 @@ def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder) -> Plan:
     sft_rows = max(1, cfg.sft.batch_size // world)
     updates = cfg.algo.mu * cfg.algo.minibatches
     engine = choose_engine(cfg.rollout)[0]
+    sharing = cfg.algo.group_size if rl and packs else 1
+    limit = cfg.trainer.pass_limit.rows(cfg.model.max_prompt_length, cfg.model.max_completion_length, sharing)
     width = engine.max_num_seqs if isinstance(engine, VLLMOptions) else getattr(engine, "batch_size", rows or 1)
     return Plan(
         prompt=cfg.model.max_prompt_length,
         completion=cfg.model.max_completion_length,
         mean_prompt=math.ceil(sum(prompts) / len(prompts)),
         mean_completion=math.ceil(sum(completions) / len(completions)),
-        micro_batch=min(cfg.trainer.pass_size, math.ceil(rows / cfg.algo.minibatches) if rl else sft_rows),
+        micro_batch=min(limit, math.ceil(rows / cfg.algo.minibatches) if rl else sft_rows),
         engine_batch=min(width, max(rows, evaluated)),
         sft_steps=cfg.sft.steps_for(examples) if warm else 0,
         sft_rows=sft_rows,
@@ -47,4 +52,5 @@ def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder) -> Plan:
         scored=(cfg.algo.mu if cfg.algo.beta else 0) + (updates > 1),
         updates=updates,
         evaluated=math.ceil(evaluated / world),
+        sharing=sharing,
     )

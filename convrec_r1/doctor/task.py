@@ -87,7 +87,7 @@ def look_at_data(run: Config) -> tuple[Finding, Dataset | None]:
 
 def look_ahead(run: Config, policy: Policy, data: Dataset, budget: float) -> Forecast:
     """Measure the longest step and forecast the run."""
-    plan = plan_of(run, data, encoder_for(run, policy))
+    plan = plan_of(run, data, encoder_for(run, policy), packs=policy.packs)
     if getattr(run.rollout, "servers", None):  # a run may be using them
         engine = HFEngine(policy, batch_size=plan.engine_batch)
     else:
@@ -116,7 +116,7 @@ def memory(run: Config, found: Forecast) -> list[Finding]:
         advice = f"rollout.batch_size={max(1, plan.engine_batch // 2)}, or rollout=vllm."
     else:
         rows = max(0, available - cost.held) * plan.micro_batch // max(1, cost.peak["training"] - cost.held)
-        less = f"trainer.micro_batch={rows}, or " if rows else "model.lora.enabled=true, "
+        less = f"trainer.micro_tokens={plan.tokens(rows)}, or " if rows else "model.lora.enabled=true, "
         advice = f"{less}model.gradient_checkpointing=true, or a lower model.max_prompt_length."
     usual = (plan.mean_prompt + plan.mean_completion) / (plan.prompt + plan.completion)
     enough = cost.held + usual * (cost.peak[phase] - cost.held) <= available
@@ -143,8 +143,8 @@ def show(findings: Sequence[Finding], found: Forecast | None) -> None:
     plan, cost, seconds = found.plan, found.cost, found.seconds
     step = (seconds["sampling"] + seconds["training"]) / max(1, plan.rl_steps)
     for line in (
-        f"Measured: {cost.rows} of {plan.micro_batch} sequences of {cost.tokens} of {plan.prompt + plan.completion} tokens, "
-        f"forward and backward in {cost.rows * cost.tokens * cost.learn:.2g} s; an optimizer update in {cost.update:.2g} s.",
+        f"Measured: {cost.rows} of {plan.micro_batch} lists, {cost.tokens:,} of {plan.tokens(plan.micro_batch):,} tokens in a "
+        f"pass, forward and backward in {cost.tokens * cost.learn:.2g} s; an optimizer update in {cost.update:.2g} s.",
         f"Forecast for prompts of {plan.mean_prompt} and completions of {plan.mean_completion} tokens, the means of the data:",
         *(f"  {name}: {duration(value)}" for name, value in seconds.items() if value),
         *([f"  an RL step: {duration(step)}"] if plan.rl_steps else []),

@@ -9,6 +9,9 @@ from convrec_r1.base.options import option
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 
+MICRO_TOKENS = 8192
+"""Default of `trainer.micro_tokens`."""
+
 
 class Schedule(Enum):
     """Learning rate after the warm-up: constant, or falling to zero."""
@@ -84,6 +87,23 @@ class RLConfig(OptimConfig):
     table_rows: int = option(16, least=0, identity=False)
 
 
+@dataclass(frozen=True)
+class PassLimit:
+    """What one forward and backward pass holds at most. None: no limit of this kind. A single completion always fits."""
+
+    sequences: int | None = None
+    tokens: int | None = None
+    """A prompt counts once for all its completions in the pass."""
+
+    def rows(self, prompt: int, completion: int, sharing: int) -> int:
+        """Return the completions in a pass where all have these lengths and `sharing` of them have one prompt."""
+        found = self.sequences or 1 << 30
+        if self.tokens is not None:
+            whole, left = divmod(self.tokens, prompt + sharing * completion)
+            found = min(found, whole * sharing + (max(0, left - prompt) // completion if sharing > 1 else 0))
+        return max(1, found)
+
+
 @dataclass
 class TrainerConfig:
     """Hardware and checkpoints."""
@@ -98,7 +118,9 @@ class TrainerConfig:
     precision: str | None = option(None, choices=("32-true", "bf16-mixed", "bf16-true"))
     """null: bf16-mixed on GPUs (fp32 master weights), 32-true on CPUs."""
     micro_batch: int | None = option(None, least=1, identity=False)
-    """Sequences in one forward and backward pass; memory only, never the result. null: 16 on GPUs, 32 on CPUs."""
+    """Completions in one forward and backward pass; memory and speed only, never the result. null: as `micro_tokens` says."""
+    micro_tokens: int | None = option(None, least=1, identity=False)
+    """Tokens in one pass, a prompt once for all its completions. null: 8192, or no limit where `micro_batch` is given."""
     threads: int | None = option(None, least=1)
     """Threads of torch on a CPU. null: torch's own choice."""
     checkpoint_every: int = option(50, least=1, identity=False)
@@ -114,9 +136,9 @@ class TrainerConfig:
         return (self.devices or 1) * self.nodes
 
     @property
-    def pass_size(self) -> int:
-        """`micro_batch`, with its default where nothing has filled it in."""
-        return self.micro_batch or (16 if self.accelerator == "gpu" else 32)
+    def pass_limit(self) -> PassLimit:
+        """Limit of a forward and backward pass."""
+        return PassLimit(self.micro_batch, self.micro_tokens or (None if self.micro_batch else MICRO_TOKENS))
 
 
 @dataclass
@@ -168,7 +190,7 @@ class RLSettings:
     """Recommendations in a list."""
     max_tokens: int
     """Completion limit."""
-    micro_batch: int
-    """Sequences in one forward and backward pass."""
+    pass_limit: PassLimit
+    """Limit of a forward and backward pass."""
     seed: int = 1
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -20,7 +20,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import write_json
 from convrec_r1.base.processes import barrier, gather, is_first, rank, world_size
 from convrec_r1.modules.config import GuardConfig, NonFinite
-from convrec_r1.policy import Policy
+from convrec_r1.policy import Policy, TokenBatch
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,29 @@ class Evidence:
 
 
 MakeEvidence = Callable[[Checks], Evidence] | None
+
+
+def evidence_of(
+    tokens: TokenBatch, beside: dict[str, Tensor], parts: Sequence[Tensor], checks: Checks, normalizer: float,
+    owners: Sequence[tuple[int, str]],
+) -> Evidence:  # fmt: skip
+    """Return the batch of an update, its rows in the order of its micro-batches, each with its prompt.
+
+    Args:
+        tokens: the batch that the parts are of.
+        beside: further tensors, [B, ...].
+        parts: rows of each micro-batch.
+        owners: [B], slot and conversation of each row.
+    """
+    rows = torch.cat(list(parts))
+    prompts = {"prompt_ids": tokens.prompt_ids[tokens.owner], "prompt_mask": tokens.prompt_mask[tokens.owner]}
+    tensors = prompts | {"completion_ids": tokens.completion_ids, "mask": tokens.mask} | beside
+    tensors = {name: t[rows] for name, t in tensors.items()}
+    tensors["parts"] = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
+    at = {int(row): place for place, row in enumerate(rows)}
+    bad = sorted(at[row] for row in checks.rows(parts))
+    whose = [owners[int(row)] for row in rows]
+    return Evidence(tensors, normalizer, bad, [slot for slot, _ in whose], [name for _, name in whose])
 
 
 @dataclass(frozen=True)

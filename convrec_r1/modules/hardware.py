@@ -29,7 +29,6 @@ def choose_hardware(cfg: TrainerConfig, *, per_step: tuple[int, ...]) -> tuple[T
         accelerator="gpu" if on_gpu else "cpu",
         devices=devices,
         precision=cfg.precision or ("bf16-mixed" if on_gpu else "32-true"),
-        micro_batch=cfg.micro_batch or (16 if on_gpu else 32),
     )
     what = f"{devices} GPU{'s' if devices > 1 else ''}{why}" if on_gpu else "CPU"
     reason = "; torch sees no GPU here" if cfg.accelerator == "auto" and not on_gpu else ""

@@ -39,7 +39,7 @@ class Plan:
     mean_completion: int
     """Means of the data, for time."""
     micro_batch: int
-    """Sequences in one forward and backward pass."""
+    """Completions in one forward and backward pass."""
     engine_batch: int
     """Sequences that the engine samples at a time."""
     sft_steps: int = 0
@@ -56,6 +56,17 @@ class Plan:
     """Optimizer updates of one RL step."""
     evaluated: int = 0
     """Completions of all evaluations together."""
+    sharing: int = 1
+    """Completions of one prompt in RL, where the policy reads the prompt once for them all."""
+
+    def tokens(self, rows: int, share: float = 1.0) -> int:
+        """Return the tokens of a pass over so many completions of RL. share: their lengths, as a share of the longest."""
+        prompt, completion = self.lengths(share)
+        return math.ceil(rows / self.sharing) * prompt + rows * completion
+
+    def lengths(self, share: float) -> tuple[int, int]:
+        """Return the tokens of a prompt and a completion of this share of the longest lengths."""
+        return max(1, int(self.prompt * share)), max(1, int(self.completion * share))
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class StepCost:
 
     rows: int
     tokens: int
-    """Sequences of the largest pass that was measured, and tokens of each. Fewer than planned if time or memory ran out."""
+    """Completions of the largest pass that was measured, and its tokens. Fewer than planned if time or memory ran out."""
     forward: float
     learn: float
     """Seconds per token of a forward pass, and of forward and backward."""
@@ -119,13 +130,13 @@ def measure(
     rows, tokens, forward, both, _ = passes
     held += copies
     return StepCost(
-        rows, tokens, forward / (rows * tokens), both / (rows * tokens), update, prefill, token, token_row,
+        rows, tokens, forward / tokens, both / tokens, update, prefill, token, token_row,
         {"training": held + more, "sampling": held + sampling}, held, available, on_gpu,
     )  # fmt: skip
 
 
 class _Pass(NamedTuple):
-    """Sequences, tokens of each, seconds of a forward pass, of forward and backward, and bytes that the latter takes."""
+    """Completions, tokens, seconds of a forward pass, of forward and backward, and bytes that the latter takes."""
 
     rows: int
     tokens: int
@@ -148,15 +159,17 @@ class _Probe:
         return torch.randint(vocabulary, shape, generator=self.random)
 
     def learn(self, rows: int, share: float) -> _Pass:
-        """Measure a pass of `rows` sequences of this share of the longest lengths."""
-        prompt, completion = (self.ids(rows, max(1, int(n * share))) for n in (self.plan.prompt, self.plan.completion))
-        batch = TokenBatch(prompt, torch.ones_like(prompt), completion, torch.ones_like(completion))
+        """Measure a pass of `rows` completions and their prompts, of this share of the longest lengths."""
+        long, wide = self.plan.lengths(share)
+        prompt, completion = self.ids(math.ceil(rows / self.plan.sharing), long), self.ids(rows, wide)
+        owner = torch.arange(rows) // self.plan.sharing
+        batch = TokenBatch(prompt, torch.ones_like(prompt), owner, completion, torch.ones_like(completion))
         batch = batch.to(self.policy.device)
         with torch.no_grad():
             forward = _seconds(lambda: self.policy.score(batch), self.policy.device)
         with peak_memory(self.policy.device) as more:
             both = _seconds(lambda: self.policy.score(batch)[0].sum().backward(), self.policy.device)
-        return _Pass(rows, prompt.shape[1] + completion.shape[1], forward, both, more[0])
+        return _Pass(rows, self.plan.tokens(rows, share), forward, both, more[0])
 
     def update(self) -> float:
         """Return seconds of an optimizer update that changes no weight: zero gradients, learning rate 0."""
@@ -169,16 +182,16 @@ class _Probe:
         memory: list[tuple[int, int]] = []  # (tokens, bytes) of each pass
 
         def work(rows: int, share: float) -> _Pass:
-            tokens = int(rows * share * (self.plan.prompt + self.plan.completion))
+            tokens = self.plan.tokens(rows, share)
             if len(memory) > 1 and 1.2 * _line(memory, tokens) > free:  # a CPU's process would be killed
                 raise torch.OutOfMemoryError
             done = self.learn(rows, share)
-            memory.append((done.rows * done.tokens, done.more))
+            memory.append((done.tokens, done.more))
             return done
 
         sizes = [(1, share) for share in _SHARES] + _sizes(self.plan.micro_batch)[1:]
         largest = _grow(work, sizes, budget, least=2)[-1]  # a line needs two points
-        return largest, _line(memory, self.plan.micro_batch * (self.plan.prompt + self.plan.completion))
+        return largest, _line(memory, self.plan.tokens(self.plan.micro_batch))
 
     def sampling(self, engine: RolloutEngine, budget: float) -> tuple[float, float, float, int]:
         """Return seconds per prompt token, per sampled token, in addition per sequence, and bytes for the plan's batch."""
@@ -247,16 +260,17 @@ def forecast(cost: StepCost, plan: Plan) -> dict[str, float]:
     """Return the seconds of a run by phase, for sequences of the plan's mean lengths."""
     tokens = plan.mean_prompt + plan.mean_completion
 
-    def sample(rows: int) -> float:
+    def sample(rows: int, sharing: int) -> float:
         a_token = math.ceil(rows / plan.engine_batch) * cost.token + rows * cost.token_row
-        return rows * plan.mean_prompt * cost.prefill + plan.mean_completion * a_token
+        return rows / sharing * plan.mean_prompt * cost.prefill + plan.mean_completion * a_token
 
     learn = plan.learned * cost.learn + plan.scored * cost.forward
+    packed = plan.rl_rows * (plan.mean_prompt / plan.sharing + plan.mean_completion)
     return {
         "SFT": plan.sft_steps * (plan.sft_rows * tokens * cost.learn + cost.update),
-        "sampling": plan.rl_steps * sample(plan.rl_rows),
-        "training": plan.rl_steps * (plan.rl_rows * tokens * learn + plan.updates * cost.update),
-        "evaluation": sample(plan.evaluated),
+        "sampling": plan.rl_steps * sample(plan.rl_rows, plan.sharing),
+        "training": plan.rl_steps * (packed * learn + plan.updates * cost.update),
+        "evaluation": sample(plan.evaluated, 1),
     }
 
 

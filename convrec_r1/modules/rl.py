@@ -11,7 +11,7 @@ from convrec_r1.base.processes import gather
 from convrec_r1.data import Conversation
 from convrec_r1.evaluate.metrics.list_quality import list_quality
 from convrec_r1.modules.config import RLSettings
-from convrec_r1.modules.faults import Checks, Evidence
+from convrec_r1.modules.faults import Checks, Evidence, evidence_of
 from convrec_r1.modules.groups import Group, joined, replace_flat, rows_of, varies
 from convrec_r1.modules.meters import Clock, Meter, group_statistics
 from convrec_r1.modules.minibatches import minibatches
@@ -178,12 +178,12 @@ class RLModule(StepModule):
         # With a single update the old log-probs are those of the policy itself.
         old = self.logps(rollouts) if algo.mu * algo.minibatches > 1 else None
         for index in range(algo.mu):
-            for rows in self.minibatches(slots, rollouts, index):
+            for rows in self.minibatches(slots, index):
                 counted = rollouts.trained[rows], algo.aggregation.value
                 normalizer = self.sum_over_devices(
                     batch_normalizer(*counted, n=self.settings.n, max_length=self.sampling.max_tokens)
                 )
-                parts = rows.split(self.settings.micro_batch)
+                parts = self.passes(rollouts.tokens, rows, self.settings.pass_limit)
                 seen = Meter()
                 given = rollouts, advantages, old, normalizer
                 losses = [partial(self.loss, part, *given, seen) for part in parts]
@@ -230,38 +230,29 @@ class RLModule(StepModule):
         self, parts: Sequence[Tensor], slots: Slots[Conversation], rollouts: RolloutBatch, advantages: Tensor,
         old: Tensor | None, normalizer: Tensor, checks: Checks,
     ) -> Evidence:  # fmt: skip
-        """Return the batch of an update, its rows in the order of its micro-batches."""
-        rows = torch.cat(list(parts))
-        tokens = rollouts.tokens
-        tensors = {
-            "prompt_ids": tokens.prompt_ids, "prompt_mask": tokens.prompt_mask, "completion_ids": tokens.completion_ids,
-            "mask": tokens.mask, "ranks": rollouts.ranks, "advantages": advantages, "sampled_logps": rollouts.sampled_logps,
-        }  # fmt: skip
+        """Return the batch of an update."""
+        beside = {"ranks": rollouts.ranks, "advantages": advantages, "sampled_logps": rollouts.sampled_logps}
         if old is not None:
-            tensors["old_logps"] = old
-        tensors = {name: t[rows] for name, t in tensors.items()}
-        tensors["parts"] = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
-        owners = [slots[int(row) // self.sampling.n] for row in rows]
-        at = {int(row): place for place, row in enumerate(rows)}
-        bad = sorted(at[row] for row in checks.rows(parts))
-        return Evidence(tensors, float(normalizer), bad, [slot for slot, _ in owners], [c.id for _, c in owners])
+            beside["old_logps"] = old
+        owners = [(slot, c.id) for slot, c in slots for _ in range(self.sampling.n)]
+        return evidence_of(rollouts.tokens, beside, parts, checks, float(normalizer), owners)
 
-    def minibatches(self, slots: Slots[Conversation], rollouts: RolloutBatch, index: int) -> list[Tensor]:
-        """Return the rows of each optimizer step of pass `index`, sorted by length."""
+    def minibatches(self, slots: Slots[Conversation], index: int) -> list[Tensor]:
+        """Return the rows of each optimizer step of pass `index`."""
 
         def order(slot: int) -> Tensor:
             seed = prompt_seed(self.settings.seed, self.step, 1_000_000 * (index + 1) + slot)
             return torch.randperm(self.sampling.n, generator=torch.Generator().manual_seed(seed))
 
         parts = minibatches([slot for slot, _ in slots], self.sampling.n, self.settings.algo.minibatches, order)
-        length = (rollouts.tokens.prompt_mask.sum(-1) + rollouts.mask.sum(-1)).cpu()
-        return [part[length[part].argsort(stable=True)].to(self.device) for part in parts]
+        return [part.to(self.device) for part in parts]
 
     def logps(self, rollouts: RolloutBatch) -> Tensor:
         """Return log-probs under the current weights, [B, T], without gradients."""
         result = torch.zeros_like(rollouts.sampled_logps)
         with self.policy.inference():
-            for rows in torch.arange(len(result), device=self.device).split(self.settings.micro_batch):
+            every = torch.arange(len(result), device=self.device)
+            for rows in self.passes(rollouts.tokens, every, self.settings.pass_limit):
                 part, _ = self.policy.score(rollouts.tokens.rows(rows))
                 result[rows, : part.shape[1]] = part
         return result

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from convrec_r1.modules.config import GuardConfig, SFTConfig
-from convrec_r1.modules.faults import Checks, Evidence
+from convrec_r1.modules.config import GuardConfig, PassLimit, SFTConfig
+from convrec_r1.modules.faults import Checks, Evidence, evidence_of
+from convrec_r1.modules.microbatches import micro_batches
 from convrec_r1.modules.step import Slots, StepModule
 from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.run.tracker import Tracker
@@ -31,7 +32,7 @@ class SFTModule(StepModule):
         cfg: SFTConfig,
         *,
         steps: int,
-        micro_batch: int,
+        pass_limit: PassLimit,
         tracker: Tracker,
         seed: int = 0,
         guard: GuardConfig | None = None,
@@ -41,22 +42,22 @@ class SFTModule(StepModule):
             policy: trained in place.
             cfg: optimizer and schedule.
             steps: optimizer steps of the whole training.
-            micro_batch: sequences in one forward and backward pass. The result does not depend on it.
+            pass_limit: of a forward and backward pass. The result does not depend on it.
             tracker: receives the metrics.
             seed: seed of dropout.
             guard: what to do about NaN and Inf (`nonfinite`).
         """
         super().__init__(policy, cfg, updates=steps, seed=seed, guard=guard)
-        self.micro_batch = micro_batch
+        self.pass_limit = pass_limit
         self.tracker = tracker
 
     def training_step(self, batch: Slots[Example], _: int) -> None:
         started = time.perf_counter()
-        slots = sorted(batch, key=lambda s: len(s[1].prompt) + len(s[1].completion))
+        slots = list(batch)
         examples = [example for _, example in slots]
         padded = collate(examples, self.policy).to(self.device)
         tokens = self.sum_over_devices(padded.mask.sum()).to(torch.float32)
-        parts = torch.arange(len(examples), device=self.device).split(self.micro_batch)
+        parts = self.passes(padded, torch.arange(len(examples), device=self.device), self.pass_limit)
         total = torch.zeros((), device=self.device)
 
         def loss_of(rows: torch.Tensor) -> torch.Tensor:
@@ -67,9 +68,7 @@ class SFTModule(StepModule):
             return loss
 
         def evidence(checks: Checks) -> Evidence:
-            tensors = {**vars(padded), "parts": torch.arange(len(examples)) // self.micro_batch}
-            conversations = [e.id for e in examples]
-            return Evidence(tensors, float(tokens), checks.rows(parts), [slot for slot, _ in slots], conversations)
+            return evidence_of(padded, {}, parts, checks, float(tokens), [(slot, e.id) for slot, e in slots])
 
         lr = self.learning_rate()
         norm = self.update([lambda rows=rows: loss_of(rows) for rows in parts], evidence)
@@ -92,12 +91,13 @@ def collate(examples: list[Example], policy: Policy) -> TokenBatch:
 
 
 @torch.no_grad()
-def mean_loss(policy: Policy, examples: list[Example], micro_batch: int) -> float:
-    """Return the mean cross-entropy per token over `examples`. It does not depend on `micro_batch`."""
-    total, tokens = 0.0, 0
+def mean_loss(policy: Policy, examples: list[Example], limit: PassLimit) -> float:
+    """Return the mean cross-entropy per token over `examples`. It does not depend on `limit`, that of a pass."""
+    if not examples:
+        return 0.0
+    batch = collate(examples, policy).to(policy.device)
+    total = 0.0
     with policy.inference():
-        for start in range(0, len(examples), micro_batch):
-            batch = collate(examples[start : start + micro_batch], policy).to(policy.device)
-            total -= float(policy(batch)[0].double().sum())
-            tokens += int(batch.mask.sum())
-    return total / max(1, tokens)
+        for rows in micro_batches(batch, torch.arange(len(examples), device=policy.device), limit, packs=policy.packs):
+            total -= float(policy(batch.rows(rows))[0].double().sum())
+    return total / max(1, int(batch.mask.sum()))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.modules.config import GuardConfig, OptimConfig, Schedule
+from convrec_r1.modules.config import GuardConfig, OptimConfig, PassLimit, Schedule
 from convrec_r1.modules.faults import LOSS, Checks, Faults, MakeEvidence, bad_names, plain_name, weights_are_finite
+from convrec_r1.modules.microbatches import micro_batches
 from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.run.tracker import Tracker
 
@@ -119,6 +120,15 @@ class StepModule(pl.LightningModule):
         if self._anywhere(not weights_are_finite(p for p in self.policy.parameters() if p.requires_grad)):
             self.faults.stop_after_update(norm, lr, evidence)
         return norm
+
+    def passes(self, batch: TokenBatch, rows: Tensor, limit: PassLimit) -> list[Tensor]:
+        """Return the rows of each forward and backward pass over some completions: see `micro_batches`."""
+        parts = micro_batches(batch, rows, limit, packs=self.policy.packs)
+        if not self._sharded:
+            return parts
+        # Shards are gathered in every pass, so that every process must make as many as the others.
+        count = int(self.max_over_devices(len(parts)))
+        return micro_batches(batch, rows, limit, packs=self.policy.packs, count=count)
 
     @property
     def skipped(self) -> int:

@@ -1,7 +1,7 @@
 """Attention over layouts of ours: rows of tokens that are no rectangle of sequences.
 
-transformers lets a model's attention be any registered function. Ours is its `sdpa` unless the forward pass is given a `layout`,
-which then says what attends to what. So prompts can be shared among their completions without another model class.
+transformers lets a model's attention be any registered function. Ours is its `sdpa` unless the forward pass is given a
+`layout`, which then says what attends to what. So completions share their prompt without another class of model.
 """
 
 from typing import Any, Protocol
@@ -69,6 +69,14 @@ def take_layouts(lm: PreTrainedModel) -> bool:
     except ValueError:
         return False
     return config._attn_implementation == NAME
+
+
+def window_of(lm: PreTrainedModel) -> int | None:
+    """Return the tokens that attention looks back at most, in any layer. None: all."""
+    config = lm.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    used = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    return window if used else None
 
 
 def grouped(query: Tensor, key: Tensor) -> Tensor:

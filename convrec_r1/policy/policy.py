@@ -2,70 +2,24 @@
 
 import contextlib
 import copy
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from convrec_r1.policy.attention import Unsupported, hidden_states, take_layouts, window_of
+from convrec_r1.policy.batch import TokenBatch
 from convrec_r1.policy.logprobs import token_logprobs
+from convrec_r1.policy.packed import Packed
 from convrec_r1.policy.prompts import special_id
 from convrec_r1.policy.tokens import token_tables
 
-
-@dataclass
-class TokenBatch:
-    """A batch of prompts, padded on the left, and completions, padded on the right."""
-
-    prompt_ids: Tensor  # [B, S]
-    prompt_mask: Tensor  # [B, S]
-    completion_ids: Tensor  # [B, T]
-    mask: Tensor  # [B, T]: 1 on tokens of the completion including EOS, 0 on padding
-
-    @classmethod
-    def collate(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad: int) -> "TokenBatch":
-        """Pad token lists to a batch."""
-        return cls(*pad_rows(prompts, pad, left=True), *pad_rows(completions, pad))
-
-    def to(self, device: torch.device) -> "TokenBatch":
-        return TokenBatch(*(t.to(device) for t in vars(self).values()))
-
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """Return each prompt and its completion as one row, padded on the right only.
-
-        A causal model needs no attention mask then: no token sees the padding after it. With padding on the left, its rows
-        would attend to nothing, and for those some attention kernels return NaN gradients (cuDNN's in bf16, on an H200).
-
-        Returns:
-            ids, LongTensor [B, W], and the column at which each completion starts, LongTensor [B].
-        """
-        starts, lengths = self.prompt_mask.sum(-1), self.mask.sum(-1)
-        whole = torch.cat([self.prompt_ids, self.completion_ids], 1)
-        width = max(1, int((starts + lengths).max()))
-        columns = torch.arange(width, device=whole.device)[None] + (self.prompt_ids.shape[1] - starts)[:, None]
-        return whole.gather(1, columns.clamp(max=whole.shape[1] - 1)), starts
-
-    def rows(self, index: Tensor) -> "TokenBatch":
-        """Return the rows of `index`, without the columns that are padding in all of them."""
-        s = int(self.prompt_mask[index].sum(-1).max())
-        t = max(1, int(self.mask[index].sum(-1).max()))
-        prompts = self.prompt_ids[index, -s:], self.prompt_mask[index, -s:]
-        return TokenBatch(*prompts, self.completion_ids[index, :t], self.mask[index, :t])
-
-
-def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Pad token lists. Return ids and mask (1 on tokens), LongTensor [B, width], at least one column wide."""
-    side = "left" if left else "right"
-    tokens = [torch.tensor(row, dtype=torch.long) for row in rows]
-    ids = pad_sequence(tokens, batch_first=True, padding_value=pad, padding_side=side)
-    mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True, padding_side=side)
-    if ids.shape[1] == 0:
-        ids, mask = torch.full((len(rows), 1), pad), torch.zeros(len(rows), 1, dtype=torch.long)
-    return ids, mask
+_log = logging.getLogger(__name__)
 
 
 class Policy(nn.Module):
@@ -95,7 +49,8 @@ class Policy(nn.Module):
         tables = token_tables(tokenizer, self.head_weight.shape[0], self.eos_ids)
         for name, table in tables._asdict().items():
             self.register_buffer(name, table, persistent=False)
-        self.fused_head = self._head_is_plain()
+        self.window = window_of(self.causal_lm)
+        self.fused_head, self.packs = self._find_ways()
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -123,26 +78,43 @@ class Policy(nn.Module):
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return log-probs and entropy at the completion tokens: float32 [B, T] each, 0 off the mask.
 
-        Logits are computed for completion tokens only.
+        Logits are computed for completion tokens only, and each prompt is read once for all its completions, where the model
+        allows it (`packs`).
         """
-        ids, starts = batch.joined()
         on = batch.mask.bool()
         targets = batch.completion_ids[on]  # [M]
-        row, column = on.nonzero(as_tuple=True)
-        before = (starts[row] + column - 1).clamp(min=0)  # where the logits of each target are
         if self.fused_head:
-            hidden = self.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # [B, W, H]
-            logps, entropy = token_logprobs(hidden[row, before], self.head_weight, targets, self.temperature)
+            hidden = self._packed(batch) if self.packs else None
+            hidden = self._padded(batch, on) if hidden is None else hidden
+            logps, entropy = token_logprobs(hidden, self.head_weight, targets, self.temperature)
         else:
-            kept = min(ids.shape[1], ids.shape[1] - int(starts.min()) + 1)
-            logits = self.causal_lm(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
-            log_p = torch.log_softmax(
-                logits[row, before - (ids.shape[1] - kept)].float() / self.temperature, -1
-            )  # [M, V]
+            log_p = torch.log_softmax(self._logits(batch, on).float() / self.temperature, -1)  # [M, V]
             logps = log_p.gather(1, targets[:, None])[:, 0]
             entropy = -(log_p.exp() * log_p).sum(-1).detach()
         zeros = logps.new_zeros(on.shape)
         return zeros.masked_scatter(on, logps), zeros.masked_scatter(on, entropy)
+
+    def _packed(self, batch: TokenBatch) -> Tensor | None:
+        """Return the hidden states that predict the completion tokens, [M, H]. None: the model cannot read this packed."""
+        packed = Packed(batch)
+        if self.window is not None and packed.longest > self.window:
+            return None
+        return packed.before(hidden_states(self.causal_lm, packed.ids, packed.positions, packed))
+
+    def _padded(self, batch: TokenBatch, on: Tensor) -> Tensor:
+        """Return the same from a pass over each prompt with each of its completions."""
+        ids, starts = batch.joined()
+        row, column = on.nonzero(as_tuple=True)
+        hidden = self.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # [B, W, H]
+        return hidden[row, (starts[row] + column - 1).clamp(min=0)]
+
+    def _logits(self, batch: TokenBatch, on: Tensor) -> Tensor:
+        """Return the logits of the completion tokens, [M, V], from the model's own head."""
+        ids, starts = batch.joined()
+        row, column = on.nonzero(as_tuple=True)
+        kept = min(ids.shape[1], ids.shape[1] - int(starts.min()) + 1)
+        logits = self.causal_lm(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+        return logits[row, (starts[row] + column - 1).clamp(min=0) - (ids.shape[1] - kept)]
 
     def score(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return what `forward` returns. Under FSDP the call goes through the sharded module, which gathers the weights."""
@@ -185,16 +157,39 @@ class Policy(nn.Module):
         lm.save_pretrained(folder, state_dict={name: t.detach().cpu() for name, t in whole.items()})
         self.tokenizer.save_pretrained(folder)
 
-    def _head_is_plain(self) -> bool:
-        """Return whether logits are hidden states times head weights, without bias, soft cap or scale."""
-        if getattr(self.head, "bias", None) is not None or type(self.head) is not nn.Linear:
-            return False
-        ids = torch.arange(8, device=self.device)[None] % self.head_weight.shape[0]
+    def _find_ways(self) -> tuple[bool, bool]:
+        """Return what the model allows: the chunked head, and packed passes.
+
+        Logits must be hidden states times head weights, without bias, soft cap or scale, and a packed pass must give the hidden
+        states of a padded one.
+        """
+        plain = getattr(self.head, "bias", None) is None and type(self.head) is nn.Linear
+        vocabulary = self.head_weight.shape[0]
+        ids = torch.arange(12, device=self.device) % vocabulary
+        prompts, lists = ids[:6].view(2, 3), ids[6:].view(3, 2)
+        mask = torch.tensor([[0, 1, 1], [1, 1, 1]], device=self.device)
+        owner = torch.tensor([0, 0, 1], device=self.device)
+        batch = TokenBatch(prompts, mask, owner, lists, torch.ones_like(lists))
+        on = batch.mask.bool()
         with self.inference():
-            hidden = self.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            plain = hidden @ self.head_weight.T
-            logits = self.causal_lm(input_ids=ids, use_cache=False).logits
-        return torch.allclose(plain.float(), logits.float(), rtol=1e-3, atol=1e-3)
+            hidden = self._padded(batch, on)
+            if plain:
+                logits = self._logits(batch, on)
+                plain = torch.allclose((hidden @ self.head_weight.T).float(), logits.float(), rtol=1e-3, atol=1e-3)
+            packs = plain and take_layouts(self.causal_lm) and self._packs(batch, hidden)
+        if not packs:
+            _say_once(type(self.causal_lm).__name__)
+        return plain, packs
+
+    def _packs(self, batch: TokenBatch, hidden: Tensor) -> bool:
+        """Return whether a packed pass over `batch` gives `hidden`, [M, H]."""
+        try:
+            packed = self._packed(batch)
+        except (Unsupported, TypeError, ValueError, RuntimeError, AttributeError):
+            packed = None
+        tolerance = 1e-3 if hidden.dtype is torch.float32 else 5e-2
+        scale = float(hidden.float().abs().max())
+        return packed is not None and bool((packed - hidden).float().abs().max() <= tolerance * max(scale, 1e-6))
 
 
 class Reference:
@@ -211,6 +206,13 @@ class Reference:
                 return self._frozen.to(batch.mask.device)(batch)[0]
         with self._policy.inference(), self._policy.lm.disable_adapter():
             return self._policy.score(batch)[0]
+
+
+@functools.cache
+def _say_once(model: str) -> None:
+    _log.info(
+        "%s reads a prompt anew for each of its lists: its head or its attention is not of the common kind.", model
+    )
 
 
 def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from convrec_r1.policy.policy import Policy, TokenBatch
+from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.rl import list_lengths, segment_ranks
 from convrec_r1.rollout.base import Completion
 from convrec_r1.rollout.lines import thought_tokens
@@ -45,8 +45,10 @@ def make_batch(
     mask_truncated, count_blank_lines: `algo.mask_truncated` and `algo.count_blank_lines`.
     """
     completions = [c for group in groups for c in group]
-    rows = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
-    tokens = TokenBatch.collate(rows, [c.ids.tolist() for c in completions], policy.pad_id).to(policy.device)
+    each = len(groups[0])
+    tokens = TokenBatch.collate(prompts, [c.ids.tolist() for c in completions], policy.pad_id, each=each).to(
+        policy.device
+    )
     sampled = torch.zeros(tokens.mask.shape)
     for i, completion in enumerate(completions):
         sampled[i, : len(completion.logprobs)] = torch.from_numpy(completion.logprobs)

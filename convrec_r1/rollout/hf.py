@@ -17,7 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from convrec_r1.policy.policy import Policy, pad_rows
+from convrec_r1.policy.batch import pad_rows
+from convrec_r1.policy.policy import Policy
 from convrec_r1.policy.weights import whole_weights
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.lines import LineCutter

@@ -137,7 +137,7 @@ class Job:
         if cfg.model.source is ModelSource.tiny or newest(self.folder.checkpoints) is not None:
             return
         policy = base_policy(cfg, self.data).to(self.device)
-        plan = plan_of(cfg, self.data, encoder_for(cfg, policy))
+        plan = plan_of(cfg, self.data, encoder_for(cfg, policy), packs=policy.packs)
         bf16 = (cfg.trainer.precision or "").startswith("bf16")
         if sentence := long_run_warning(policy, self.engine(policy), plan, bf16=bf16):
             _log.warning("%s The run continues.", sentence)

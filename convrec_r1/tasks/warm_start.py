@@ -114,7 +114,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
         policy,
         cfg.sft,
         steps=steps,
-        micro_batch=cfg.trainer.pass_size,
+        pass_limit=cfg.trainer.pass_limit,
         tracker=tracker,
         seed=cfg.seed,
         guard=cfg.guard,
@@ -129,7 +129,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     shutil.copytree(follow(checkpoints / "last") / "policy", folder / "policy")
     if validation:
         trained = load_policy(folder / "policy", cfg.model, temperature=policy.temperature).to(device_for(cfg.trainer))
-        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, validation, cfg.trainer.pass_size)})
+        tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, validation, cfg.trainer.pass_limit)})
     # Written last: it marks a finished warm start.
     made = {"version": __version__, "model": cfg.model.name, "data": cfg.data.name, "n": cfg.n, "seed": cfg.seed}
     write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name, **made})

@@ -119,10 +119,10 @@ def shared_prompt(size: Size, scratch: Path) -> dict[str, Any]:
     """Time log-probs and gradients of two groups, their prompts scored for each list and once a group."""
     import torch
 
+    from convrec_r1.policy.batch import TokenBatch
     from convrec_r1.policy.config import ModelConfig
     from convrec_r1.policy.load import load_policy
     from convrec_r1.policy.logprobs import token_logprobs
-    from convrec_r1.policy.policy import TokenBatch
 
     policy = load_policy(scratch / "model", ModelConfig(name="shape")).to(size.device).train()
     draw = torch.Generator().manual_seed(0)
