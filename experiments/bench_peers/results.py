@@ -96,9 +96,9 @@ def table(result: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"Medians of {settings['repeats']} steps each, in turn, after {settings['warm_up']} to warm up; in brackets the "
-            f"lowest and highest ratio of a turn. A step: {settings['prompts']} prompts, {settings['new_tokens']} tokens a list. "
-            f"TRL {peer['trl']}, transformers {peer['transformers']}, {result['machine']}. "
-            f"Model: {work['parameters'] / 1e6:.2f}M parameters, a vocabulary of {work['vocabulary']:,}; texts of {work['data']}. "
+            f"lowest and highest ratio of a turn. A step: {settings['prompts']} prompts, {settings['new_tokens']} tokens a "
+            f"list. TRL {peer['trl']}, transformers {peer['transformers']}, {result['machine']}. Model: "
+            f"{work['parameters'] / 1e6:.2f}M parameters, a vocabulary of {work['vocabulary']:,}; texts of {work['data']}. "
             "MiB: peak of the process.",
         ]
     short = {n: len(c["ours"]["steps"]) for n, c in cases.items() if len(c["ours"]["steps"]) < settings["repeats"]}

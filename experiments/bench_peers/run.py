@@ -164,11 +164,10 @@ def commit() -> str:
 
 
 def machine(threads: int) -> str:
-    cpu = next(
-        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")),
-        "",
-    )
-    return f"{cpu or platform.machine()}, {threads} threads"
+    """Return what all results of a table must come from: a kind of processor and a number of threads."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {threads} threads"
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
