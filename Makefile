@@ -90,7 +90,7 @@ bench-peers: setup $(PEERS)/.installed ## TRL's GRPOTrainer and ours on the same
 	$(BIN)/python experiments/bench_peers/run.py $(ARGS)
 
 bench-growth: setup ## How time and memory grow with prompts, G, n and the catalog
-	$(BIN)/python experiments/bench_growth.py $(ARGS)
+	$(BIN)/python experiments/bench_peers/growth.py $(ARGS)
 
 wheel: setup ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

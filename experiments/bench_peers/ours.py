@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytorch_lightning as pl
 import torch
-from turns import Turns, options, read_prompts
+from turns import Turns, options, peak_mib, read_prompts, reset_peak
 from workload import config
 
 from convrec_r1.config.parts import encoder_for, judge, objective, rl_settings
@@ -26,6 +26,17 @@ from convrec_r1.policy import load_policy
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rollout.base import make_engine
 from convrec_r1.run.tracker import Tracker
+
+
+class Timed(RLModule):
+    """Notes the peak memory of each step's rollouts. Samples first and learns then."""
+
+    rollout_mib = 0.0
+
+    def learn(self, slots, rollouts, advantages):
+        self.rollout_mib = peak_mib()
+        reset_peak()
+        return super().learn(slots, rollouts, advantages)
 
 
 class Gate(pl.Callback):
@@ -42,7 +53,15 @@ class Gate(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         seen = pl_module.latest
         parts = {name: seen[f"time/{name}"] for name in ("rollout", "reward", "train")}
-        self.turns.end(**parts, new_tokens=seen["completions/mean_length"] * self.rows)
+        rollout, train = pl_module.rollout_mib, peak_mib()
+        self.turns.end(
+            **parts,
+            new_tokens=seen["completions/mean_length"] * self.rows,
+            rollout_mib=rollout,
+            train_mib=train,
+            peak_mib=max(rollout, train),
+        )
+        reset_peak()
 
 
 def main() -> None:
@@ -68,7 +87,7 @@ def main() -> None:
     catalog = Catalog.load(given.workload / "catalog.json")
     engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
     loader = StepLoader(conversations, given.prompts, given.steps, given.seed)
-    module = RLModule(
+    module = Timed(
         policy, engine, encoder, judge(cfg, catalog), objective(cfg), rl_settings(cfg), Tracker(), loader
     )  # fmt: skip
     cfg.trainer.checkpoint_every = given.steps + 1

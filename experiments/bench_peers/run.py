@@ -118,16 +118,23 @@ def commands(
     }  # fmt: skip
     options = [f"--{key}={value}" for key, value in work.items()]
     micro = given.trl_micro_batch if given.prompts * group % max(1, given.trl_micro_batch) == 0 else 0
-    threads = {"OMP_NUM_THREADS": str(given.threads), "TOKENIZERS_PARALLELISM": "false"}
-    plain = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "OMP_WAIT_POLICY")}
-    ours = {**plain, **threads, "PYTHONPATH": str(ROOT)}
     return {
         "trl": (
             [str(given.peer_python), str(HERE / "trl_grpo.py"), *options, f"--micro-batch={micro}"],
-            plain | threads,
+            peer_environment(given.threads, ours=False),
         ),
-        "ours": ([sys.executable, str(HERE / "ours.py"), *options, *given.ours], ours),
+        "ours": (
+            [sys.executable, str(HERE / "ours.py"), *options, *given.ours],
+            peer_environment(given.threads, ours=True),
+        ),
     }
+
+
+def peer_environment(threads: int, *, ours: bool) -> dict[str, str]:
+    """Return the variables of a peer. Ours imports this checkout; TRL has packages of its own."""
+    plain = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "OMP_WAIT_POLICY")}
+    same = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    return plain | same | ({"PYTHONPATH": str(ROOT)} if ours else {})
 
 
 def measure(given: argparse.Namespace, workload: Path, tokens: int, group: int, logs: Path) -> dict[str, Any]:

@@ -52,9 +52,9 @@ class Turns:
         self._start = time.perf_counter()
 
     def end(self, **measured: float) -> None:
-        """Stop the clock and report a step. measured: its parts in seconds, and its new tokens."""
+        """Stop the clock and report a step. measured: its parts in seconds, its new tokens, and its memory."""
         seconds = time.perf_counter() - self._start
-        self._write({"event": "step", "seconds": seconds, **measured, "peak_mib": peak_mib()})
+        self._write({"event": "step", "seconds": seconds, "peak_mib": peak_mib(), **measured})
 
     def _write(self, event: dict[str, Any]) -> None:
         self._out.write(json.dumps(event) + "\n")
@@ -69,6 +69,11 @@ def peak_mib() -> float:
 def resident_mib() -> float:
     """Return this process's resident memory."""
     return _status("VmRSS") / KIB
+
+
+def reset_peak() -> None:
+    """Let the peak begin again at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(key: str) -> int:

@@ -31,7 +31,7 @@ from convrec_r1.policy import PromptEncoder
 from convrec_r1.policy.prompts import chat
 
 REDDIT = Path(__file__).parents[3] / "shared" / "data" / "reddit_v2"
-LONGEST = 4096
+LONGEST = 4608
 """Tokens of prompt and list together that the model has positions for."""
 CONSTANT, AWAY = 0.5, -10.0
 """First coordinate of the embeddings, and that of EOS: after the final norm its logit is about 130 below the others."""
