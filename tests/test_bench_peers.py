@@ -22,9 +22,10 @@ for number, _ in enumerate(sys.stdin):
 """
 
 
-def steps(*seconds: float, rollout: float = 0.5, new_tokens: float = 320, **more) -> dict:
+def steps(*seconds: float, rollout: float = 0.5, new_tokens: float = 320, others: float = 0.0, **more) -> dict:
     made = [
-        {"seconds": s, "rollout": s * rollout, "train": s * (1 - rollout), "new_tokens": new_tokens, "peak_mib": 100 + s}
+        {"seconds": s, "rollout": s * rollout, "train": s * (1 - rollout), "new_tokens": new_tokens, "peak_mib": 100 + s,
+         "others": others}
         for s in seconds
     ]  # fmt: skip
     return {"steps": made, "threads": 2, "torch": "2", **more}
@@ -64,7 +65,7 @@ def test_what_cannot_be_compared_has_no_ratio(change, said):
 
 def test_table_and_figure(tmp_path):
     fast = {"trl": steps(9.0, 9.0, 9.0), "ours": steps(3.0, 3.0, 3.0)}
-    slow = {"trl": steps(1.0, 1.0), "ours": steps(2.0, 2.0)}
+    slow = {"trl": steps(1.0, 1.0, others=0.5), "ours": steps(2.0, 2.0)}
     made = result(**{"2000x8": fast, "250x16": slow, "500x8": {"problem": "trl: it ended"}})
     page, figure = results.write(made, tmp_path / "bench.json")
     lines = page.read_text().splitlines()
@@ -76,7 +77,21 @@ def test_table_and_figure(tmp_path):
     assert "250x16: 2 steps instead of 3: the time limit." in lines
     assert "500x8: no result, trl: it ended." in lines
     assert "Ours is slower: 250x16." in lines
+    assert "Other processes kept more than 0.2 cores busy during steps of 250x16: measure again." in lines
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_is_put_between_its_marks(tmp_path):
+    page = tmp_path / "speed.md"
+    page.write_text((ROOT / "docs" / "speed.md").read_text())
+    for text in ("old numbers", "new numbers"):
+        results.insert(text, page)
+    lines = page.read_text().splitlines()
+    at = lines.index(results.START)
+    assert lines[at + 1 : at + 5] == ["", "new numbers", "", results.END]
+    page.write_text(f"{results.END} {results.START}")
+    with pytest.raises(ValueError, match="has no <!--"):
+        results.insert("numbers", page)
 
 
 @pytest.mark.parametrize("name", ["500", "500x", "x8", "500x1", "0x8", "5e2x8", "500x8x2"])
@@ -98,6 +113,19 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
     with pytest.raises(SystemExit, match="other settings"):
         run.main([*options, "--prompts", "3"])
     assert run.earlier(run.parsed([*options, "--prompts", "3", "--fresh"]))["cases"] == {}
+
+
+def test_what_other_processes_use_is_told(tmp_path):
+    spins = "end = time.monotonic() + 0.4\n    while time.monotonic() < end: pass"
+    with talking(tmp_path, spins) as busy, talking(tmp_path, "time.sleep(0.4)") as idle:
+        for peer in (busy, idle):
+            peer.read("ready", 20)
+        own = run.cpu_seconds(busy._process.pid)
+        assert busy.step(20)["others"] < 64
+        assert run.cpu_seconds(busy._process.pid) - own > 0.2  # its own seconds are found
+        before = run.busy_seconds()
+        busy.step(20)
+        assert run.busy_seconds() - before > 0.2
 
 
 def talking(tmp_path: Path, do: str):

@@ -9,6 +9,10 @@ from convrec_r1.base import draw
 from convrec_r1.base.files import write_text
 
 PEERS = ("trl", "ours")
+START, END = "<!-- bench-peers: written by experiments/bench_peers/run.py -->", "<!-- end -->"
+"""Marks of the table in docs/speed.md."""
+BUSY = 0.2
+"""Cores that other processes may use. Threads that spin, as TRL's do, lose much more than that share to a busy neighbour."""
 COLORS = {8: "#1f77b4", 16: "#d95f02"}
 
 
@@ -56,6 +60,11 @@ def median(case: Mapping[str, Any], peer: str, part: str = "seconds") -> float:
 def peak(case: Mapping[str, Any], peer: str) -> float:
     """Return the peak resident memory of a peer's process in MiB."""
     return max(step["peak_mib"] for step in case[peer]["steps"])
+
+
+def case_others(case: Mapping[str, Any]) -> list[float]:
+    """Return the cores that other processes kept busy during each step of a case."""
+    return [step["others"] for peer in PEERS for step in case[peer]["steps"]]
 
 
 def problem(case: Mapping[str, Any], expected_tokens: int) -> str | None:
@@ -106,6 +115,12 @@ def table(result: Mapping[str, Any]) -> str:
         f"\n{name}: {count} steps instead of {settings['repeats']}: the time limit." for name, count in short.items()
     ]
     lines += [f"\n{name}: no result, {case['problem']}." for name, case in result["cases"].items() if "problem" in case]
+    busy = [name for name, case in cases.items() if max(case_others(case)) > BUSY]
+    lines += (
+        [f"\nOther processes kept more than {BUSY} cores busy during steps of {', '.join(busy)}: measure again."]
+        if busy
+        else []
+    )
     slower = [name for name, case in cases.items() if ratio(case).middle < 1]
     lines += [f"\nOurs is slower: {', '.join(slower)}."] if slower else []
     return "\n".join(lines) + "\n"
@@ -147,3 +162,16 @@ def write(result: Mapping[str, Any], out: Path) -> Sequence[Path]:
     page = out.with_suffix(".md")
     write_text(page, table(result))
     return [page, figure(result, out.with_suffix(".png"))] if measured(result) else [page]
+
+
+def insert(text: str, page: Path) -> None:
+    """Put a text between the marks of a page.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    before, start, rest = page.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{page} has no {START} with {END} after it")
+    write_text(page, f"{before}{start}\n\n{text.strip()}\n\n{end}{after}")

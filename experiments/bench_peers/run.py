@@ -2,7 +2,8 @@
 
 python experiments/bench_peers/run.py [--cases 250x8 500x16] [--fresh]
 
-Writes experiments/bench_peers.json after each case, and bench_peers.md (table) and bench_peers.png (figure of ratios) from it.
+Writes experiments/bench_peers.json after each case, and bench_peers.md (table) and bench_peers.png (figure of ratios)
+from it; the table stands in docs/speed.md too.
 Cases that have a result are kept; --fresh measures them again. Machine: Linux, nothing else running.
 
 For each case both peers are started, each in its own environment, and make steps in turn: TRL, ours, ours, TRL, ... So what
@@ -27,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from results import PEERS, name_of, parse_name, problem, ratio, write
+from results import PEERS, insert, name_of, parse_name, problem, ratio, table, write
 from workload import prepare
 
 from convrec_r1.base.files import read_json, write_json
@@ -35,6 +36,7 @@ from convrec_r1.base.files import read_json, write_json
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LENGTHS, GROUPS = (250, 500, 1000, 2000), (8, 16)
+OUT = HERE.parent / "bench_peers.json"
 PROBLEM = "problem"
 
 
@@ -54,13 +56,16 @@ class Peer:
         self._lines = b""
 
     def step(self, within: float) -> dict[str, Any]:
-        """Let it make a step. Return its measurements."""
+        """Let it make a step. Return its measurements, and the cores that other processes kept busy meanwhile (others)."""
         assert self._process.stdin is not None
+        start, busy, own = time.monotonic(), busy_seconds(), cpu_seconds(self._process.pid)
         try:
             self._process.stdin.write(b"step\n")
         except BrokenPipeError:
             raise self._silent("it ended") from None
-        return self.read("step", within)
+        report = self.read("step", within)
+        others = busy_seconds() - busy - (cpu_seconds(self._process.pid) - own)
+        return report | {"others": max(0.0, others) / (time.monotonic() - start)}
 
     def read(self, event: str, within: float) -> dict[str, Any]:
         """Return its next report.
@@ -96,6 +101,24 @@ class Peer:
     def _silent(self, why: str) -> Silent:
         said = self.log.read_text(errors="replace").strip().splitlines()
         return Silent(f"{self.name}: {why}; its last words: {said[-1] if said else 'none'}")
+
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def busy_seconds() -> float:
+    """Return the seconds that this machine's cores were busy so far, together."""
+    user, nice, system, _, _, interrupts, soft, steal = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, interrupts, soft, steal))) / TICKS
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the seconds that a process kept cores busy so far. 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 @contextmanager
@@ -193,7 +216,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ours", nargs="+", default=[], metavar="KEY=VALUE", help="keys of our config")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peer-python", type=Path, default=ROOT / ".venv-peers/bin/python")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "bench_peers.json")
+    parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(arguments)
     try:
         given.wanted = [parse_name(name) for name in given.cases]
@@ -230,6 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}: TRL / ours {ratio(case)}", flush=True)
             write_json(given.out, result)
     write(result, given.out)
+    if given.out == OUT:
+        image = f"![TRL's seconds over ours, by prompt length](../experiments/{OUT.stem}.png)"
+        insert(f"{table(result)}\n{image}", ROOT / "docs" / "speed.md")
     print(given.out.with_suffix(".md").read_text(encoding="utf-8"))
     return int(any(PROBLEM in case for case in cases.values()))
 
