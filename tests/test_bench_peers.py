@@ -115,6 +115,14 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
     assert run.earlier(run.parsed([*options, "--prompts", "3", "--fresh"]))["cases"] == {}
 
 
+def test_a_disturbed_case_is_measured_again():
+    fair = {"trl": steps(2.0), "ours": steps(1.0)}
+    assert run.is_good(fair)
+    assert not run.is_good(fair | {"ours": steps(1.0, others=0.3)})
+    assert not run.is_good({"problem": "trl: it ended"})
+    assert not run.is_good(None)
+
+
 def test_what_other_processes_use_is_told(tmp_path):
     with talking(tmp_path, "while time.process_time() < 0.4 * (number + 1): pass") as peer:
         peer.read("ready", 20)

@@ -62,9 +62,9 @@ def peak(case: Mapping[str, Any], peer: str) -> float:
     return max(step["peak_mib"] for step in case[peer]["steps"])
 
 
-def case_others(case: Mapping[str, Any]) -> list[float]:
-    """Return the cores that other processes kept busy during each step of a case."""
-    return [step["others"] for peer in PEERS for step in case[peer]["steps"]]
+def disturbed(case: Mapping[str, Any]) -> bool:
+    """Return whether other processes used more than `BUSY` cores during a step: the ratio says nothing then."""
+    return any(step["others"] > BUSY for peer in PEERS for step in case[peer]["steps"])
 
 
 def problem(case: Mapping[str, Any], expected_tokens: int) -> str | None:
@@ -115,7 +115,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"\n{name}: {count} steps instead of {settings['repeats']}: the time limit." for name, count in short.items()
     ]
     lines += [f"\n{name}: no result, {case['problem']}." for name, case in result["cases"].items() if "problem" in case]
-    busy = [name for name, case in cases.items() if max(case_others(case)) > BUSY]
+    busy = [name for name, case in cases.items() if disturbed(case)]
     lines += (
         [f"\nOther processes kept more than {BUSY} cores busy during steps of {', '.join(busy)}: measure again."]
         if busy

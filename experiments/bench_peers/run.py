@@ -4,7 +4,8 @@ python experiments/bench_peers/run.py [--cases 250x8 500x16] [--fresh]
 
 Writes experiments/bench_peers.json after each case, and bench_peers.md (table) and bench_peers.png (figure of ratios)
 from it; the table stands in docs/speed.md too.
-Cases that have a result are kept; --fresh measures them again. Machine: Linux, nothing else running.
+Cases that have a result are kept, unless other processes disturbed it; --fresh measures all again. Machine: Linux, and idle:
+TRL's threads spin while they wait, and one busy neighbour makes it several times slower, which would flatter ours.
 
 For each case both peers are started, each in its own environment, and make steps in turn: TRL, ours, ours, TRL, ... So what
 else the machine does falls on both. The same for both: weights, prompts, float32, threads, AdamW, lr, no KL, one update a
@@ -28,7 +29,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from results import PEERS, insert, name_of, parse_name, problem, ratio, table, write
+from results import PEERS, disturbed, insert, name_of, parse_name, problem, ratio, table, write
 from workload import prepare
 
 from convrec_r1.base.files import read_json, write_json
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parsed(arguments)
     result = earlier(given)
     cases = result["cases"]
-    wanted = [(n, g) for n, g in given.wanted if given.fresh or PROBLEM in cases.get(name_of(n, g), {PROBLEM: ""})]
+    wanted = [(n, g) for n, g in given.wanted if given.fresh or not is_good(cases.get(name_of(n, g)))]
     with tempfile.TemporaryDirectory() as scratch:
         workload = Path(scratch)
         if wanted:
@@ -258,6 +259,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         insert(f"{table(result)}\n{image}", ROOT / "docs" / "speed.md")
     print(given.out.with_suffix(".md").read_text(encoding="utf-8"))
     return int(any(PROBLEM in case for case in cases.values()))
+
+
+def is_good(case: dict[str, Any] | None) -> bool:
+    """Return whether a case has a result that nothing disturbed."""
+    return case is not None and PROBLEM not in case and not disturbed(case)
 
 
 def earlier(given: argparse.Namespace) -> dict[str, Any]:
