@@ -87,9 +87,12 @@ def test_the_table_is_put_between_its_marks(tmp_path):
     for text in ("old numbers", "new numbers"):
         results.insert(text, page)
     lines = page.read_text().splitlines()
-    at = lines.index(results.START)
+    at = lines.index(results.PEERS_HERE)
     assert lines[at + 1 : at + 5] == ["", "new numbers", "", results.END]
-    page.write_text(f"{results.END} {results.START}")
+    results.insert("curves", page, results.GROWTH_HERE)
+    assert "new numbers\n" in page.read_text()
+    assert page.read_text().endswith(f"{results.GROWTH_HERE}\n\ncurves\n\n{results.END}\n")
+    page.write_text(f"{results.END} {results.PEERS_HERE}")
     with pytest.raises(ValueError, match="has no <!--"):
         results.insert("numbers", page)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import GROWTH_HERE, insert
 from run import Silent, commit, machine, peer_environment, started
 from turns import peak_mib, reset_peak, resident_mib
 from workload import config, prepare
@@ -33,6 +34,7 @@ from convrec_r1.data.schema import Message
 from convrec_r1.lists import Item, format
 
 HERE = Path(__file__).parent
+OUT = HERE.parent / "bench_growth.json"
 AXES: dict[str, tuple[int, ...]] = {
     "prompt": (250, 500, 1000, 2000, 4000),
     "group": (2, 4, 8, 16, 32),
@@ -147,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=240, help="seconds of a step")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE.parent / "bench_growth.json")
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--point", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.point:
@@ -182,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_json(given.out, result)
     if result["points"]:
         figure(result["points"], given.out.with_suffix(".png"))
+    if result["points"] and given.out == OUT:
+        image = f"![Seconds and memory against prompt length, G, n and catalog](../experiments/{OUT.stem}.png)"
+        insert(image, HERE.parents[1] / "docs" / "speed.md", GROWTH_HERE)
     return int(failed > 0)
 
 

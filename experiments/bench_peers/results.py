@@ -9,8 +9,8 @@ from convrec_r1.base import draw
 from convrec_r1.base.files import write_text
 
 PEERS = ("trl", "ours")
-START, END = "<!-- bench-peers: written by experiments/bench_peers/run.py -->", "<!-- end -->"
-"""Marks of the table in docs/speed.md."""
+PEERS_HERE, GROWTH_HERE, END = "<!-- bench-peers writes here -->", "<!-- bench-growth writes here -->", "<!-- end -->"
+"""Marks in docs/speed.md."""
 BUSY = 0.2
 """Cores that other processes may use. Threads that spin, as TRL's do, lose much more than that share to a busy neighbour."""
 COLORS = {8: "#1f77b4", 16: "#d95f02"}
@@ -164,14 +164,14 @@ def write(result: Mapping[str, Any], out: Path) -> Sequence[Path]:
     return [page, figure(result, out.with_suffix(".png"))] if measured(result) else [page]
 
 
-def insert(text: str, page: Path) -> None:
-    """Put a text between the marks of a page.
+def insert(text: str, page: Path, mark: str = PEERS_HERE) -> None:
+    """Put a text between `mark` and the next END of a page.
 
     Raises:
         ValueError: the page has no marks.
     """
-    before, start, rest = page.read_text(encoding="utf-8").partition(START)
+    before, start, rest = page.read_text(encoding="utf-8").partition(mark)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise ValueError(f"{page} has no {START} with {END} after it")
-    write_text(page, f"{before}{start}\n\n{text.strip()}\n\n{end}{after}")
+        raise ValueError(f"{page} has no {mark} with {END} after it")
+    write_text(page, f"{before}{mark}\n\n{text.strip()}\n\n{end}{after}")
