@@ -7,7 +7,7 @@ STUDY ?= algorithms
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm run smoke test test-slow test-fast coverage lint fmt docs sweep study bench wheel clean
+.PHONY: help setup setup-vllm run smoke test test-slow test-fast coverage lint fmt docs sweep study bench bench-peers bench-growth wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -76,9 +76,25 @@ bench: setup-vllm ## Where a step's time goes, and what the objective costs, as 
 	$(BIN)/python experiments/bench.py
 	$(BIN)/python experiments/bench_rollouts.py $(ARGS)
 
+# The peer's packages stand apart: they must not decide which versions ours has.
+PEERS := .venv-peers
+PEER_PINS := experiments/bench_peers/constraints.txt
+
+$(PEERS)/.installed: $(VENV)/.installed $(PEER_PINS)
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(PEERS)/bin/python $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \
+		--constraint constraints.txt --constraint $(PEER_PINS) --override overrides.txt trl
+	@touch $@
+
+bench-peers: setup $(PEERS)/.installed ## TRL's GRPOTrainer and ours on the same work, in turn (ARGS="--cases 250x8 --fresh")
+	$(BIN)/python experiments/bench_peers/run.py $(ARGS)
+
+bench-growth: setup ## How time and memory grow with prompts, G, n and the catalog
+	$(BIN)/python experiments/bench_peers/growth.py $(ARGS)
+
 wheel: setup ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## Remove what was built and installed; outputs/ stays
-	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(PEERS) dist build site .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
