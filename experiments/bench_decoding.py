@@ -1,4 +1,4 @@
-"""How fast rollout=hf samples the G lists of a prompt. Prints a table of milliseconds a token.
+"""How fast rollout=hf samples the G lists of a prompt. Prints a table of seconds and of peak memory.
 
 python experiments/bench_decoding.py --threads 2
 
@@ -20,6 +20,7 @@ from convrec_r1.data import movieland
 from convrec_r1.modules.measure import peak_memory
 from convrec_r1.policy import Policy, build_policy
 from convrec_r1.policy.config import ModelConfig, ModelSource
+from convrec_r1.policy.prompts import dialogue
 from convrec_r1.rollout.base import Sampling
 from convrec_r1.rollout.hf import HFEngine
 
@@ -58,8 +59,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("engine", "bare"), help="leave the other out")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    data = movieland.load(seed=0, n_items=10, sizes={"train": 200, "validation": 1, "test": 1})
-    corpus = [turn.text for c in data["train"] for turn in c.turns]
+    data = movieland.load(seed=0, n_items=10, sizes={"train": 500, "validation": 1, "test": 1})
+    corpus = [dialogue(c) for c in data["train"]]
     policy = build_policy(ModelConfig(name="tiny", source=ModelSource.tiny), seed=0, corpus=lambda: corpus)
     policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     with torch.no_grad():
@@ -70,33 +71,36 @@ def main() -> None:
     print(
         "| prompt | lists | engine, s | bare, s | bare / engine | engine, MB | bare, MB |\n|--:|--:|--:|--:|--:|--:|--:|"
     )
-    random = torch.Generator().manual_seed(0)
     for length in arguments.lengths:
         for group in arguments.groups:
-            shape = arguments.prompts, length
-            prompts = torch.randint(len(policy.tokenizer), shape, generator=random).tolist()
-            engine = HFEngine(policy, batch_size=arguments.prompts * group)
-            sampling, seeds = Sampling(n=group, max_tokens=arguments.tokens), [p << 20 for p in range(len(prompts))]
-            works = {
-                "engine": lambda: engine.generate(prompts, seeds, sampling),
-                "bare": lambda: bare(policy, prompts, group, arguments.tokens),
-            }
-            took: dict[str, list[float]] = {name: [] for name in works if arguments.only in (None, name)}
-            peaks = {"engine": 0, "bare": 0}
-            for name in took:
-                with peak_memory(policy.device) as found:  # warms up, too
-                    works[name]()
-                peaks[name] = found[0]
-            for _ in range(arguments.repeats):
-                for name, times in took.items():
-                    times.append(seconds(works[name]))
-            mean = {name: statistics.median(times) for name, times in took.items()}
-            ours, theirs = mean.get("engine", float("nan")), mean.get("bare", float("nan"))
-            print(
-                f"| {length} | {arguments.prompts} x {group} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.2f} "
-                f"| {peaks['engine'] / 1e6:.0f} | {peaks['bare'] / 1e6:.0f} |",
-                flush=True,
-            )
+            print(case(policy, arguments, length, group), flush=True)
+
+
+def case(policy: Policy, arguments: argparse.Namespace, length: int, group: int) -> str:
+    """Return the row of the table for prompts of `length` tokens with `group` lists each."""
+    shape, random = (arguments.prompts, length), torch.Generator().manual_seed(length)
+    prompts = torch.randint(len(policy.tokenizer), shape, generator=random).tolist()
+    engine = HFEngine(policy, batch_size=arguments.prompts * group)
+    sampling, seeds = Sampling(n=group, max_tokens=arguments.tokens), [p << 20 for p in range(len(prompts))]
+    works = {
+        "engine": lambda: engine.generate(prompts, seeds, sampling),
+        "bare": lambda: bare(policy, prompts, group, arguments.tokens),
+    }
+    took: dict[str, list[float]] = {name: [] for name in works if arguments.only in (None, name)}
+    peaks = {"engine": 0, "bare": 0}
+    for name in took:
+        with peak_memory(policy.device) as found:  # warms up, too
+            works[name]()
+        peaks[name] = found[0]
+    for _ in range(arguments.repeats):
+        for name, times in took.items():
+            times.append(seconds(works[name]))
+    mean = {name: statistics.median(times) for name, times in took.items()}
+    ours, theirs = mean.get("engine", float("nan")), mean.get("bare", float("nan"))
+    return (
+        f"| {length} | {arguments.prompts} x {group} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.2f} "
+        f"| {peaks['engine'] / 1e6:.0f} | {peaks['bare'] / 1e6:.0f} |"
+    )
 
 
 if __name__ == "__main__":

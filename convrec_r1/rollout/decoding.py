@@ -16,10 +16,9 @@ from convrec_r1.rollout.sampler import SeededSampler
 
 _PREFILL_TOKENS = 8192
 """Tokens of prompts in one forward pass, at least one prompt: its activations are larger than its keys and values."""
+_SHORT = (torch.bfloat16, torch.float16)
 _COLUMNS = 64
 """Tokens for which completions have room at first. It doubles when they need more."""
-_CHECK = 16
-"""Tokens between two looks at which rows have ended, on a GPU, which has to wait for each."""
 
 
 @dataclass
@@ -119,7 +118,7 @@ class Prefill:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
         query, key, value = (self._padded(t) for t in (query, key, value))
-        like = key.float() if key.device.type == "cpu" else key.to(_arithmetic(query))
+        like = key.to(_kept(query))
         if layer not in self.cache.prompt:
             shape = self.cache.prompts, key.shape[1], self.cache.longest, key.shape[3]
             self.cache.prompt[layer] = like.new_zeros(shape), like.new_zeros(shape)
@@ -140,9 +139,7 @@ class Prefill:
 
 
 class Decode:
-    """Layout of one more token for each row [b, 1]: it attends to its prompt, which all rows of the prompt share, and to its own
-    tokens before.
-    """
+    """Layout of one more token for each row [b, 1]: it attends to its prompt, shared by its rows, and to its own tokens."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -167,7 +164,7 @@ class Decode:
         own_k[:, :, :, t - 1] = k[:, :, :, 0]
         own_v[:, :, :, t - 1] = v[:, :, :, 0]
         q = q.reshape(p * kv, w * times, size)
-        plain = q.dtype == torch.float32
+        plain = q.dtype not in _SHORT
         if plain:
             q = q * scale
         # Queries of all rows of a prompt against its keys, then of each row against its own.
@@ -195,9 +192,11 @@ class Decode:
 
 
 def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """Return query @ key.T in float32: [n, a, D], [n, b, D] -> [n, a, b]."""
+    """Return query @ key.T, not in 16 bits: [n, a, D], [n, b, D] -> [n, a, b]."""
     key = key.transpose(1, 2)
-    if query.dtype == torch.float32 or not hasattr(torch.ops.aten.bmm, "dtype"):
+    if query.dtype not in _SHORT:
+        return torch.bmm(query, key)
+    if not hasattr(torch.ops.aten.bmm, "dtype"):  # torch before 2.8
         return torch.bmm(query, key).float()
     return torch.bmm(query, key, out_dtype=torch.float32)  # GPUs
 
@@ -205,6 +204,12 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
 def _arithmetic(tensor: Tensor) -> torch.dtype:
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def _kept(query: Tensor) -> torch.dtype:
+    """Return the dtype of the cache. CPUs have no products of 16-bit numbers with float32 results: there it is float32."""
+    dtype = _arithmetic(query)
+    return torch.float32 if query.device.type == "cpu" and dtype in _SHORT else dtype
 
 
 def _each(pair: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -241,13 +246,13 @@ def decode(
     lengths = torch.full((rows,), most, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     lines = None if max_lines is None else LineCounters(policy, rows)
-    check = 1 if device.type == "cpu" else _CHECK
+    check = _check_every(device)
     logits = prefill(policy, batch.cache, prompts)[batch.owner]
     for at in range(most):
         token, logprob = sampler.draw(logits, at)
         ids[batch.rows, at], logprobs[batch.rows, at] = token, logprob
         over = policy.eos[token]
-        if lines is not None:
+        if lines is not None and max_lines is not None:
             over = over | (lines.add(token) >= max_lines)
         new = over & batch.alive
         lengths[batch.rows] = torch.where(new, at + 1, lengths[batch.rows])
@@ -274,6 +279,11 @@ def decode(
     ended = lengths < most
     ended[batch.rows] = ~batch.alive
     return Decoded(*(t.cpu() for t in (ids, logprobs, lengths, ended)))
+
+
+def _check_every(device: torch.device) -> int:
+    """Return the tokens between two looks at which rows have ended. On a GPU the process has to wait for each."""
+    return 1 if device.type == "cpu" else 16
 
 
 class _Batch:
@@ -348,6 +358,7 @@ def _logits(policy: Policy, ids: Tensor, positions: Tensor, layout: Layout, plac
     return output.logits[:, 0] if places is None else output.logits[0]
 
 
+@torch.no_grad()
 def bytes_of_a_token(policy: Policy) -> int | None:
     """Return the bytes of a token's keys and values, if decoding with the cache gives what a plain forward pass gives.
 
@@ -370,7 +381,7 @@ def bytes_of_a_token(policy: Policy) -> int | None:
         logits = lm(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 :].float()
         shared = torch.stack([each[row] for each in found]).float()
         # As close as two orders of summation come, in the dtype of the arithmetic.
-        near = 1e-3 if _arithmetic(policy.head_weight) == torch.float32 else 5e-2
+        near = 5e-2 if _arithmetic(policy.head_weight) in _SHORT else 1e-3
         if not torch.allclose(shared, logits, rtol=near, atol=near * float(logits.abs().max()), equal_nan=True):
             return None
     return batch.cache.bytes_of_a_token()

@@ -1,6 +1,7 @@
 """Draw tokens from logits: one per row, each row with random numbers of its own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ class SeededSampler:
         Returns:
             tokens, LongTensor [b], and their log-probs after temperature, top_k and top_p, float32 [b].
         """
-        scores = logits.float()
-        none = scores.new_zeros(0)
+        scores: Any = logits.float()  # transformers annotates tensors with legacy classes
+        none: Any = scores.new_zeros(0)
         for warper in self.warpers:
             scores = warper(none, scores)  # they do not look at the tokens before
         p = torch.softmax(scores, -1)
