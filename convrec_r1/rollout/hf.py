@@ -41,6 +41,7 @@ class HFEngine:
         """batch_size: sequences that are generated at a time. Groups stay together unless they are larger."""
         self.policy = policy
         self.batch_size = batch_size
+        self._said = False
         self._checked: PreTrainedModel | None = None
         self._bytes: int | None = None
         """Of a token's keys and values. None: the checked model takes no layouts."""
@@ -77,15 +78,16 @@ class HFEngine:
             except (Unsupported, TypeError, ValueError, AttributeError) as error:
                 _log.debug("%s takes no layouts: %s", type(lm).__name__, error)
         if self._bytes is None:
-            self._fall_back()
+            self._say(type(lm).__name__)
 
-    def _fall_back(self) -> None:
-        self._bytes = None
-        _log.warning(
-            "rollout=hf: %s has attention of its own kind, so prompts are not shared among their lists, and transformers' "
-            "generate samples. It is slower; the results are the same.",
-            type(self.policy.causal_lm).__name__,
-        )
+    def _say(self, model: str) -> None:
+        if not self._said:
+            _log.warning(
+                "rollout=hf: %s has attention of its own kind, so prompts are not shared among their lists, and transformers' "
+                "generate samples. It is slower; the results are the same.",
+                model,
+            )
+        self._said = True
 
     def _batches(self, lengths: Sequence[int], sampling: Sampling) -> Iterator[list[Row]]:
         """Yield the rows of each batch. Prompts of similar length share a batch: less padding."""
@@ -109,8 +111,9 @@ class HFEngine:
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], part: Sequence[Row], sampling: Sampling,
         on_progress: Callable[[int], None] | None,
     ) -> list[Completion]:  # fmt: skip
-        chosen = sorted({p for p, _ in part}, key=[p for p, _ in part].index)
-        owners = [chosen.index(p) for p, _ in part]
+        chosen = list(dict.fromkeys(p for p, _ in part))
+        places = {p: place for place, p in enumerate(chosen)}
+        owners = [places[p] for p, _ in part]
         texts = [prompts[p] for p in chosen]
 
         def sampler() -> SeededSampler:
@@ -122,8 +125,8 @@ class HFEngine:
                 decoded = decode(
                     self.policy, texts, owners, sampler(), sampling.max_tokens, sampling.max_lines, on_progress
                 )
-            except Unsupported:  # before the first token, as of a prompt that is longer than a sliding window
-                self._fall_back()
+            except Unsupported:  # before the first token: prompt and completion may be longer than a sliding window
+                self._say(f"{type(self.policy.causal_lm).__name__} at this length")
         if decoded is None:
             decoded = _generate(self.policy, [texts[p] for p in owners], sampler(), sampling)
             if on_progress:
