@@ -28,12 +28,12 @@ PROMPTS = [[5, 6, 7], [8, 9] * 20, [10, 11, 12, 13, 14, 15], [16], [300, 2, 4, 4
 
 
 @functools.cache
-def chatty() -> Policy:
-    """A policy with two heads for each of keys and values, whose completions end and break lines at many tokens.
+def chatty(kv_heads: int = 2) -> Policy:
+    """A policy of four heads, whose completions end and break lines at many tokens.
 
     In float64, so that rounding cannot move a number across the boundary of two tokens.
     """
-    return often_ending(tiny_policy(seed=5, hidden_size=64, heads=4, kv_heads=2).double())
+    return often_ending(tiny_policy(seed=5, hidden_size=64, heads=4, kv_heads=kv_heads).double())
 
 
 def often_ending(policy: Policy) -> Policy:
@@ -85,6 +85,7 @@ def check(policy: Policy, groups, prompts, seeds, sampling: Sampling) -> list[in
 
 @settings(max_examples=8)
 @given(
+    kv_heads=st.sampled_from([1, 2, 4]),
     chosen=st.lists(st.sampled_from(range(len(PROMPTS))), min_size=1, max_size=5),
     batch_size=st.integers(1, 40),
     seed=st.integers(0, 1 << 40),
@@ -98,13 +99,13 @@ def check(policy: Policy, groups, prompts, seeds, sampling: Sampling) -> list[in
         max_lines=st.sampled_from([None, 1, 3]),
     ),
 )
-def test_tokens_are_those_of_a_loop_without_cache(chosen, batch_size, seed, sampling):
-    policy = chatty()
+def test_tokens_are_those_of_a_loop_without_cache(kv_heads, chosen, batch_size, seed, sampling):
+    policy = chatty(kv_heads)
     prompts, seeds = [PROMPTS[i] for i in chosen], [seed + (k << 16) for k in range(len(chosen))]
     engine, told = HFEngine(policy, batch_size=batch_size), []
     groups = engine.generate(prompts, seeds, sampling, told.append)
     check(policy, groups, prompts, seeds, sampling)
-    assert engine._bytes == 2 * 2 * 2 * 16 * 8, "keys and values, 2 layers, 2 heads of 16, float64"
+    assert engine._bytes == 2 * 2 * kv_heads * 16 * 8, "keys and values, 2 layers, heads of 16, float64"
     assert sum(told) == len(chosen) * sampling.n
 
 
@@ -133,6 +134,13 @@ def test_completions_that_end_leave_the_batch_and_prompts_with_them(monkeypatch)
     assert rows == sorted(rows, reverse=True)
     assert prompts[0] == 5 > prompts[-1]
     assert sum(rows) / 2 < 1.3 * sum(n - 1 for n in lengths), "rows that have ended are computed for a few tokens only"
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_one_prompt_alone(kv_heads):
+    policy, sampling = chatty(kv_heads), Sampling(n=5, max_tokens=20)
+    engine = HFEngine(policy, batch_size=64)
+    check(policy, engine.generate(PROMPTS[2:3], [7], sampling), PROMPTS[2:3], [7], sampling)
 
 
 def test_a_gpu_looks_less_often(monkeypatch):

@@ -163,7 +163,7 @@ class Decode:
         q, k, v = (self._to_slots(x).view(p, w, kv, -1, size).transpose(1, 2) for x in rows)  # [P, K, W, heads / K, D]
         own_k[:, :, :, t - 1] = k[:, :, :, 0]
         own_v[:, :, :, t - 1] = v[:, :, :, 0]
-        q = q.reshape(p * kv, w * times, size)
+        q = q.contiguous().view(p * kv, w * times, size)
         plain = q.dtype not in _SHORT
         if plain:
             q = q * scale
