@@ -155,6 +155,7 @@ def _generate(policy: Policy, prompts: Sequence[Sequence[int]], sampler: SeededS
         ),
         logits_processor=LogitsProcessorList([step.draw]),
         stopping_criteria=StoppingCriteriaList([step.stop]),
+        synced_gpus=False,  # weights are whole (`whole_weights`): no process waits for another
     )
     tokens, logprobs = output[:, ids.shape[1] :], torch.stack(step.logprobs, 1)  # [b, t]
     return Decoded(tokens.cpu(), logprobs.cpu(), step.lengths.cpu(), step.ended.cpu())
