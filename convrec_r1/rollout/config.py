@@ -73,7 +73,7 @@ class HFConfig(RolloutConfig):
     """rollout=hf: decode with the trainer's own weights. Each prompt is read once."""
 
     _target_: str = "convrec_r1.rollout.hf.HFEngine"
-    batch_size: int = option(128, least=1)
+    batch_size: int = option(256, least=1)
     """Sequences that are generated at a time, in rollouts and in evaluation. The lists of a prompt stay together."""
 
 
