@@ -21,7 +21,8 @@ from convrec_r1.rollout.config import (
     choose_engine,
     problems,
 )
-from convrec_r1.rollout.hf import HFEngine, SeededSampler
+from convrec_r1.rollout.hf import HFEngine
+from convrec_r1.rollout.sampler import SeededSampler
 
 pytestmark = pytest.mark.long
 
@@ -80,11 +81,11 @@ def test_samples_follow_the_distribution():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     draws = 20_000
     sampler = SeededSampler(range(draws), Sampling(max_tokens=1), torch.device("cpu"))
-    picked = sampler(torch.zeros(draws, 1), probabilities.log().repeat(draws, 1)).argmax(-1)
+    picked, logprobs = sampler.draw(probabilities.log().repeat(draws, 1), 0)
     counts = torch.bincount(picked, minlength=4) / draws
     # Four standard errors of the commonest token
     torch.testing.assert_close(counts, probabilities, atol=4 * 0.5 / draws**0.5, rtol=0)
-    torch.testing.assert_close(sampler.logprobs[0], probabilities.log()[picked])
+    torch.testing.assert_close(logprobs, probabilities.log()[picked])
 
 
 def test_top_k_and_top_p_cut_and_their_logprobs_are_of_the_cut_distribution(policy):

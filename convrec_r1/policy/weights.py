@@ -1,6 +1,7 @@
 """The full weights of a policy: streamed to an engine, gathered for a forward pass, saved to a folder."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,22 @@ def tied_head(policy: Policy) -> bool:
     return policy.head.weight is policy.causal_lm.get_input_embeddings().weight
 
 
-def whole_weights(policy: Policy) -> contextlib.AbstractContextManager:
-    """Return a context in which every process holds the full weights. Needed under FSDP for forward passes outside training."""
+@contextlib.contextmanager
+def whole_weights(policy: Policy) -> Iterator[None]:
+    """Let every process hold the full weights while the block runs. Needed under FSDP for forward passes outside training.
+
+    In the block, forward passes of a process are its own business. FSDP would free each layer after its first pass and gather
+    it again for the next, from processes that may make fewer passes.
+    """
     if not policy.shard_root:
-        return contextlib.nullcontext()
-    return FSDP.summon_full_params(policy.shard_root[0], writeback=False)
+        yield
+        return
+    root = policy.shard_root[0]
+    with FSDP.summon_full_params(root, writeback=False), contextlib.ExitStack() as stack:
+        for unit in FSDP.fsdp_modules(root):
+            unit.__dict__["forward"] = functools.partial(type(unit.module).__call__, unit.module)
+            stack.callback(unit.__dict__.pop, "forward")
+        yield
 
 
 def save_policy(policy: Policy, folder: Path, *, first: bool) -> None:

@@ -30,7 +30,7 @@ class Correction(Enum):
 @dataclass
 class RolloutConfig:
     _target_: str = AUTO
-    """Import path of the engine's class. auto: vLLM in the trainer's process where possible, else Hugging Face generate."""
+    """Import path of the engine's class. auto: vLLM in the trainer's process where possible, else the trainer's own weights."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of an engine of your own: its keyword arguments."""
     temperature: float = option(1.0, above=0, hint="With greedy lists a group has no variance to learn from.")
@@ -70,11 +70,11 @@ class RolloutConfig:
 
 @dataclass
 class HFConfig(RolloutConfig):
-    """rollout=hf: Hugging Face generate on the trainer's own weights."""
+    """rollout=hf: decode with the trainer's own weights. Each prompt is read once."""
 
     _target_: str = "convrec_r1.rollout.hf.HFEngine"
-    batch_size: int = option(128, least=1)
-    """Sequences that are generated at a time, in rollouts and in evaluation."""
+    batch_size: int = option(256, least=1)
+    """Sequences that are generated at a time, in rollouts and in evaluation. The lists of a prompt stay together."""
 
 
 @dataclass
@@ -128,7 +128,7 @@ class VLLMServerConfig(VLLMOptions):
 
 def choose_engine(rollout: RolloutConfig, *, gpu: bool | None = None) -> tuple[RolloutConfig, str]:
     """Replace rollout=auto by an engine's options: vLLM in the trainer's process where vLLM is installed and a GPU is
-    available, else Hugging Face generate.
+    available, else the trainer's own weights.
 
     Args:
         gpu: whether the trainer computes on a GPU. None: whether CUDA is available.

@@ -1,27 +1,36 @@
-"""Rollouts by Hugging Face `generate`, on the trainer's own weights."""
+"""Rollouts on the trainer's own weights: each prompt is read once and decoded into its G lists."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
+from convrec_r1.policy.attention import Unsupported, take_layouts
 from convrec_r1.policy.batch import pad_rows
 from convrec_r1.policy.policy import Policy
 from convrec_r1.policy.weights import whole_weights
 from convrec_r1.rollout.base import Completion, Sampling
-from convrec_r1.rollout.lines import LineCutter
+from convrec_r1.rollout.decoding import Decoded, bytes_of_a_token, decode
+from convrec_r1.rollout.lines import LineCounters
+from convrec_r1.rollout.sampler import SeededSampler
+
+_log = logging.getLogger(__name__)
+_CACHE_BYTES = 4 << 30
+"""Keys and values of a batch of several prompts, at most. A constant: a batch that depended on free memory would round
+differently in every run."""
+
+Row = tuple[int, int]
+"""Index of the prompt, and of the completion in its group."""
 
 
 class HFEngine:
@@ -30,10 +39,13 @@ class HFEngine:
     own_weights = False
 
     def __init__(self, policy: Policy, *, batch_size: int) -> None:
-        """batch_size: sequences that are generated at a time."""
+        """batch_size: sequences that are generated at a time. Groups stay together unless they are larger."""
         self.policy = policy
         self.batch_size = batch_size
-        self.cut = LineCutter.of(policy)
+        self._said = False
+        self._checked: PreTrainedModel | None = None
+        self._bytes: int | None = None
+        """Of a token's keys and values. None: the checked model takes no layouts."""
 
     def generate(
         self,
@@ -42,17 +54,11 @@ class HFEngine:
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        rows = [(p, g) for p in range(len(prompts)) for g in range(sampling.n)]
-        # Prompts of similar length share a batch: less padding.
-        order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row))
-        done: dict[tuple[int, int], Completion] = {}
+        done: dict[Row, Completion] = {}
         with self.policy.inference(), whole_weights(self.policy):
-            for start in range(0, len(order), self.batch_size):
-                part = order[start : start + self.batch_size]
-                ids = [prompts[p] for p, _ in part]
-                done.update(zip(part, self._batch(ids, [seeds[p] + g for p, g in part], sampling), strict=True))
-                if on_progress:
-                    on_progress(len(part))
+            self._check()
+            for part in self._batches([len(p) for p in prompts], sampling):
+                done.update(zip(part, self._batch(prompts, seeds, part, sampling, on_progress), strict=True))
         return [[done[p, g] for g in range(sampling.n)] for p in range(len(prompts))]
 
     def sync(self, policy: Policy) -> None:
@@ -61,84 +67,130 @@ class HFEngine:
     def close(self) -> None:
         pass
 
-    def _batch(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
-        policy = self.policy
-        ids, mask = (t.to(policy.device) for t in pad_rows(prompts, policy.pad_id, left=True))
-        sampler = SeededSampler(seeds, sampling, policy.device)
-        stops = [] if sampling.max_lines is None else [ClosedLines(sampling.max_lines, self.cut, len(seeds))]
-        lm: Any = policy.causal_lm  # PreTrainedModel declares no generate()
-        output = lm.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=GenerationConfig(
-                max_new_tokens=sampling.max_tokens,
-                do_sample=False,  # the sampler leaves one token only, so that the argmax takes it
-                eos_token_id=policy.eos_ids,
-                pad_token_id=policy.pad_id,
-            ),
-            logits_processor=LogitsProcessorList([*_warpers(sampling), sampler]),
-            stopping_criteria=StoppingCriteriaList(stops),
-        )
-        tokens = output[:, ids.shape[1] :].cpu()  # [b, t]
-        logprobs = torch.stack(sampler.logprobs, 1).cpu()  # [b, t]
-        ends = policy.eos.cpu()[tokens]
-        completions = []
-        for row, end, logprob in zip(tokens, ends, logprobs, strict=True):
-            stopped = bool(end.any())
-            length = int(end.int().argmax()) + 1 if stopped else len(row)
-            completion = Completion(row[:length].numpy(), logprob[:length].numpy(), "stop" if stopped else "length")
-            completions.append(self.cut(completion, sampling.max_lines))
-        return completions
+    def _check(self) -> None:
+        """Find out whether the model can be decoded with shared prompts. Once for each model, with its real weights."""
+        lm = self.policy.causal_lm
+        if self._checked is lm:
+            return
+        self._checked, self._bytes = lm, None
+        if take_layouts(lm):
+            try:
+                self._bytes = bytes_of_a_token(self.policy)
+            except (Unsupported, TypeError, ValueError, AttributeError) as error:
+                _log.debug("%s takes no layouts: %s", type(lm).__name__, error)
+        if self._bytes is None:
+            self._say(type(lm).__name__)
+
+    def _say(self, model: str) -> None:
+        if not self._said:
+            _log.warning(
+                "rollout=hf: %s has attention of its own kind, so prompts are not shared among their lists, and transformers' "
+                "generate samples. It is slower; the results are the same.",
+                model,
+            )
+        self._said = True
+
+    def _batches(self, lengths: Sequence[int], sampling: Sampling) -> Iterator[list[Row]]:
+        """Yield the rows of each batch. Prompts of similar length share a batch: less padding."""
+        part: list[Row] = []
+        token = self._bytes or 0
+        for p in sorted(range(len(lengths)), key=lambda p: (lengths[p], p)):
+            rows = len(part) + sampling.n
+            # The longest prompt so far is this one.
+            cache = token * (lengths[p] * -(-rows // sampling.n) + rows * sampling.max_tokens)
+            if part and (rows > self.batch_size or cache > _CACHE_BYTES):
+                yield part
+                part = []
+            part += [(p, g) for g in range(sampling.n)]
+            while len(part) > self.batch_size:
+                yield part[: self.batch_size]
+                part = part[self.batch_size :]
+        if part:
+            yield part
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], part: Sequence[Row], sampling: Sampling,
+        on_progress: Callable[[int], None] | None,
+    ) -> list[Completion]:  # fmt: skip
+        chosen = list(dict.fromkeys(p for p, _ in part))
+        places = {p: place for place, p in enumerate(chosen)}
+        owners = [places[p] for p, _ in part]
+        texts = [prompts[p] for p in chosen]
+
+        def sampler() -> SeededSampler:
+            return SeededSampler([seeds[p] + g for p, g in part], sampling, self.policy.device)
+
+        decoded = None
+        if self._bytes is not None:
+            try:
+                decoded = decode(
+                    self.policy, texts, owners, sampler(), sampling.max_tokens, sampling.max_lines, on_progress
+                )
+            except Unsupported:  # before the first token: prompt and completion may be longer than a sliding window
+                self._say(f"{type(self.policy.causal_lm).__name__} at this length")
+        if decoded is None:
+            decoded = _generate(self.policy, [texts[p] for p in owners], sampler(), sampling)
+            if on_progress:
+                on_progress(len(part))
+        return [
+            Completion(ids[:length].numpy(), logprobs[:length].numpy(), "stop" if ended else "length")
+            for ids, logprobs, length, ended in zip(
+                decoded.ids, decoded.logprobs, decoded.lengths.tolist(), decoded.ended.tolist(), strict=True
+            )
+        ]
 
 
-class ClosedLines(StoppingCriteria):
-    """Stops each row once `limit` lines with text are closed."""
+def _generate(policy: Policy, prompts: Sequence[Sequence[int]], sampler: SeededSampler, sampling: Sampling) -> Decoded:
+    """Sample by transformers' `generate`, with a prompt for each completion."""
+    ids, mask = (t.to(policy.device) for t in pad_rows(prompts, policy.pad_id, left=True))
+    step = _Step(policy, sampler, sampling, len(prompts))
+    lm: Any = policy.causal_lm  # PreTrainedModel declares no generate()
+    output = lm.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            do_sample=False,  # the sampler leaves one token only, so that the argmax takes it
+            eos_token_id=policy.eos_ids,
+            pad_token_id=policy.pad_id,
+        ),
+        logits_processor=LogitsProcessorList([step.draw]),
+        stopping_criteria=StoppingCriteriaList([step.stop]),
+        synced_gpus=False,  # weights are whole (`whole_weights`): no process waits for another
+    )
+    tokens, logprobs = output[:, ids.shape[1] :], torch.stack(step.logprobs, 1)  # [b, t]
+    return Decoded(tokens.cpu(), logprobs.cpu(), step.lengths.cpu(), step.ended.cpu())
 
-    def __init__(self, limit: int, cut: LineCutter, rows: int) -> None:
-        self.limit = limit
-        self.counters = [cut.counter() for _ in range(rows)]
 
-    # transformers annotates tensors with legacy classes.
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        counts = [counter.add(token) for counter, token in zip(self.counters, input_ids[:, -1].tolist(), strict=True)]
-        return torch.tensor(counts, device=input_ids.device) >= self.limit
+class _Step:
+    """What `generate` calls after each forward pass, and after each token."""
 
-
-class SeededSampler(LogitsProcessor):
-    """Draws one token per row from the processed scores, by inverting their CDF at the row's own random numbers.
-
-    Each row has a generator of its own, whose numbers are drawn in advance: a row does not depend on its neighbours.
-    `logprobs` collects the log-probs of the drawn tokens, one [b] tensor per step.
-    """
-
-    def __init__(self, seeds: Sequence[int], sampling: Sampling, device: torch.device) -> None:
-        self.greedy = sampling.temperature == 0
+    def __init__(self, policy: Policy, sampler: SeededSampler, sampling: Sampling, rows: int) -> None:
+        self.policy, self.sampler, self.limit = policy, sampler, sampling.max_lines
+        self.lines = LineCounters(policy, rows)
         self.logprobs: list[Tensor] = []
-        if not self.greedy:
-            rows = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_tokens) for seed in seeds]
-            self.uniform = torch.from_numpy(np.stack(rows)).to(device)  # float64 [b, max_tokens]
+        self.lengths = torch.full((rows,), sampling.max_tokens, device=policy.device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=policy.device)
+        step = self
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        logp = torch.log_softmax(scores.float(), -1)  # [b, V]
-        if self.greedy:
-            token = logp.argmax(-1, keepdim=True)
-        else:
-            # In float64: in an fp32 sum over 150,000 entries rare tokens would lose their share to their neighbours.
-            cdf = logp.double().exp().cumsum(-1)
-            u = self.uniform[:, len(self.logprobs), None] * cdf[:, -1:]
-            token = torch.searchsorted(cdf, u, right=True).clamp(max=logp.shape[-1] - 1)  # [b, 1]
-        self.logprobs.append(logp.gather(1, token)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        class Draw(LogitsProcessor):
+            def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+                token, logprob = step.sampler.draw(scores, len(step.logprobs))
+                step.logprobs.append(logprob)
+                return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 
+        class Stop(StoppingCriteria):
+            # transformers annotates tensors with legacy classes.
+            def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+                return step.after(input_ids[:, -1])
 
-def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
-    warpers: list[LogitsProcessor] = []
-    if sampling.temperature == 0:
-        return warpers
-    if sampling.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_k > 0:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    return warpers
+        self.draw, self.stop = Draw(), Stop()
+
+    def after(self, tokens: Tensor) -> Tensor:
+        """Take in the next token of each row. Return which rows have ended, BoolTensor [b]."""
+        over = self.policy.eos[tokens]
+        if self.limit is not None:
+            over = over | (self.lines.add(tokens) >= self.limit)
+        self.lengths = torch.where(over & ~self.ended, len(self.logprobs), self.lengths)
+        self.ended = self.ended | over
+        return self.ended

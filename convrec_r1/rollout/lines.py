@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from convrec_r1.lists import thoughts
@@ -45,6 +46,36 @@ class LineCounter:
             self.count, self.text = self.count + 1, False
         self.text = self.text or (self.opens is not None and self.opens[token])
         return self.count
+
+
+class LineCounters:
+    """`LineCounter` for many completions at a time, on the device of their tokens."""
+
+    def __init__(self, policy: Policy, rows: int) -> None:
+        self.newline, self.blank, self.opens = policy.newline, policy.blank, policy.opens
+        self.thought = policy.thought if bool(policy.thought.any()) else None
+        device = policy.newline.device
+        self.count = torch.zeros(rows, dtype=torch.long, device=device)
+        self.text, self.thinking = (torch.zeros(rows, dtype=torch.bool, device=device) for _ in range(2))
+
+    def add(self, tokens: Tensor) -> Tensor:
+        """Take in the next token of each row, LongTensor [b]. Return the numbers of closed lines, LongTensor [b]."""
+        text = self.text | ~self.blank[tokens]
+        closes = self.newline[tokens] & text
+        text = (text ^ closes) | self.opens[tokens]
+        if self.thought is not None:
+            mark = self.thought[tokens]
+            begun = (mark < 0) & ~self.thinking  # by the prompt
+            self.count, kept = self.count.masked_fill(begun, 0), self.text & ~begun
+            self.thinking = torch.where(mark == 0, self.thinking, mark > 0)
+            skipped = (mark != 0) | self.thinking
+            text, closes = torch.where(skipped, kept, text), closes & ~skipped
+        self.text, self.count = text, self.count + closes
+        return self.count
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep the rows of an index."""
+        self.count, self.text, self.thinking = self.count[rows], self.text[rows], self.thinking[rows]
 
 
 class LineCutter:
