@@ -10,8 +10,10 @@ from types import ModuleType
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
 from support import SMOKE, assert_done, compose_config, make_config, run_job, tiny_policy, unresolved_config
 from test_policy import batch_of
+from test_weights import with_lora
 
 from convrec_r1.base.digest import of_file, of_large_file
 from convrec_r1.base.errors import UserError
@@ -23,6 +25,7 @@ from convrec_r1.modules.measure import peak_memory
 from convrec_r1.modules.sft import Example, SFTModule
 from convrec_r1.modules.step import StepLoader, optimizer_class
 from convrec_r1.policy.policy import Policy
+from convrec_r1.policy.weights import save_policy
 from convrec_r1.run.checkpoints import MANIFEST, damage, seal
 from convrec_r1.run.tracker import Tracker
 
@@ -60,6 +63,15 @@ def test_a_checkpoint_is_written_without_a_second_copy(tmp_path, monkeypatch):
     assert [name for name, _ in peaks] == ["save_checkpoint", "save"]
     assert (tmp_path / "checkpoints" / "last" / "trainer.ckpt").stat().st_size > 2.9 * weights_of(policy)
     assert all(more < 0.3 for _, more in peaks), peaks
+
+
+def test_a_checkpoint_of_adapters_is_the_merged_model(tmp_path):
+    policy = with_lora(tiny_policy())
+    for folder, save in (("a", lambda f: policy.save(f)), ("b", lambda f: save_policy(policy, f, first=True))):
+        save(tmp_path / folder)
+    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in "ab")
+    assert one.keys() == other.keys()
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
 def test_the_trainers_state_is_written_whole_or_not_at_all(tmp_path):

@@ -108,8 +108,13 @@ class StateFile(TorchCheckpointIO):
         if "://" in str(path):  # of a user's own ModelCheckpoint
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with replacing(Path(path)) as scratch:
-            torch.save(checkpoint, scratch)
+        with replacing(Path(path)) as scratch, scratch.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's own, while it closes what a full disk left
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
 
 class Sharded(FSDPStrategy):
