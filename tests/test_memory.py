@@ -190,15 +190,17 @@ def count_policies(folder: str) -> None:
 
     def texts(self, policy, engine, encoder, conversations, description):
         gc.collect()
-        alive = sum(isinstance(thing, Policy) for thing in gc.get_objects())
+        things = gc.get_objects()
+        alive = sum(isinstance(thing, Policy) for thing in things)
         grads = any(p.grad is not None for p in policy.parameters())
-        optimizers = sum(type(thing) is torch.optim.AdamW for thing in gc.get_objects())
+        optimizers = sum(type(thing) is torch.optim.AdamW for thing in things)
+        del things
         seen.append((description.strip(), alive, grads, optimizers))
         return real(self, policy, engine, encoder, conversations, description)
 
     Evaluator.texts = texts
-    sys.argv = ["convrec_r1", *SMOKE, "rollout=hf", "trainer=cpu", "model.layers=1", "model.max_completion_length=16",
-                f"hydra.run.dir={folder}", *json.loads((Path(folder).parent / "overrides.json").read_text())]  # fmt: skip
+    sys.argv = ["convrec_r1", *SMOKE, "rollout=hf", "trainer=cpu", "model.layers=1", "model.max_completion_length=16", "sft.steps=1",
+                "rl.steps=1", "eval.resamples=50", f"hydra.run.dir={folder}", *json.loads((Path(folder).parent / "overrides.json").read_text())]  # fmt: skip
     with contextlib.suppress(SystemExit):  # its status: `seen` then lacks what was to come
         cli.main()
     write_json(Path(folder).parent / "seen.json", seen)
