@@ -199,8 +199,9 @@ def count_policies(folder: str) -> None:
         return real(self, policy, engine, encoder, conversations, description)
 
     Evaluator.texts = texts
-    sys.argv = ["convrec_r1", *SMOKE, "rollout=hf", "trainer=cpu", "model.layers=1", "model.max_completion_length=16", "sft.steps=1",
-                "rl.steps=1", "eval.resamples=50", f"hydra.run.dir={folder}", *json.loads((Path(folder).parent / "overrides.json").read_text())]  # fmt: skip
+    more = json.loads((Path(folder).parent / "overrides.json").read_text())
+    small = ("model.layers=1", "model.max_completion_length=16", "sft.steps=1", "rl.steps=1", "eval.resamples=50")
+    sys.argv = ["convrec_r1", *SMOKE, "rollout=hf", "trainer=cpu", *small, f"hydra.run.dir={folder}", *more]
     with contextlib.suppress(SystemExit):  # its status: `seen` then lacks what was to come
         cli.main()
     write_json(Path(folder).parent / "seen.json", seen)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from convrec_r1.base.memory import trim
+from convrec_r1.base.memory import release
 from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.rollout.base import RolloutEngine, Sampling
 from convrec_r1.rollout.hf import HFEngine
@@ -344,7 +344,7 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
     """Yield a list. At the end of the block it gets the peak bytes of the block, beyond those held before it."""
     found: list[int] = []
     if device.type == "cpu":  # what was freed and is kept for reuse would hide what the block takes
-        trim()
+        release()
     before = held_memory(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
