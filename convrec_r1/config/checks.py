@@ -3,6 +3,7 @@
 Here are the checks across rooms. Bounds are at the fields (base/options.py), and the checks of one room are in the room.
 """
 
+import importlib.util
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from convrec_r1.evaluate import checks as evaluation_checks
 from convrec_r1.evaluate.baselines import chosen_baselines
 from convrec_r1.evaluate.config import system_name
 from convrec_r1.modules import launch
+from convrec_r1.modules.config import Optimizer
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
@@ -159,10 +161,31 @@ def _hardware(cfg: Config) -> list[str]:
         wrong.append(
             f"trainer={trainer.name} asks for a GPU and torch sees none here: use trainer=auto, or check the driver."
         )
+    wrong += _optimizer(cfg)
     if trainer.strategy == "fsdp" and trainer.accelerator != "gpu":
         wrong.append("trainer.strategy=fsdp shards over GPUs: set trainer.accelerator=gpu, or use trainer=ddp on CPUs.")
     if trainer.strategy == "fsdp" and trainer.world < 2:
         wrong.append("trainer.strategy=fsdp with one device shards nothing: set trainer.devices, or use trainer=gpu.")
+    return wrong
+
+
+def _optimizer(cfg: Config) -> list[str]:
+    """Check the stages that ask for 8-bit AdamW."""
+    stages = {"sft": cfg.sft, "rl": cfg.rl}
+    asked = [f"{stage}.optimizer=adamw_8bit" for stage, o in stages.items() if o.optimizer is Optimizer.adamw_8bit]
+    if not asked or cfg.task.name != "train":
+        return []
+    keys, wrong = " and ".join(asked), []
+    if cfg.trainer.accelerator == "cpu" or not _sees_gpu():
+        wrong.append(f"{keys}: this needs a GPU. Use adamw here.")
+    if cfg.trainer.strategy == "fsdp":
+        wrong.append(
+            f"{keys}: trainer.strategy=fsdp shards AdamW's state already, and cannot gather 8-bit state. Use adamw."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        wrong.append(
+            f"{keys}: bitsandbytes is not installed. Run `pip install 'convrec-r1[bitsandbytes]'`, or use adamw."
+        )
     return wrong
 
 

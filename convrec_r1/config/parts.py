@@ -6,6 +6,7 @@ Modules that need transformers or Lightning are imported late: they take seconds
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convrec_r1.base.digest import of_code, of_value
@@ -114,8 +115,8 @@ def objective(cfg: Config) -> Objective:
     return ClippedSurrogate(algo.ratio.value, algo.clip_low, algo.clip_high, algo.dual_clip, algo.beta)
 
 
-def rl_settings(cfg: Config) -> RLSettings:
-    """Return the options of stage 2."""
+def rl_settings(cfg: Config, scratch: Path | None = None) -> RLSettings:
+    """Return the options of stage 2. scratch: folder of the run's temporary files."""
     return RLSettings(
         cfg.algo,
         cfg.rl,
@@ -125,6 +126,8 @@ def rl_settings(cfg: Config) -> RLSettings:
         pass_limit=cfg.trainer.pass_limit,
         seed=cfg.seed,
         guard=cfg.guard,
+        reference_dtype=cfg.model.reference_dtype,
+        reference_folder=scratch,
     )
 
 

@@ -183,6 +183,9 @@ class Watch(pl.Callback):
         if self.guard and (broken := self.guard.observe(module.latest)):
             self._collapse(trainer, module.step, "; ".join(broken))
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        del self.evaluate  # the function holds the policy, and this callback outlives the training
+
     def _evaluate(self, trainer: pl.Trainer, step: int) -> None:
         value = self.evaluate(step)
         if self.best is None or value > self.best:

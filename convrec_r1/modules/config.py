@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -40,9 +41,20 @@ class NonFinite(Enum):
     """Save the batch, do not apply the update, continue."""
 
 
+class Optimizer(Enum):
+    """The optimizer."""
+
+    adamw = "adamw"
+    """torch's AdamW: 8 bytes of state for each fp32 parameter."""
+    adamw_8bit = "adamw_8bit"
+    """AdamW of bitsandbytes, on GPUs: 2 bytes of state for each parameter, quantized in blocks of 256."""
+
+
 @dataclass
 class OptimConfig:
     """AdamW and its schedule."""
+
+    optimizer: Optimizer = Optimizer.adamw
 
     lr: float = option(MISSING, above=0)
     betas: list[float] = option(factory=lambda: [0.9, 0.99], least=0, below=1)
@@ -194,3 +206,7 @@ class RLSettings:
     """Limit of a forward and backward pass."""
     seed: int = 1
     guard: GuardConfig = field(default_factory=GuardConfig)
+    reference_dtype: str | None = None
+    """Dtype of the reference policy's weights. None: as the policy's."""
+    reference_folder: Path | None = None
+    """Where the reference policy's weights lie in a file on a CPU. None: in RAM."""

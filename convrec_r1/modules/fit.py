@@ -5,15 +5,18 @@ import pickle
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks as pl_callbacks
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import FSDPStrategy
 
 from convrec_r1.base import processes
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import replacing
 from convrec_r1.base.signals import Interrupted, stop
 from convrec_r1.modules.callbacks import Checkpoints, ProgressBar, StopOnSignal
 from convrec_r1.modules.config import TrainerConfig
@@ -31,6 +34,7 @@ def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback], loggers: 
         num_nodes=cfg.nodes,
         strategy=_strategy(cfg.strategy),
         precision=cfg.precision or "32-true",  # pyright: ignore[reportArgumentType]  # a string of the config; Lightning knows a few
+        plugins=[StateFile()],
         max_epochs=1,  # the loader knows the number of steps
         callbacks=list(callbacks),
         logger=list(loggers) or False,
@@ -77,6 +81,9 @@ def fit(
         ) from error
     finally:
         stop.go_on()
+        for callback in callbacks:  # Lightning gave them methods of the module, which would keep it in memory
+            vars(callback).pop("log", None)
+            vars(callback).pop("log_dict", None)
     if on_signal.number is not None and module.step < total:
         name = signal.Signals(on_signal.number).name
         raise Interrupted(
@@ -89,6 +96,25 @@ def device_for(cfg: TrainerConfig) -> torch.device:
     if cfg.accelerator in ("gpu", "auto") and torch.cuda.is_available():
         return torch.device("cuda", processes.local_rank())
     return torch.device("cpu")
+
+
+class StateFile(TorchCheckpointIO):
+    """Writer of the trainer's state, tensor by tensor to its file, which is there whole or not at all.
+
+    Lightning's own builds the whole file in memory first: 12 bytes a parameter, and more while it grows.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path):  # of a user's own ModelCheckpoint
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with replacing(Path(path)) as scratch, scratch.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's own, while it closes what a full disk left
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
 
 class Sharded(FSDPStrategy):

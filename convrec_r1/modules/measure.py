@@ -4,7 +4,6 @@ Measuring changes nothing: weights and random state are the same afterwards, and
 """
 
 import contextlib
-import ctypes
 import math
 import os
 import threading
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from convrec_r1.base.memory import release
 from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.rollout.base import RolloutEngine, Sampling
 from convrec_r1.rollout.hf import HFEngine
@@ -358,8 +358,7 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
     """Yield a list. At the end of the block it gets the peak bytes of the block, beyond those held before it."""
     found: list[int] = []
     if device.type == "cpu":  # what was freed and is kept for reuse would hide what the block takes
-        with contextlib.suppress(OSError, AttributeError):  # glibc only
-            ctypes.CDLL(None).malloc_trim(0)
+        release()
     before = held_memory(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -64,7 +64,10 @@ class RLModule(StepModule):
         super().__init__(policy, settings.rl, updates=updates, seed=settings.seed, guard=settings.guard)
         self.engine, self.encoder, self.judge, self.tracker = engine, encoder, judge, tracker
         self.objective, self.settings = objective, settings
-        self.reference: Reference | None = policy.reference() if algo.beta else None
+        self.reference: Reference | None = None
+        if algo.beta:
+            dtype = getattr(torch, settings.reference_dtype) if settings.reference_dtype else None
+            self.reference = policy.reference(dtype=dtype, folder=settings.reference_folder)
         self.sampling = Sampling(
             n=algo.group_size,
             temperature=rollout.temperature,
@@ -186,7 +189,14 @@ class RLModule(StepModule):
                 parts = self.passes(rollouts.tokens, rows, self.settings.pass_limit)
                 seen = Meter()
                 given = rollouts, advantages, old, normalizer
-                losses = [partial(self.loss, part, *given, seen) for part in parts]
+                # All before the first backward pass: the reference and the gradients are never in memory together.
+                references = (
+                    self.reference.each([rollouts.tokens.rows(part) for part in parts]) if self.reference else None
+                )
+                losses = [
+                    partial(self.loss, part, references[i] if references else None, *given, seen)
+                    for i, part in enumerate(parts)
+                ]
                 lr = self.learning_rate()
                 norm = self.update(losses, partial(self.evidence, parts, slots, *given))
                 if norm is not None:
@@ -196,15 +206,16 @@ class RLModule(StepModule):
         return meter
 
     def loss(
-        self, rows: Tensor, rollouts: RolloutBatch, advantages: Tensor, old: Tensor | None, normalizer: Tensor, meter: Meter
+        self, rows: Tensor, ref_logps: Tensor | None, rollouts: RolloutBatch, advantages: Tensor, old: Tensor | None,
+        normalizer: Tensor, meter: Meter,
     ) -> Tensor:  # fmt: skip
-        """Return what `rows` contribute to the loss of the optimizer batch."""
+        """Return what `rows` contribute to the loss of the optimizer batch. ref_logps: of the reference, [len(rows), T]."""
         tokens = rollouts.tokens.rows(rows)
         width = tokens.mask.shape[1]
         see = self.checks.see
         sampled_logps = see("the sampler's log-probs", rollouts.sampled_logps[rows, :width])
         credit = see("the advantages", advantages[rows, :width])
-        ref_logps = see("the reference's log-probs", self.reference(tokens)) if self.reference else None
+        ref_logps = None if ref_logps is None else see("the reference's log-probs", ref_logps)
         logps, entropy = self.policy.score(tokens)
         old_logps = logps.detach() if old is None else see("the old log-probs", old[rows, :width])
         see("the log-probs", logps)

@@ -60,6 +60,8 @@ class ModelConfig:
     """Run Python code from the model's repository."""
     dtype: str = option("float32", choices=("float32", "bfloat16"))
     """Dtype of the weights that the optimizer updates. trainer.precision sets the dtype of the arithmetic."""
+    reference_dtype: str | None = option(None, choices=("float32", "bfloat16"))
+    """Dtype of the frozen reference policy's weights (algo.beta > 0). bfloat16 halves its memory. null: as `dtype`."""
     attention: str | None = None
     """`attn_implementation` of transformers, as in sdpa or flash_attention_2. null: the choice of transformers."""
     gradient_checkpointing: bool = False
@@ -91,6 +93,11 @@ class ModelConfig:
     def problems(self) -> list[str]:
         """Return a message for each contradiction between options."""
         wrong = date_problem("model.date", self.date)
+        if self.reference_dtype and self.lora.enabled:
+            wrong.append(
+                "model.reference_dtype has no meaning with model.lora.enabled: the reference is the model's own frozen "
+                "weights. Leave it out."
+            )
         if self.source is not ModelSource.tiny and not self.path:
             wrong.append("model.path is empty: give a Hub id or a folder, as in model=Qwen/Qwen2.5-0.5B-Instruct.")
         if self.source is ModelSource.tiny and self.trust_remote_code:

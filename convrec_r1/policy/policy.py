@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from convrec_r1.policy.attention import Unsupported, hidden_states, take_layouts, window_of
 from convrec_r1.policy.batch import TokenBatch
 from convrec_r1.policy.logprobs import token_logprobs
+from convrec_r1.policy.mapped import MappedTensors, mapped
 from convrec_r1.policy.packed import Packed
 from convrec_r1.policy.prompts import special_id
 from convrec_r1.policy.tokens import token_tables
@@ -141,9 +142,14 @@ class Policy(nn.Module):
         finally:
             self.train(training)
 
-    def reference(self) -> "Reference":
-        """Return the policy as it is now, as reference for the KL: the base model under LoRA, else a frozen copy."""
-        return Reference(self)
+    def reference(self, *, dtype: torch.dtype | None = None, folder: Path | None = None) -> "Reference":
+        """Return the policy as it is now, as reference for the KL: the base model under LoRA, else a frozen copy.
+
+        Args:
+            dtype: of the copy's weights. None: as the policy's.
+            folder: keep the copy's weights in a file there instead of RAM, for a policy on the CPU. None: in RAM.
+        """
+        return Reference(self, dtype=dtype, folder=folder)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a Hugging Face folder (safetensors, tokenizer). LoRA adapters are merged into the written weights.
@@ -193,14 +199,30 @@ class Policy(nn.Module):
 
 
 class Reference:
-    """A frozen policy that gives log-probs. Not an nn.Module, so that optimizers and checkpoints do not include it."""
+    """A frozen policy that gives log-probs. Not an nn.Module, so that optimizers and checkpoints do not include it.
 
-    def __init__(self, policy: Policy) -> None:
+    On a CPU its weights can lie in a file: they are needed for one forward pass of a step, and take no memory while gradients
+    are computed and applied.
+    """
+
+    def __init__(self, policy: Policy, *, dtype: torch.dtype | None = None, folder: Path | None = None) -> None:
+        """dtype, folder: see `Policy.reference`. Without meaning under LoRA, where the reference is the policy's base model."""
         self._policy = policy
-        self._frozen = None if policy.has_lora else copy.deepcopy(policy).requires_grad_(False).eval()
+        self._frozen, self._file = (None, None) if policy.has_lora else _frozen(policy, dtype, folder)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Return log-probs [B, T] without gradients."""
+        return self.each([batch])[0]
+
+    def each(self, batches: Iterable[TokenBatch]) -> list[Tensor]:
+        """Return log-probs [B, T] of each batch without gradients. The weights are read from their file once for all."""
+        try:
+            return [self._score(batch) for batch in batches]
+        finally:
+            if self._file is not None:
+                self._file.drop()
+
+    def _score(self, batch: TokenBatch) -> Tensor:
         if self._frozen is not None:
             with torch.no_grad():
                 return self._frozen.to(batch.mask.device)(batch)[0]
@@ -213,6 +235,16 @@ def _say_once(model: str) -> None:
     _log.info(
         "%s reads a prompt anew for each of its lists: its head or its attention is not of the common kind.", model
     )
+
+
+def _frozen(policy: Policy, dtype: torch.dtype | None, folder: Path | None) -> tuple[Policy, MappedTensors | None]:
+    """Return a frozen copy of a policy, and the file of its weights if they lie in one. Weights are copied once."""
+    weights = list(policy.parameters())
+    file = mapped(weights, folder if policy.device.type == "cpu" else None, dtype)
+    copies = file.tensors if file else [w.detach().to(dtype or w.dtype, copy=True) for w in weights]
+    # deepcopy takes from its memo what it holds: these copies instead of copies of its own.
+    memo = {id(w): nn.Parameter(c, requires_grad=False) for w, c in zip(weights, copies, strict=True)}
+    return copy.deepcopy(policy, memo).requires_grad_(False).eval(), file
 
 
 def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

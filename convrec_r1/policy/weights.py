@@ -78,6 +78,8 @@ def save_policy(policy: Policy, folder: Path, *, first: bool) -> None:
     weights = None
     if policy.shard_root:
         weights = {name: weight.to("cpu", copy=True) for name, weight in stream_weights(policy) if first}
+    elif policy.has_lora and first:  # merged one by one, without a copy of the whole model
+        weights = {name: weight.cpu() for name, weight in stream_weights(policy)}
     if first:
         policy.save(folder, weights=weights)
 

@@ -4,9 +4,10 @@ import functools
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from convrec_r1.base.digest import of_file
+from convrec_r1.base.digest import of_file, of_large_file
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import follow, read_json, write_json
 from convrec_r1.run.folder import RunFolder
@@ -14,6 +15,9 @@ from convrec_r1.run.folder import RunFolder
 _log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+KIND = "blake2b_64MiB"
+DIGESTS = {KIND: of_large_file, "blake2b": of_file}
+"""By their names in a manifest. Manifests of before 2026-11-28 have blake2b."""
 STATE = "trainer.ckpt"
 """The trainer's state, in checkpoints that a run can resume from. Other checkpoints hold a policy only."""
 
@@ -21,9 +25,13 @@ STATE = "trainer.ckpt"
 def seal(folder: Path) -> None:
     """Write a manifest with the size and checksum of every file. All files are on the disk (fsync) when it returns."""
     files = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
-        _sync(file)
-        files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "blake2b": of_file(file)}
+    written = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    with ThreadPoolExecutor(max_workers=1) as disk:
+        synced = [disk.submit(_sync, file) for file in written]
+        for file in written:
+            files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, KIND: of_large_file(file)}
+        for done in synced:
+            done.result()
     write_json(folder / MANIFEST, files)
     for directory in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         _sync(directory)
@@ -33,18 +41,22 @@ def damage(folder: Path) -> str | None:
     """Return what is wrong with a sealed folder, None if it is intact."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        wanted = [(name, int(entry["bytes"]), str(entry["blake2b"])) for name, entry in files.items()]
+        wanted = [
+            (name, int(entry["bytes"]), str(entry[kind]), DIGESTS[kind])
+            for name, entry in files.items()
+            for kind in [KIND if KIND in entry else "blake2b"]
+        ]
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    for name, size, digest in wanted:
+    for name, size, digest, digest_of in wanted:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
-        if of_file(file) != digest:
+        if digest_of(file) != digest:
             return f"the checksum of {name} differs"
     return None
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from convrec_r1.base.files import follow, point
+from convrec_r1.base.memory import trim
 from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
 from convrec_r1.config.parts import (
@@ -107,10 +108,8 @@ class Job:
         systems = self.baselines(warm)
         if self._engine is not None and self.world > 1:
             self._engine.close()  # it started without the process group, and must start again inside it
-        policy = self.start(warm)
-        if cfg.algo.stage is Stage.rl:
-            policy = self.reinforce(policy)
-        elif self.first:
+        policy = self.reinforce(warm) if cfg.algo.stage is Stage.rl else self.start(warm)
+        if cfg.algo.stage is not Stage.rl and self.first:
             policy.save(self.folder.checkpoints / "000000" / "policy")
             seal(self.folder.checkpoints / "000000")
             point(self.folder.checkpoints / "last", "000000")
@@ -141,6 +140,7 @@ class Job:
         bf16 = (cfg.trainer.precision or "").startswith("bf16")
         if sentence := long_run_warning(policy, self.engine(policy), plan, bf16=bf16):
             _log.warning("%s The run continues.", sentence)
+        self.let_go()
 
     def baselines(self, warm: WarmStart | None) -> dict[str, Evaluation]:
         """Evaluate the baselines. Shared baselines are stored with the warm start, and later runs read them there."""
@@ -182,8 +182,21 @@ class Job:
             return load_policy(follow(Path(self.cfg.warm_start).expanduser()), self.cfg.model)
         return base_policy(self.cfg, self.data)
 
-    def reinforce(self, policy: Policy) -> Policy:
-        """Run stage 2. Return the trained policy."""
+    def reinforce(self, warm: WarmStart | None) -> Policy:
+        """Run stage 2. Return the trained policy, or the best one (eval.select)."""
+        checkpoints, select = self.folder.checkpoints, self.cfg.eval.select
+        policy = self.learn(self.start(warm))
+        if select is not Select.best and not policy.shard_root:
+            trim()  # the optimizer and the reference
+            return policy
+        del policy  # under FSDP it holds only the shard of this process
+        self.let_go()
+        chosen = follow(checkpoints / select.value)
+        require_whole(chosen)
+        return load_policy(chosen / "policy", self.cfg.model)
+
+    def learn(self, policy: Policy) -> Policy:
+        """Train `policy`. Return it as it is after the last step."""
         cfg = self.cfg
         policy = prepare_for_training(policy, cfg.model, cfg.seed)
         policy.temperature = cfg.rollout.temperature
@@ -197,8 +210,11 @@ class Job:
             rank=rank(),
             world=self.world,
         )
+        # A GPU's policy has its reference beside it. In RAM the reference would take a fifth of the whole.
+        scratch = self.folder.path if self.device.type == "cpu" else None
+        settings = rl_settings(cfg, scratch)
         module = RLModule(
-            policy, engine, encoder, judge(cfg, self.data.catalog), objective(cfg), rl_settings(cfg), self.tracker, loader
+            policy, engine, encoder, judge(cfg, self.data.catalog), objective(cfg), settings, self.tracker, loader
         )  # fmt: skip
         held_out = sample(self.data["validation"], cfg.eval.validation_size, cfg.data.seed) if cfg.eval.every else []
 
@@ -216,35 +232,39 @@ class Job:
             guard=Guard(cfg.guard, cfg.n) if cfg.guard.action is not GuardAction.none else None,
             stop_on_collapse=cfg.guard.action is GuardAction.stop,
         )
-        checkpoints = self.folder.checkpoints
         own = [build(node, f"callbacks.{name}", pl.Callback) for name, node in cfg.callbacks.items()]
         fit(
             module,
             loader,
             cfg.trainer,
-            checkpoints,
+            self.folder.checkpoints,
             description=cfg.algo.name,
             callbacks=[self.watch, *own],
         )
         module.pipeline.close()
         self.steps = module.step
-        if cfg.eval.select is not Select.best and not policy.shard_root:
-            return policy
-        chosen = follow(checkpoints / cfg.eval.select.value)  # under FSDP `policy` holds only the shard of this process
-        require_whole(chosen)
-        return load_policy(chosen / "policy", cfg.model)
+        return policy
 
     def lists(self, policy: Policy, name: str) -> list[str]:
         """Return a greedy list of `policy` for each conversation of the evaluation split."""
         policy = policy.to(self.device)
         asked, encoder = self.data[self.cfg.eval.split], encoder_for(self.cfg, policy)
-        return self.evaluator.texts(policy, self.engine(policy), encoder, asked, f"Evaluating {name}")
+        texts = self.evaluator.texts(policy, self.engine(policy), encoder, asked, f"Evaluating {name}")
+        self.let_go()
+        return texts
 
     def engine(self, policy: Policy) -> RolloutEngine:
-        """Return the engine of the run. It is built once and serves all policies."""
+        """Return the engine of the run. One with weights of its own is built once and serves all policies."""
         if self._engine is None:
             self._engine = make_engine(self.cfg.rollout, policy, max_length=self.cfg.model.max_length)
         return self._engine
+
+    def let_go(self) -> None:
+        """Drop the engine if it samples from a policy object itself: it would keep that policy in memory with the next one."""
+        if self._engine is not None and not getattr(self._engine, "own_weights", True):
+            self._engine.close()
+            self._engine = None
+        trim()
 
     def outcome(self) -> dict[str, Any]:
         """Return the end of training for summary.json."""

@@ -13,6 +13,7 @@ from convrec_r1 import __version__
 from convrec_r1.base.digest import of_code, of_value
 from convrec_r1.base.files import follow, read_jsonl, write_json
 from convrec_r1.base.locks import locked
+from convrec_r1.base.memory import trim
 from convrec_r1.base.processes import barrier, is_first, rank
 from convrec_r1.config.parts import base_policy, encoder_for
 from convrec_r1.config.schema import Config
@@ -31,6 +32,10 @@ _log = logging.getLogger(__name__)
 
 CODE = ("lists", "data", "policy", "modules/sft", "modules/step", "modules/faults", "config/parts", "tasks/warm_start")
 """Code that decides the SFT policy."""
+
+
+NOT_OF_SFT = ("name", "path", "revision", "reference_dtype")
+"""Options of the model that do not decide the SFT policy: where the weights are, and the reference, which SFT does not have."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,7 @@ def warm_start_key(cfg: Config, data: Dataset) -> str:
     contents = digests(data)
     model = as_dict(OmegaConf.structured(cfg.model))
     parts = {
-        # The place of the weights does not matter.
-        "model": {name: value for name, value in model.items() if name not in ("name", "path", "revision")},
+        "model": {name: value for name, value in model.items() if name not in NOT_OF_SFT},
         "weights": started_from(cfg.model),
         "sft": as_dict(OmegaConf.structured(cfg.sft)),
         "data": [contents[name] for name in ("catalog", "train", "validation", DEMONSTRATIONS)],
@@ -83,6 +87,7 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
         else:
             _log.info("Warm start: training into %s", folder)
             _train(cfg, data, folder)
+            trim()  # the policy
             barrier()  # the other processes read files that the first one writes
     return found
 
@@ -109,9 +114,8 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     if first:
         rewind(metrics, newest_step(checkpoints) or 0, end="sft/validation")
     tracker = Tracker([JsonlSink(metrics)] if first else [])
-    policy = prepare_for_training(policy, cfg.model, cfg.seed)
     module = SFTModule(
-        policy,
+        prepare_for_training(policy, cfg.model, cfg.seed),
         cfg.sft,
         steps=steps,
         pass_limit=cfg.trainer.pass_limit,
@@ -122,13 +126,16 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     world = cfg.trainer.world
     loader = StepLoader(train, cfg.sft.batch_size, steps, cfg.seed, rank=rank(), world=world)
     fit(module, loader, cfg.trainer, checkpoints, description="SFT")
+    temperature = policy.temperature
+    del policy, module, loader, encoder
+    trim()  # before another policy is loaded
     if not first:
         return
     shutil.rmtree(folder / "policy", ignore_errors=True)
     # Copied from the checkpoint: under FSDP the policy in memory is only a shard.
     shutil.copytree(follow(checkpoints / "last") / "policy", folder / "policy")
     if validation:
-        trained = load_policy(folder / "policy", cfg.model, temperature=policy.temperature).to(device_for(cfg.trainer))
+        trained = load_policy(folder / "policy", cfg.model, temperature=temperature).to(device_for(cfg.trainer))
         tracker.log(steps, "sft", {"sft/validation_loss": mean_loss(trained, validation, cfg.trainer.pass_limit)})
     # Written last: it marks a finished warm start.
     made = {"version": __version__, "model": cfg.model.name, "data": cfg.data.name, "n": cfg.n, "seed": cfg.seed}
