@@ -94,8 +94,10 @@ def _write(
     catalog, conversations = adapter.stream()
     finish = Finish(adapter, cfg, match)
     numbers = finish.audit.truths
-    raw = folder / "raw"
+    # Files that are read again here. A mapped file must never be written to, so each pass has a folder of its own.
+    raw, listless = folder / "raw", folder / "listless"
     raw.mkdir()
+    listless.mkdir()
     if cfg.sizes:  # how many there are of a split is known at the end of the files
         with Writers(raw, {}) as writers:
             for conversation in conversations:
@@ -105,21 +107,22 @@ def _write(
         parts = [rows if (at := places[split]) is None else rows.chosen(at) for split, rows in cut.items()]
         conversations = _counted(parts)
     derived = cfg.demonstrations == "neighbours"
-    with Writers(folder, numbers, elsewhere={"train": raw} if derived else {}) as writers:
+    with Writers(folder, numbers, elsewhere={"train": listless} if derived else {}) as writers:
         for conversation in conversations:
             writers.add(finish(conversation, conversation.split))
-    places_of = {split: raw if derived and split == "train" else folder for split in SPLITS}
+    places_of = {split: listless if derived and split == "train" else folder for split in SPLITS}
     _check_needed(Dataset(catalog, {split: rows_of(places_of[split], split) for split in SPLITS}), cfg, need)
     finish.check(catalog)
     found = writers.digests
     if derived:
-        train = rows_of(raw, "train")
+        train = rows_of(listless, "train")
         neighbours = Neighbours(train, catalog, n, match)
         with Writers(folder, numbers, only=["train"]) as writers, bar("Demonstrations", len(train)) as progress:
             for conversation in train:
                 writers.add(neighbours(conversation))
                 progress.advance()
     shutil.rmtree(raw)
+    shutil.rmtree(listless)
     write_items(catalog, folder / CATALOG, catalog.metadata)
     write_items(numbers, folder / TRUTHS)
     lines = (line for split in ("train", "validation") for line in demonstration_lines(rows_of(folder, split)))
