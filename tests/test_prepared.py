@@ -1,9 +1,7 @@
 """Prepared data: the same as data in memory, made once, never taken for whole when it is not, and small in memory."""
 
-import json
 import logging
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -12,7 +10,6 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,19 +17,18 @@ from support import PATHS, make_config, run_command
 
 from convrec_r1.base.digest import of_rows
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import read_json, write_json
+from convrec_r1.base.files import write_json
 from convrec_r1.config.parts import matching
 from convrec_r1.data import SPLITS, Catalog, Conversation, Dataset, Message
 from convrec_r1.data import prepared as room
 from convrec_r1.data.adapters import jsonl
 from convrec_r1.data.load import DEMONSTRATIONS, digests, load_data, sample, shown, with_demonstrations
-from convrec_r1.data.stored import Rows, Writer, Writers, decode, encode, read_catalog, rows_of, write_items
+from convrec_r1.data.stored import Rows, Writer, Writers, read_catalog, rows_of, write_items
 from convrec_r1.distill.demonstrations import with_distilled
 from convrec_r1.distill.export import write_dataset
-from convrec_r1.doctor import plan
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item
-from convrec_r1.matching import Folded, Matching, Normalised
+from convrec_r1.matching import Matching
 from convrec_r1.tasks.warm_start import examples
 
 FILMS = [Item("Heat", 1995), Item("Ronin", 1998), Item("Thief", 1981), Item("Drive", 2011), Item("Fargo", 1996)]
@@ -133,7 +129,8 @@ CONVERSATIONS = st.builds(
     Conversation, id=TEXT, cluster=TEXT,
     messages=st.lists(st.builds(Message, st.sampled_from(["user", "assistant", "system"]), TEXT), max_size=3).map(tuple),
     ground_truth=st.lists(ITEMS, max_size=3).map(tuple), seen=st.lists(TEXT, max_size=2).map(tuple),
-    demonstration=st.none() | st.lists(ITEMS, max_size=3).map(tuple), split=st.sampled_from(SPLITS), has_instruction=st.booleans(),
+    demonstration=st.none() | st.lists(ITEMS, max_size=3).map(tuple), split=st.sampled_from(SPLITS),
+    has_instruction=st.booleans(),
 )  # fmt: skip
 
 
@@ -159,7 +156,10 @@ def test_rows_of_any_text_come_back_unchanged(tmp_path_factory, rows, batch):
             assert lengths.tolist() == [len(c.ground_truth) for c in own[1:]]
             assert [names[number] for number in numbers] == [item for c in own[1:] for item in c.ground_truth]
             data = Dataset(Catalog([]), {split: own})
-            assert writers.digests[split] == by_definition(Dataset(Catalog([]), {s: [] for s in SPLITS} | {split: own}))[split]
+            assert (
+                writers.digests[split]
+                == by_definition(Dataset(Catalog([]), {s: [] for s in SPLITS} | {split: own}))[split]
+            )
             assert digests(Dataset(Catalog([]), {split: found})) == digests(data)
             with pytest.raises(IndexError):
                 found[len(own)]
@@ -169,7 +169,7 @@ def test_rows_of_any_text_come_back_unchanged(tmp_path_factory, rows, batch):
 @given(st.lists(ITEMS, max_size=8), st.lists(TEXT, max_size=3))
 def test_catalogs_come_back_unchanged(tmp_path_factory, items, tags):
     file = tmp_path_factory.mktemp("catalog") / "catalog.arrow"
-    catalog = Catalog(items, {item: tags for item in items[::2]})
+    catalog = Catalog(items, dict.fromkeys(items[::2], tags))
     write_items(catalog, file, catalog.metadata)
     again = read_catalog(file)
     assert list(again) == list(catalog)
@@ -177,7 +177,9 @@ def test_catalogs_come_back_unchanged(tmp_path_factory, items, tags):
     file.unlink()
 
 
-@pytest.mark.parametrize("more", [(), ("data.train_size=11",), ("data.demonstrations=published", "data.exclude_seen=false")])
+@pytest.mark.parametrize(
+    "more", [(), ("data.train_size=11",), ("data.demonstrations=published", "data.exclude_seen=false")]
+)
 def test_what_a_run_asks_of_its_data_is_the_same(tmp_path, more):
     """Training, warm start, plan and Stage 1's lists, with rows in memory and on disk."""
     files = write_files(tmp_path / "data")
@@ -258,7 +260,13 @@ def test_it_is_read_once_and_made_again_only_if_something_counts(tmp_path, monke
         load(kept, "data=jsonl", f"data.path={moved}", "data.demonstrations=published")
     assert len(folders(kept)) == 1, "contents count, not places"
     known = 1
-    for change in ("data.train_size=9", "data.exclude_seen=false", "data.prompt=published", "match=folded", "data.demonstrations=neighbours"):  # fmt: skip
+    for change in (
+        "data.train_size=9",
+        "data.exclude_seen=false",
+        "data.prompt=published",
+        "match=folded",
+        "data.demonstrations=neighbours",
+    ):
         load(kept, *options, change)
         known += 1
         assert len(folders(kept)) == known, change
@@ -340,7 +348,7 @@ def test_outputs_that_cannot_be_written_are_told(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(room, "locked", read_only)
     assert isinstance(load(kept, *options)["train"], Rows), "what is there can be used"
-    assert not caplog.text
+    assert "cannot be written" not in caplog.text
     monkeypatch.undo()
     monkeypatch.setattr(room, "LEAST", 0)
     full = OSError(28, "No space left on device")
@@ -418,7 +426,7 @@ from pathlib import Path
 from convrec_r1.data.config import DataConfig
 from convrec_r1.data.load import digests, load_data
 from convrec_r1.evaluate.popularity import Popularity
-import pyarrow
+import pandas, pyarrow.compute  # pyarrow imports them when it has to
 def memory(name):
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(name))
 before = memory("VmRSS")
@@ -447,7 +455,7 @@ def test_a_process_holds_no_rows(tmp_path):
 
     preparing, kind = grows()
     assert kind == "Rows"
-    assert preparing < 110, "preparing needs the ids and hashes of the rows, and the written pages of one batch"
+    assert preparing < 60, "preparing needs the ids and hashes of the rows, and the written pages of one batch"
     later, kind = grows()
     assert kind == "Rows"
     assert later < 20

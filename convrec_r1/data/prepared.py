@@ -195,7 +195,7 @@ def _open(folder: Path, inputs: Inputs, *, replay: bool = True) -> Dataset | Non
     try:
         about = read_json(folder / MARK)
         cut = [name for name, size in about["files"].items() if (folder / name).stat().st_size != size]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
         cut = [MARK]
