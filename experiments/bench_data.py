@@ -2,7 +2,7 @@
 
 python experiments/bench_data.py [--rows 10000 100000 400000] [--items 7400 100000] [--memory-rows 100000] [--out FILE]
 
-The rows are made up, in the form of Reddit-v2 (JSONL): prompts of 1,400 characters, three ground truths, lists of 20. Each load is
+The rows are made up, in the form of Reddit-v2 (JSONL): prompts of 1,400 characters, three ground truths, lists of 20. A load is
 a process of its own: in memory (up to --memory-rows), the first load with its preparation, and a later load. Memory is what the
 process takes beyond its imports: at most (peak), and after loading (resident; mapped pages included).
 """
