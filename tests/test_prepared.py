@@ -434,6 +434,8 @@ cfg = DataConfig(_target_="convrec_r1.data.adapters.jsonl.Jsonl", name="jsonl", 
 data = load_data(cfg, 5, kept=Path(sys.argv[2]))
 digests(data)
 Popularity.from_conversations(data["train"], data.catalog)
+for at in range(len(data["train"])):  # a whole epoch
+    data["train"][at]
 assert [data["train"][at].id for at in (0, 12345, 19899)] == ["train0", "train12345", "train19899"]
 print(memory("VmHWM") - before, type(data["train"]).__name__)
 """

@@ -15,6 +15,7 @@ other columns answer questions about a whole split without a look at its rows.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 TRUTHS, CATALOG = "truths.arrow", "catalog.arrow"
 """Files of items: title, year and tags."""
+_RELEASE = 64
+"""Rows that are read until the pages mapped for them are given back. They stay in the system's cache."""
 _BATCH = 1024
 """Rows that are written at once. All batches of a file but the last have as many."""
 
@@ -146,7 +149,8 @@ class Rows(Sequence[Conversation]):
         self.split = split
         self._file = file
         self._items = truths
-        self._batches = _batches(file)
+        self._map, self._batches = _mapped(file)
+        self._read = 0
         self._length = sum(batch.num_rows for batch in self._batches)
         self._places: np.ndarray | None = None
         """Numbers of the rows of this sequence in the file. None: all rows."""
@@ -178,6 +182,9 @@ class Rows(Sequence[Conversation]):
         if isinstance(index, slice):
             return self.chosen(np.arange(len(self))[index])
         place = range(len(self))[index]  # IndexError as for any sequence
+        self._read += 1
+        if self._read % _RELEASE == 0:  # a row maps half a megabyte around it: an epoch, the whole file
+            _release(self._map)
         batch, at = divmod(place if self._places is None else int(self._places[place]), _BATCH)
         found = decode(*(self._batches[batch].column(column)[at].as_py() for column in (0, 1)))
         return found if self._change is None else self._change(found)
@@ -294,7 +301,7 @@ def read_items(file: Path) -> tuple[list[Item], dict[Item, list[str]]]:
     """Return the items that `write_items` wrote, and the tags of those that have any."""
     items: list[Item] = []
     tags: dict[Item, list[str]] = {}
-    for batch in _batches(file):
+    for batch in _mapped(file)[1]:
         titles, years, labels = (batch.column(at) for at in range(3))
         found = [Item(_text(title), year) for title, year in zip(titles.to_pylist(), years.to_pylist(), strict=True)]
         items += found
@@ -312,11 +319,20 @@ def read_catalog(file: Path) -> Catalog:
     return Catalog(*read_items(file))
 
 
-def _batches(file: Path) -> list[pa.RecordBatch]:
+def _mapped(file: Path) -> tuple[mmap.mmap, list[pa.RecordBatch]]:
+    """Map a file into memory. Return the map and its batches, which are views of it."""
     import pyarrow as pa
 
-    reader = pa.ipc.open_file(pa.memory_map(str(file)))
-    return [reader.get_batch(at) for at in range(reader.num_record_batches)]
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+    return mapped, [reader.get_batch(at) for at in range(reader.num_record_batches)]
+
+
+def _release(mapped: mmap.mmap) -> None:
+    """Give the mapped pages back to the system. They are read again from its cache, or from the file, when they are needed."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _bytes(text: str) -> bytes:
