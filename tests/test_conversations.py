@@ -15,10 +15,10 @@ from convrec_r1.data import SPLITS, Catalog, Conversation, Dataset, Message
 from convrec_r1.data.adapters import jsonl
 from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.adapters.common import ROLES
-from convrec_r1.data.audit import endings, leaks, truths_once
+from convrec_r1.data.audit import Audit
 from convrec_r1.data.load import sample
 from convrec_r1.lists import Item
-from convrec_r1.matching import Folded, Normalised
+from convrec_r1.matching import Folded, Matching, Normalised
 
 ASK, SAY = Message("user", "Like Ronin?"), Message("assistant", "Which kind?")
 ROW = {"id": "a", "messages": [{"role": "user", "content": "Like Ronin?"}], "ground_truth": [["Heat", 1995]]}
@@ -190,6 +190,28 @@ def dataset(train=(), validation=(), test=()) -> Dataset:
     return Dataset(Catalog([Item("Heat", 1995)]), splits)
 
 
+def audit(data: Dataset) -> Audit:
+    found = Audit()
+    for split in SPLITS:
+        for conversation in data[split]:
+            found.add(conversation, split)
+    return found
+
+
+def leaks(data: Dataset) -> list[str]:
+    return audit(data).leaks()
+
+
+def endings(data: Dataset) -> list[str]:
+    return audit(data).endings()
+
+
+def once(match: Matching, *truths: Item) -> tuple[tuple[Item, ...], list[str]]:
+    """The ground truths that stay, and what is said of the others."""
+    found = Audit()
+    return found.truths_once(talk("a", truths=truths), match).ground_truth, found.notes()
+
+
 def test_splits_that_share_clusters_texts_or_answers_are_told():
     assert leaks(dataset([talk("a")], [talk("b")], [talk("c")])) == []
     (note,) = leaks(dataset([talk("a", cluster="x")], test=[talk("b", cluster="x")]))
@@ -214,13 +236,13 @@ def test_conversations_that_end_with_the_recommender_are_told():
 
 
 def test_truths_stand_once():
-    data = dataset([talk("a", truths=[Item("Heat", 1995), Item("HEAT", 1995), Item("Ronin", 1998)]), talk("b")])
-    assert truths_once(data, Folded()) == ["1 ground truths are repeated in their conversation and count once."]
-    assert data["train"][0].ground_truth == (Item("Heat", 1995), Item("Ronin", 1998))
-    assert truths_once(data, Folded()) == []
-    data = dataset([talk("a", truths=[Item("The Matrix", 1999), Item("Matrix, The", 1999)])])
-    assert truths_once(data, Folded()) == []
-    assert len(truths_once(data, Normalised())) == 1
+    heat, ronin = Item("Heat", 1995), Item("Ronin", 1998)
+    said = ["1 ground truths are repeated in their conversation and count once."]
+    assert once(Folded(), heat, Item("HEAT", 1995), ronin) == ((heat, ronin), said)
+    assert once(Folded(), heat, ronin) == ((heat, ronin), [])
+    matrix = Item("The Matrix", 1999), Item("Matrix, The", 1999)
+    assert once(Folded(), *matrix) == (matrix, [])
+    assert once(Normalised(), *matrix) == (matrix[:1], said)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 40), st.integers(0, 3))

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import blake2b, file_digest
@@ -23,10 +23,15 @@ def of_value(value: Any) -> str:
 
 def of_rows(rows: Iterable[Any]) -> str:
     """Return a digest of rows in their order, each a value that JSON can write; objects with slots count as lists."""
-    digest = blake2b(digest_size=16)
     encode = json.JSONEncoder(sort_keys=True, default=slots).encode
-    for row in rows:
-        digest.update(encode(row).encode() + b"\n")
+    return of_lines(encode(row).encode() for row in rows)
+
+
+def of_lines(lines: Iterable[bytes]) -> str:
+    """Return a digest of lines in their order."""
+    digest = blake2b(digest_size=16)
+    for line in lines:
+        digest.update(line + b"\n")
     return digest.hexdigest()
 
 
@@ -122,6 +127,6 @@ def _known(file: Path, *_: int) -> str:
     return of_file(file)
 
 
-def slots(value: Any, without: Sequence[str] = ()) -> list[Any]:
-    """Return the values of an object's slots, without some of them."""
-    return [getattr(value, name) for name in value.__slots__ if name not in without]
+def slots(value: Any) -> list[Any]:
+    """Return the values of an object's slots."""
+    return [getattr(value, name) for name in value.__slots__]

@@ -5,7 +5,7 @@ Modules that need transformers or Lightning are imported late: they take seconds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from convrec_r1.base.digest import of_code, of_value
 from convrec_r1.base.plugins import build, plain, source_digests
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Catalog, Dataset
-from convrec_r1.data.load import digests
+from convrec_r1.data.load import digests, load_data
+from convrec_r1.data.schema import SPLITS
 from convrec_r1.evaluate.baselines import build_baselines
 from convrec_r1.evaluate.metrics import build_metrics
 from convrec_r1.evaluate.popularity import Popularity
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 CODE_OF_EVALUATIONS = ("lists", "matching", "data", "reward", "policy", "rollout", "evaluate", "config/parts")
 """Code that decides the evaluation of a policy."""
+
+
+def dataset(cfg: Config, need: Sequence[str] = SPLITS) -> Dataset:
+    """Load the dataset, see `load_data`. Large data is prepared once in `outputs`."""
+    return load_data(cfg.data, cfg.n, matching(cfg), need=need, kept=Path(cfg.outputs) / "prepared")
 
 
 def base_policy(cfg: Config, data: Dataset) -> Policy:

@@ -1,6 +1,8 @@
 """The one schema that every dataset is read into."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from convrec_r1.data.catalog import Catalog
@@ -41,7 +43,11 @@ class Dataset:
     """What an adapter returns: the catalog and the conversations of each split, in a fixed order."""
 
     catalog: Catalog
-    splits: dict[str, list[Conversation]] = field(default_factory=dict)
+    splits: Mapping[str, Sequence[Conversation]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict, compare=False)
+    """Digests that are known already, by name (`load.digests`)."""
+    folder: Path | None = field(default=None, compare=False)
+    """Folder of the prepared data that the conversations are read from. None: they are in memory."""
 
-    def __getitem__(self, split: str) -> list[Conversation]:
+    def __getitem__(self, split: str) -> Sequence[Conversation]:
         return self.splits[split]

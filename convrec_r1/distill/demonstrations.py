@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from convrec_r1.base.locks import locked
 from convrec_r1.base.options import walk
 from convrec_r1.base.plugins import TARGET, plain, source_digests
 from convrec_r1.data import Dataset
-from convrec_r1.data.load import digests
-from convrec_r1.data.schema import SPLITS
+from convrec_r1.data.load import DEMONSTRATIONS, digests
+from convrec_r1.data.schema import Conversation
+from convrec_r1.data.stored import Rows
 from convrec_r1.distill import card as cards
 from convrec_r1.distill import export
 from convrec_r1.distill.config import TeacherConfig
@@ -68,26 +70,32 @@ def with_distilled(data: Dataset, folder: Path) -> Dataset:
     Raises UserError if they belong to other conversations.
     """
     found = export.read_demonstrations(folder)
-    splits, used = {}, 0
-    for split in SPLITS:
-        made = [found.get(conversation.id) for conversation in data[split]]
-        for conversation, other in zip(data[split], made, strict=True):
-            if other is not None and other.messages != conversation.messages:
+    lists = {name: conversation.demonstration or () for name, conversation in found.items()}
+    splits: dict[str, Sequence[Conversation]] = {}
+    used = 0
+    for split, conversations in data.splits.items():
+        prepared = isinstance(conversations, Rows)
+        names = conversations.ids if prepared else [conversation.id for conversation in conversations]
+        places = [place for place, name in enumerate(names) if name in found]
+        for place in places:
+            if found[names[place]].messages != conversations[place].messages:
                 raise UserError(
-                    f"{folder}: the demonstration of {conversation.id} was made for another conversation of that id. Distil "
+                    f"{folder}: the demonstration of {names[place]} was made for another conversation of that id. Distil "
                     "this dataset again (task=distill), or choose the data it was made from."
                 )
-        splits[split] = [
-            replace(conversation, demonstration=other and other.demonstration)
-            for conversation, other in zip(data[split], made, strict=True)
-        ]
-        used += sum(other is not None for other in made)
+        splits[split] = (
+            conversations.with_lists(lists)
+            if prepared
+            else [replace(conversation, demonstration=lists.get(conversation.id)) for conversation in conversations]
+        )
+        used += len(places)
     if not used:
         raise UserError(
             f"{folder} has demonstrations for {len(found)} conversations, none of which is in this dataset."
         )
     _log.info("Demonstrations: %d of %d from %s", used, len(found), folder)
-    return Dataset(data.catalog, splits)
+    same = {name: digest for name, digest in data.digests.items() if name != DEMONSTRATIONS}
+    return replace(data, splits=splits, digests=same)
 
 
 def key(setup: Setup, teacher: TeacherConfig, data: Dataset, identity: str) -> str:

@@ -4,6 +4,7 @@ import math
 
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
+from convrec_r1.data.load import shown
 from convrec_r1.modules.measure import Plan
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.rl.config import Stage
@@ -24,7 +25,7 @@ def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder, *, packs: bool =
     lists = [c.demonstration[: cfg.n] for c in sample if c.demonstration] or [list(data.catalog)[: cfg.n]]
     completions = [min(len(encoder.completion(items)), cfg.model.max_completion_length) for items in lists]
     warm = cfg.warm_start == "sft" or not rl
-    examples = sum(bool(c.demonstration) for c in data["train"])
+    examples = len(shown(data["train"]))
     chosen = cfg.baselines if cfg.eval.baselines is None else cfg.eval.baselines
     baselines = ("zero_shot" in chosen) + ("sft" in chosen and rl and bool(cfg.warm_start))
     validations = 1 + math.ceil(cfg.rl.steps / cfg.eval.every) if rl and cfg.eval.every else 0

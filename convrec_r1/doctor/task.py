@@ -12,10 +12,9 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds
 from convrec_r1.base.progress import console
 from convrec_r1.config.checks import problems
-from convrec_r1.config.parts import encoder_for, matching
+from convrec_r1.config.parts import dataset, encoder_for
 from convrec_r1.config.schema import Config, TaskConfig
 from convrec_r1.data import SPLITS, Dataset
-from convrec_r1.data.load import load_data
 from convrec_r1.doctor import environment
 from convrec_r1.doctor.findings import Finding, Level
 from convrec_r1.doctor.model import build
@@ -78,7 +77,7 @@ def look_at_data(run: Config) -> tuple[Finding, Dataset | None]:
     """Load and check the dataset as a run does."""
     need = ["train", run.eval.split, *(["validation"] if run.eval.every else [])]
     try:
-        data = load_data(run.data, run.n, matching(run), need=need)
+        data = dataset(run, need=need)
     except UserError as error:
         return Finding("data", str(error), Level.FAIL), None
     counts = ", ".join(f"{len(data[split]):,} {split}" for split in SPLITS)

@@ -7,6 +7,7 @@ import numpy as np
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.schema import Conversation
+from convrec_r1.data.stored import Rows
 from convrec_r1.lists import Item
 from convrec_r1.matching import Folded, Matching
 
@@ -60,6 +61,8 @@ class Popularity:
         """
         items = list(catalog)
         index = ItemIndex(items, match)
+        if isinstance(conversations, Rows):
+            return cls(items, _counts_of(conversations, index, len(items)), match)
         counts = np.zeros(len(items), dtype=np.int64)
         for conversation in conversations:
             if conversation.split != "train":
@@ -102,6 +105,20 @@ class Popularity:
             if self._titles[at] not in seen:
                 chosen.append(self.items[at])
         return chosen
+
+
+def _counts_of(rows: Rows, index: "ItemIndex", size: int) -> np.ndarray:
+    """Return the interactions of each item in a split of prepared data, from a column of it."""
+    if rows.split != "train":
+        return np.zeros(size, dtype=np.int64)
+    truths, lengths, numbers = rows.truths()
+    places = np.full(len(truths), -1, dtype=np.int64)
+    for number in np.unique(numbers):
+        found = index.find(truths[number])
+        places[number] = -1 if found is None else found
+    row, item = np.repeat(np.arange(len(lengths)), lengths), places[numbers]
+    once = np.unique((row * size + item)[item >= 0])  # an item counts once a conversation
+    return np.bincount(once % size, minlength=size)
 
 
 class ItemIndex:

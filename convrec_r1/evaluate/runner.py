@@ -117,7 +117,7 @@ class Evaluator:
 
 def write_asked(conversations: Sequence[Conversation], path: Path) -> None:
     """Write the evaluated conversations in the format of data=jsonl, for reports."""
-    dump([replace(conversation, demonstration=None) for conversation in conversations], path)
+    dump((replace(conversation, demonstration=None) for conversation in conversations), path)
 
 
 def greedy_lists(

@@ -8,10 +8,9 @@ from typing import Any
 
 from convrec_r1.base.files import follow, point, read_json, write_text
 from convrec_r1.base.plugins import build
-from convrec_r1.config.parts import evaluator, matching
+from convrec_r1.config.parts import dataset, evaluator
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
-from convrec_r1.data.load import load_data
 from convrec_r1.distill import card as cards
 from convrec_r1.distill.baseline import TeacherLists
 from convrec_r1.distill.demonstrations import estimate, find_or_make, with_distilled
@@ -24,7 +23,7 @@ from convrec_r1.tasks import inputs
 
 def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
     """Make or find the demonstrations of `cfg` and show their card. Return the content of summary.json."""
-    data = load_data(cfg.data, cfg.n, matching(cfg), need=["train"])
+    data = dataset(cfg, need=["train"])
     inputs.begin(cfg, folder, data)
     made = _find_or_make(cfg, data)
     inputs.use(folder, made)
@@ -51,12 +50,12 @@ def distill(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> d
 def dry_run(cfg: Config) -> None:
     """Show the questions and the cost of Stage 1, or of the teacher as a baseline. Nothing is asked, started or written."""
     if cfg.task.name != "distill":
-        data = load_data(cfg.data, cfg.n, matching(cfg), need=[cfg.eval.split])
+        data = dataset(cfg, need=[cfg.eval.split])
         baseline = build(
             cfg.baselines["teacher"], "baselines.teacher", TeacherLists, teacher=cfg.teacher, data=cfg.data
         )
         return cards.show_forecast([baseline.forecast(data[cfg.eval.split], cfg.n)], cfg.teacher)
-    data = load_data(cfg.data, cfg.n, matching(cfg), need=["train"])
+    data = dataset(cfg, need=["train"])
     if found := estimate(_setup(cfg), cfg.teacher, data, Path(cfg.outputs)):
         cards.show_forecast(found, cfg.teacher)
 

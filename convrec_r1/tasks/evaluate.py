@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from convrec_r1.config.inherit import read_by_run
-from convrec_r1.config.parts import encoder_for, evaluator, matching
+from convrec_r1.config.parts import dataset, encoder_for, evaluator
 from convrec_r1.config.schema import Config
-from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.config import Select, split_note
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.modules.fit import device_for
@@ -25,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> dict[str, Any]:
     """Evaluate `cfg.checkpoint` and the baselines that need no policy. Return the content of summary.json."""
-    data = load_data(cfg.data, cfg.n, matching(cfg), need=[cfg.eval.split])
+    data = dataset(cfg, need=[cfg.eval.split])
     inputs.begin(cfg, folder, data)
     judged = evaluator(cfg, data)
     assert cfg.checkpoint is not None  # config/checks.py

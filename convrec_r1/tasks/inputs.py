@@ -13,11 +13,11 @@ from convrec_r1 import __version__
 from convrec_r1.base.digest import of_code, of_files, of_model, stamp
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import follow, read_json, write_json
-from convrec_r1.config.parts import matching
+from convrec_r1.config.parts import dataset, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.config import DEMONSTRATIONS as BY_NAME
-from convrec_r1.data.load import DEMONSTRATIONS, digests, files_of, load_data, make_adapter
+from convrec_r1.data.load import DEMONSTRATIONS, digests, files_of, make_adapter
 from convrec_r1.distill.demonstrations import read_besides
 from convrec_r1.distill.pipeline import Setup
 from convrec_r1.policy.load import started_from
@@ -37,7 +37,8 @@ def begin(cfg: Config, folder: RunFolder, data: Dataset) -> None:
     Raises:
         UserError: the data, the policy or the code differ from those that the run began with.
     """
-    now = {"data": digests(data), "files": _stamps(cfg), **_besides(cfg), "code": _code(), "uses": []}
+    uses = [data.folder.name] if data.folder else []  # prepared data
+    now = {"data": digests(data), "files": _stamps(cfg), **_besides(cfg), "code": _code(), "uses": uses}
     before = _recorded(folder)
     if before is None:
         write_json(folder.inputs, now)
@@ -49,7 +50,7 @@ def begin(cfg: Config, folder: RunFolder, data: Dataset) -> None:
         now["earlier_code"] = [*before.get("earlier_code", []), before.get("code")]
     if changed:
         raise _refusal(folder, "began with", changed)
-    write_json(folder.inputs, {**now, "uses": before.get("uses", [])})
+    write_json(folder.inputs, {**now, "uses": list(dict.fromkeys([*before.get("uses", []), *uses]))})
 
 
 def check_complete(cfg: Config, folder: RunFolder) -> None:
@@ -67,7 +68,7 @@ def check_complete(cfg: Config, folder: RunFolder) -> None:
     now: dict[str, Any] = {**_besides(cfg), "code": _code()}
     files = _stamps(cfg)
     if files is None or files != before.get("files") or now["code"] != before.get("code"):
-        now["data"] = digests(load_data(cfg.data, cfg.n, matching(cfg), need=[]))
+        now["data"] = digests(dataset(cfg, need=[]))
     if changed := _differences(before, now):
         raise _refusal(folder, "was made from", changed)
     if before.get("code") != now["code"]:

@@ -16,9 +16,10 @@ from convrec_r1.base.locks import Timeout, locked
 from convrec_r1.base.progress import console
 from convrec_r1.base.tables import Column, Table
 from convrec_r1.config.schema import Config
+from convrec_r1.data.prepared import MARK
 from convrec_r1.policy.wheel import cache_folder
 
-_MARKS = {"warm_starts": "warm_start.json", "distilled": "card.json"}
+_MARKS = {"warm_starts": "warm_start.json", "distilled": "card.json", "prepared": MARK}
 """Folders in outputs/, and the file that is written last into each of theirs."""
 _PAID = "teacher_cache"
 _LEAST = 4
@@ -118,10 +119,13 @@ def _made(mark: Path) -> str:
     if not mark.exists():
         return "unfinished"
     about: dict[str, Any] = read_json(mark)
+    version = f"version {about.get('version', 'before 0.3.0')}"
+    if "rows" in about:
+        return f"{sum(about['rows'].values()):,} conversations of {about['data']}, {version}"
     teacher = about.get("teacher")
     subject = teacher.get("model") or teacher.get("name") if isinstance(teacher, dict) else about.get("model")
     seed = f", seed {about['seed']}" if "seed" in about else ""
-    return f"{subject or 'unknown'} on {about.get('data', 'unknown')}{seed}, version {about.get('version', 'before 0.3.0')}"
+    return f"{subject or 'unknown'} on {about.get('data', 'unknown')}{seed}, {version}"
 
 
 def _users(outputs: Path) -> defaultdict[str, list[str]]:

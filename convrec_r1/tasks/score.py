@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convrec_r1.config.parts import evaluator, matching
+from convrec_r1.config.parts import dataset, evaluator
 from convrec_r1.config.schema import Config
-from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.config import system_name
 from convrec_r1.evaluate.given import assign, read
 from convrec_r1.evaluate.runner import write_asked
@@ -24,7 +23,7 @@ def score(cfg: Config, folder: RunFolder, _: Callable[[], "Tracker"]) -> dict[st
     """Score `cfg.lists` beside the baselines that need no policy. Return the content of summary.json."""
     split, path = cfg.eval.split, Path(str(cfg.lists)).expanduser()
     given = read(path)
-    data = load_data(cfg.data, cfg.n, matching(cfg), need=[split])
+    data = dataset(cfg, need=[split])
     judged = evaluator(cfg, data)
     assigned = assign(given, data[split], cfg.score.missing, f"{path} on the {split} split of {cfg.data.name}")
     for note in assigned.notes:

@@ -13,16 +13,16 @@ from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
 from convrec_r1.config.parts import (
     base_policy,
+    dataset,
     encoder_for,
     evaluation_key,
     evaluator,
     judge,
-    matching,
     objective,
     rl_settings,
 )
 from convrec_r1.config.schema import Config
-from convrec_r1.data.load import load_data, sample
+from convrec_r1.data.load import sample
 from convrec_r1.doctor.plan import plan_of
 from convrec_r1.evaluate.baselines import PolicyName
 from convrec_r1.evaluate.config import Select, split_note
@@ -71,7 +71,7 @@ class Job:
     def __init__(self, cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> None:
         self.cfg, self.folder = cfg, folder
         need = ["train", cfg.eval.split, *(["validation"] if cfg.eval.every else [])]
-        data = load_data(cfg.data, cfg.n, matching(cfg), need=need)
+        data = dataset(cfg, need=need)
         self.first = is_first()
         if self.first:
             inputs.begin(cfg, folder, data)

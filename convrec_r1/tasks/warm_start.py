@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from convrec_r1.base.memory import trim
 from convrec_r1.base.processes import barrier, is_first, rank
 from convrec_r1.config.parts import base_policy, encoder_for
 from convrec_r1.config.schema import Config
-from convrec_r1.data import Dataset
-from convrec_r1.data.load import DEMONSTRATIONS, digests, sample, with_demonstrations
+from convrec_r1.data import Conversation, Dataset
+from convrec_r1.data.load import DEMONSTRATIONS, digests, sample, shown, with_demonstrations
+from convrec_r1.data.stored import Rows
 from convrec_r1.modules.fit import device_for, fit
 from convrec_r1.modules.sft import Example, SFTModule, mean_loss
 from convrec_r1.modules.step import StepLoader
+from convrec_r1.policy import PromptEncoder
 from convrec_r1.policy.load import load_policy, prepare_for_training, started_from
 from convrec_r1.run.checkpoints import newest_step
 from convrec_r1.run.identity import as_dict
@@ -95,18 +98,9 @@ def warm_start(cfg: Config, data: Dataset) -> WarmStart:
 def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     policy = base_policy(cfg, data)
     encoder = encoder_for(cfg, policy)
-    held_out = [c for c in data["validation"] if c.demonstration]
-    train, validation = (
-        [
-            Example(encoder.prompt(c), encoder.completion(c.demonstration), c.id)
-            for c in conversations
-            if c.demonstration
-        ]
-        for conversations in (
-            with_demonstrations(data["train"], cfg.n, cfg.data.name),
-            sample(held_out, cfg.sft.eval_batches * cfg.sft.batch_size, cfg.data.seed),
-        )
-    )
+    held_out = sample(shown(data["validation"]), cfg.sft.eval_batches * cfg.sft.batch_size, cfg.data.seed)
+    train = examples(with_demonstrations(data["train"], cfg.n, cfg.data.name), encoder)
+    validation = list(examples(held_out, encoder))
     steps = cfg.sft.steps_for(len(train))
     first = is_first()
     metrics = folder / "metrics.jsonl"
@@ -141,3 +135,21 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
     made = {"version": __version__, "model": cfg.model.name, "data": cfg.data.name, "n": cfg.n, "seed": cfg.seed}
     write_json(folder / "warm_start.json", {"steps": steps, "examples": len(train), "key": folder.name, **made})
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def examples(conversations: Sequence[Conversation], encoder: PromptEncoder) -> Sequence[Example]:
+    """Return the conversations as token ids: those of prepared data when they are read, others at once."""
+    found = _Examples(conversations, encoder)
+    return found if isinstance(conversations, Rows) else list(found)
+
+
+class _Examples(Sequence[Example]):
+    def __init__(self, conversations: Sequence[Conversation], encoder: PromptEncoder) -> None:
+        self._conversations, self._encoder = conversations, encoder
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    def __getitem__(self, index: Any) -> Any:
+        c = self._conversations[index]
+        return Example(self._encoder.prompt(c), self._encoder.completion(c.demonstration or ()), c.id)

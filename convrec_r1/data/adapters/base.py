@@ -2,11 +2,13 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from convrec_r1.base.digest import files_in
 from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.common import Role, merge_turns
 from convrec_r1.data.catalog import Catalog
@@ -83,6 +85,23 @@ class FileAdapter(Adapter):
     def __init__(self, path: str | Path, catalog: str | Path | None = None) -> None:
         self.path = Path(path)
         self.catalog = Path(catalog) if catalog else None
+
+    def stream(self) -> tuple[Catalog, Iterator[Conversation]]:
+        """Return the catalog, and the conversations of `load` one by one, which need not be in memory together.
+
+        The conversations of each split come in order; splits may alternate. Errors as those of `load`, some at the end.
+        """
+        data = self.load()
+        return data.catalog, chain.from_iterable(data.splits.values())
+
+    def sources(self) -> list[Path]:
+        """Return the files that `load` reads. Raises UserError where there are none."""
+        return self.with_catalog(files_in(self.path))
+
+    def with_catalog(self, files: Iterable[Path]) -> list[Path]:
+        """Return the files, and the catalog's."""
+        catalog = self.catalog_file()
+        return [*files, *([catalog] if catalog else [])]
 
     def metadata(self) -> Path | Iterable[Mapping[str, Any]] | None:
         return self.catalog_file()

@@ -9,6 +9,7 @@ items that may be recommended.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
@@ -37,6 +38,10 @@ class CIKM23(DialogueAdapter):
 
     files: ClassVar = {"train": ("train.jsonl",), "validation": ("valid.jsonl",), "test": ("test.jsonl",)}
     fills_splits = False
+
+    def sources(self) -> list[Path]:
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return [*super().sources(), folder / "entity2id.json", folder / "item_ids.json"]
 
     def make_catalog(self, rows: Iterable[Row]) -> Catalog:
         """Raises UserError for a malformed entity2id.json or item_ids.json."""

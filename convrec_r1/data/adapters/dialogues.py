@@ -74,6 +74,9 @@ class DialogueAdapter(FileAdapter):
         _log.info("%s: %d conversations; %s", type(self).__name__.lower(), number, self.report.format_map(self.counts))
         return Dataset(catalog, splits)
 
+    def sources(self) -> list[Path]:
+        return self.with_catalog(self.split_files().values())
+
     def split_files(self) -> dict[Split, Path]:
         """Return the files by split. A single file of another name counts as a training file."""
         if self.path.is_dir():

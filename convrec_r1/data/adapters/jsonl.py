@@ -13,7 +13,7 @@ items.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from convrec_r1.data.adapters.common import (
     split_by_hash,
 )
 from convrec_r1.data.adapters.rows import Row, read_rows
+from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.faults import Faults, Notes
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 from convrec_r1.data.values import describe, listed
@@ -52,23 +53,34 @@ class Jsonl(FileAdapter):
         conversations = read(self.path)
         return Dataset(self.load_catalog(), by_split(conversations))
 
+    def stream(self) -> tuple[Catalog, Iterator[Conversation]]:
+        return self.load_catalog(), iterate(self.path)
+
+    def sources(self) -> list[Path]:
+        return self.with_catalog(present(self.path, JSONL).values() if self.path.is_dir() else [self.path])
+
 
 def read(path: str | Path) -> list[Conversation]:
-    """Return the conversations of a folder with a file for each split (train.jsonl, validation.jsonl, ...), or of one file.
+    """Return the conversations of `iterate`, with the same errors."""
+    return list(iterate(path))
+
+
+def iterate(path: str | Path) -> Iterator[Conversation]:
+    """Yield the conversations of a folder with a file for each split (train.jsonl, validation.jsonl, ...), or of one file.
 
     The split of a row in a single file is its `split`, else it follows from a hash of its cluster: 80 % train, 10 % validation,
     10 % test. What is left out of messages, and rows without ground truth, are counted in one warning.
 
     Raises:
-        UserError: a missing or empty file, malformed rows (the first ten are named), an id used twice, or a `split` that
-            contradicts the file's name.
+        UserError: a missing or empty file, malformed rows (the first ten are named, at the end), an id used twice, or a
+            `split` that contradicts the file's name.
     """
     path = Path(path)
     files: Mapping[Split | None, Path] = {**present(path, JSONL)} if path.is_dir() else {None: path}
     places: dict[str, str] = {}
     notes, faults = Notes(), Faults()
     unread: set[str] = set()
-    conversations = []
+    used = False
     for split, file in files.items():
         for row in read_rows(file, "a file of conversations", notes, faults):
             with faults:
@@ -76,16 +88,16 @@ def read(path: str | Path) -> list[Conversation]:
                 unread |= row.fields.keys() - _KEYS
                 check_id(row, conversation.id, places)
                 if conversation.ground_truth:
-                    conversations.append(conversation)
+                    used = True
+                    yield conversation
                 else:
                     notes.add("rows without ground truth were left out, as no list can be right", row.where)
     faults.check()
     if unread:
         notes.add(f"keys are not read: {listed(sorted(unread))}", number=len(unread))
     notes.warn(_log, f"{path}:")
-    if not conversations:
+    if not used:
         raise UserError(f"{path} has no conversation that can be used ({notes}).")
-    return conversations
 
 
 def dump(conversations: Iterable[Conversation], path: str | Path) -> None:

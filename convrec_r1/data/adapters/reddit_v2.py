@@ -11,15 +11,18 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from convrec_r1 import lists
+from convrec_r1.base.digest import files_in
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.progress import Bar, bar
 from convrec_r1.data.adapters.base import FileAdapter
 from convrec_r1.data.adapters.common import JSONL, by_split, check_id, digest, present, read_messages
 from convrec_r1.data.adapters.rows import Row, read_rows
+from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.faults import Faults, Notes
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 from convrec_r1.lists import Item
@@ -28,6 +31,8 @@ from convrec_r1.matching import Matching
 _log = logging.getLogger(__name__)
 ARROW: dict[Split, tuple[str, ...]] = {split: (f"{split}/state.json",) for split in SPLITS}
 """A file of each arrow folder."""
+_item = lru_cache(2**16)(lists.parse_line)
+"""The item of a line: demonstrations name the same items again and again, and reading one takes longest of all."""
 _LARGE = 50_000
 """Rows of a folder whose reading shows its progress."""
 
@@ -48,14 +53,25 @@ class RedditV2(FileAdapter):
 
     def load(self) -> Dataset:
         """Raises UserError for a folder without splits, a malformed row, an id used twice, or no catalog."""
+        catalog, conversations = self.stream()
+        return Dataset(catalog, by_split(conversations))
+
+    def stream(self) -> tuple[Catalog, Iterator[Conversation]]:
         if not self.path.is_dir():
             raise UserError(
                 f"{self.path} is not a folder. data.path must name the folder that holds train, validation and test."
             )
         catalog = self.load_catalog()
+        return catalog, self._conversations(catalog)
+
+    def sources(self) -> list[Path]:
+        arrow = _is_arrow(self.path)
+        found = present(self.path, ARROW if arrow else JSONL).values()
+        return self.with_catalog(part for file in found for part in (files_in(file.parent) if arrow else [file]))
+
+    def _conversations(self, catalog: Catalog) -> Iterator[Conversation]:
         counts: Counter[str] = Counter()
         places: dict[str, str] = {}
-        conversations = []
         notes, faults = Notes(), Faults()
         for split, number, row in _rows(self.path, notes, faults):
             with faults:
@@ -64,22 +80,26 @@ class RedditV2(FileAdapter):
                 if not conversation.ground_truth:
                     counts["empty"] += 1
                     continue
+                counts["read"] += 1
                 counts["without"] += conversation.demonstration is None
                 counts["foreign"] += sum(catalog.find(item, self.match) is None for item in conversation.ground_truth)
-                conversations.append(conversation)
+                yield conversation
         faults.check()
         notes.warn(_log, f"{self.path}:")
         _log.info(
             "reddit_v2: %d conversations, %d without a demonstration; left out %d rows without ground truth; "
             "%d ground truths are not in the catalog",
-            *(len(conversations), counts["without"], counts["empty"], counts["foreign"]),
+            *(counts["read"], counts["without"], counts["empty"], counts["foreign"]),
         )
-        return Dataset(catalog, by_split(conversations))
+
+
+def _is_arrow(path: Path) -> bool:
+    return any((path / split / "state.json").is_file() for split in SPLITS)
 
 
 def _rows(path: Path, notes: Notes, faults: Faults) -> Iterator[tuple[Split, int, Row]]:
     """Yield (split, number from 1, row)."""
-    arrow = any((path / split / "state.json").is_file() for split in SPLITS)
+    arrow = _is_arrow(path)
     for split, file in present(path, ARROW if arrow else JSONL).items():
         rows = _read_arrow(file.parent) if arrow else read_rows(file, "a file of conversations", notes, faults)
         for number, row in enumerate(rows, start=1):
@@ -126,4 +146,5 @@ def _demonstration(row: Row) -> tuple[Item, ...] | None:
     """Return the list in the last message of `completion`. None if there is no message or no item."""
     if not row.array("completion", "a list of {role, content}", []):
         return None
-    return tuple(lists.parse(read_messages(row, "completion")[-1].content)) or None
+    text = read_messages(row, "completion")[-1].content
+    return tuple(item for line in lists.lines(text) if (item := _item(line)) is not None) or None

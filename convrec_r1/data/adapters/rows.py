@@ -5,6 +5,7 @@ Every problem is a `UserError` that begins with the place: `train.jsonl, line 12
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from convrec_r1.data.values import describe, listed
 from convrec_r1.lists import Item
 
 _MISSING: Any = object()
+_YEARS = (str, int, type(None))
+
+
+@lru_cache(2**16)
+def _known_item(title: str, *year: str | int | None) -> Item:
+    """Return the item of a string, or of a title and a year. Files name the same items again and again."""
+    return to_item([title, *year] if year else title)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,9 @@ class Row:
 
     def _item(self, key: str, number: int, value: Any) -> Item:
         try:
-            return to_item(value)
+            if type(value) is list and len(value) == 2 and type(value[0]) is str and type(value[1]) in _YEARS:
+                return _known_item(value[0], value[1])
+            return _known_item(value) if type(value) is str else to_item(value)
         except ValueError as error:
             raise self.error(f'"{key}", entry {number}: {error}') from None
 
