@@ -21,7 +21,7 @@ from convrec_r1.policy.policy import Policy
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "head_dim": 8, "vocab_size": 512, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}  # fmt: skip
 lengths = st.integers(1, 9)
-groups = st.lists(st.tuples(lengths, st.lists(lengths, min_size=1, max_size=4)), min_size=1, max_size=4)
+groups = st.lists(st.tuples(st.integers(0, 9), st.lists(lengths, min_size=1, max_size=4)), min_size=1, max_size=4)
 
 
 def batch_of(shape, seed: int = 0, top: int = 500) -> TokenBatch:

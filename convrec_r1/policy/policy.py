@@ -97,6 +97,8 @@ class Policy(nn.Module):
 
     def _packed(self, batch: TokenBatch) -> Tensor | None:
         """Return the hidden states that predict the completion tokens, [M, H]. None: the model cannot read this packed."""
+        if not batch.prompt_mask.any(-1).all():  # no token stands before the completion of an empty prompt
+            return None
         packed = Packed(batch)
         if self.window is not None and packed.longest > self.window:
             return None
