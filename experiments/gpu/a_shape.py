@@ -36,7 +36,9 @@ def main() -> None:
     record.step("shared prompt", 60, lambda _: shared_prompt(size, scratch))
     record.step("head", 40, lambda _: head(size))
     record.step("killed and resumed", 240, lambda limit: killed(size, scratch, limit))
-    record.step("step, micro_batch 32", 120, lambda limit: big_step(size, scratch, limit, micro_batch=32, steps=2))
+    record.step(
+        "step, micro_tokens 32768", 120, lambda limit: big_step(size, scratch, limit, micro_tokens=32_768, steps=2)
+    )
 
 
 class Size:
@@ -74,16 +76,16 @@ def precision(log: Path) -> list[str]:
     return [line for line in log.read_text().splitlines() if "bf16" in line or "rollout" in line][:4]
 
 
-def big_step(size: Size, scratch: Path, limit: float, *, micro_batch: int = 16, steps: int = 3) -> dict[str, Any]:
+def big_step(size: Size, scratch: Path, limit: float, *, micro_tokens: int = 8192, steps: int = 3) -> dict[str, Any]:
     """Return seconds by part, memory and MFU of the last step."""
     data = long_conversations(scratch / "data", size.prompts * 2, 6 if size.trainer == "cpu" else 60)
-    name = f"step{micro_batch}"
+    name = f"step{micro_tokens}"
     found = job(
         [
             *size.model(scratch), "data=jsonl", f"data.path={data}", f"data.catalog={data / 'catalog.json'}", "warm_start=null",
             "n=20", f"model.max_prompt_length={size.prompt}", f"model.max_completion_length={size.list}", "baselines=[]",
             f"rl.steps={steps}", f"rl.prompts_per_step={size.prompts}", f"algo.group_size={size.group}", "eval.every=1000",
-            "guard.action=none", f"trainer.micro_batch={micro_batch}", f"rollout.batch_size={size.prompts * size.group}",
+            "guard.action=none", f"trainer.micro_tokens={micro_tokens}", f"rollout.batch_size={size.prompts * size.group}",
         ],
         scratch / "runs", limit, name=name,
     )  # fmt: skip
@@ -122,7 +124,6 @@ def shared_prompt(size: Size, scratch: Path) -> dict[str, Any]:
     from convrec_r1.policy.batch import TokenBatch
     from convrec_r1.policy.config import ModelConfig
     from convrec_r1.policy.load import load_policy
-    from convrec_r1.policy.logprobs import token_logprobs
 
     policy = load_policy(scratch / "model", ModelConfig(name="shape")).to(size.device).train()
     draw = torch.Generator().manual_seed(0)
@@ -130,31 +131,16 @@ def shared_prompt(size: Size, scratch: Path) -> dict[str, Any]:
     groups = 2
     prompts = torch.randint(vocabulary, (groups, size.prompt), generator=draw).to(size.device)
     lists = torch.randint(vocabulary, (groups * size.group, size.list), generator=draw).to(size.device)
-    one = torch.ones_like
+    owner = torch.arange(groups, device=size.device).repeat_interleave(size.group)
+    batch = TokenBatch(prompts, torch.ones_like(prompts), owner, lists, torch.ones_like(lists))
 
-    def each() -> torch.Tensor:
-        whole = prompts.repeat_interleave(size.group, 0)
-        return policy(TokenBatch(whole, one(whole), lists, one(lists)))[0]
-
-    def once() -> torch.Tensor:
-        decoder = policy.causal_lm.get_decoder()
-        first = decoder(input_ids=prompts, use_cache=True)
-        cache = first.past_key_values
-        cache.batch_repeat_interleave(size.group)
-        positions = torch.arange(size.prompt, size.prompt + size.list, device=size.device)[None].expand(len(lists), -1)
-        # The mask's length says that nothing is padding; with None, transformers 5 takes the mask of an empty cache.
-        mask = torch.ones(len(lists), size.prompt + size.list, dtype=torch.long, device=size.device)
-        rest = decoder(
-            input_ids=lists, past_key_values=cache, attention_mask=mask, position_ids=positions, use_cache=True
-        )
-        start = first.last_hidden_state[:, -1:].repeat_interleave(size.group, 0)
-        hidden = torch.cat([start, rest.last_hidden_state[:, :-1]], 1)
-        logps, _ = token_logprobs(hidden.flatten(0, 1), policy.head_weight, lists.flatten(), 1.0)
-        return logps.view(lists.shape)
+    def score(*, packs: bool) -> torch.Tensor:
+        policy.packs = packs
+        return policy(batch)[0]
 
     result: dict[str, Any] = {"groups": groups, "lists": len(lists), "prompt": size.prompt, "list": size.list}
     kept = {}
-    for name, score in (("each", each), ("once", once)):
+    for name, packs in (("each", False), ("once", True)):
         seconds, peak = [], 0
         for _ in range(4):
             policy.zero_grad()
@@ -163,7 +149,7 @@ def shared_prompt(size: Size, scratch: Path) -> dict[str, Any]:
                 torch.cuda.reset_peak_memory_stats()
             start = time.monotonic()
             with torch.autocast(size.device, torch.bfloat16, enabled=size.device == "cuda"):
-                logps = score()
+                logps = score(packs=packs)
             (-logps.sum() / logps.numel()).backward()
             synchronize(size)
             seconds.append(time.monotonic() - start)
