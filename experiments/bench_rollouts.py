@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
-from convrec_r1.tasks.parts import base_policy, encoder_for, judge, objective, rl_settings
+from convrec_r1.config.parts import base_policy, encoder_for, judge, objective, rl_settings
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForCausalLM
