@@ -14,6 +14,7 @@ from typing import Any
 
 import bench_rollouts as bench
 import torch
+
 from convrec_r1.base.files import write_json
 from convrec_r1.config.parts import matching
 from convrec_r1.data.load import load_data
