@@ -26,6 +26,7 @@ from yaml import YAMLError
 from convrec_r1.base import progress
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_json
+from convrec_r1.base.imports import large_imports
 from convrec_r1.base.signals import REQUEUE, Interrupted, requeue, run_to_its_end, stop
 from convrec_r1.base.visible import visible
 from convrec_r1.config.files import conf_folder, expand
@@ -197,9 +198,10 @@ def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
     from convrec_r1.config.resolve import resolve
 
     check(cfg)
-    choices = [*([inherited] if inherited else []), *resolve(cfg)]
-    # Imported late: it takes seconds, and a config error does not need it.
-    from convrec_r1.tasks.run import execute
+    with large_imports():
+        choices = [*([inherited] if inherited else []), *resolve(cfg)]
+        # Imported late: it takes seconds, and a config error does not need it.
+        from convrec_r1.tasks.run import execute
 
     return execute(cfg, folder, git_sha(), choices)
 

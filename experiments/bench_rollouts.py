@@ -23,7 +23,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
-from convrec_r1.tasks.parts import base_policy, encoder_for, judge, objective, rl_settings
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -31,7 +30,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import convrec_r1.__main__  # noqa: F401  registers the schema
 from convrec_r1.base.files import write_json
 from convrec_r1.config.files import conf_folder
-from convrec_r1.config.parts import matching
+from convrec_r1.config.parts import base_policy, encoder_for, judge, matching, objective, rl_settings
 from convrec_r1.config.resolve import resolve
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data

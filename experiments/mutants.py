@@ -55,7 +55,7 @@ FAULTS = (
     Fault("devices", "gradients are averaged over processes instead of summed", "modules/step.py",
           "checks.see(LOSS, loss()) * self.trainer.world_size", "checks.see(LOSS, loss())", ("ddp",)),
     Fault("dropout seed", "a step's random numbers do not follow from seed and step", "modules/step.py",
-          "torch.manual_seed(int(state[0]))", "pass", ("modules",)),
+          "seed_torch(int(state[0]))", "pass", ("modules",)),
     Fault("data order", "the place in the data is not saved", "modules/step.py",
           'return {"start": self.start, "drawn": self.drawn}', 'return {"start": 0, "drawn": 0}', ("modules", "resume")),
     Fault("replaced prompts", "prompts that took the place of others are sampled again", "modules/step.py",

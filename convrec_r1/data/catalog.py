@@ -83,7 +83,10 @@ class Catalog:
         Of several, the one with the same folded title comes first, then the first of the catalog.
         """
         title, year = item
-        found = [entry for entry in self.titled(title, match) if entry.year == year]
+        entries = self.titled(title, match)
+        if len(entries) < 2:
+            return entries[0] if entries and entries[0].year == year else None
+        found = [entry for entry in entries if entry.year == year]
         if len(found) > 1:
             return next((entry for entry in found if fold(entry.title) == fold(title)), found[0])
         return found[0] if found else None

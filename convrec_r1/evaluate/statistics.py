@@ -32,6 +32,7 @@ Simulated error rates: experiments/simulate_seeds.py.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -322,8 +323,21 @@ def _interval(
 
 def _weights(n_clusters: int, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield the number of draws of each cluster in each resample, [rows, n_clusters], in blocks that fit into memory."""
-    generator = np.random.default_rng(seed)
     rows = max(1, _BLOCK // n_clusters)
+    if n_resamples <= rows:
+        yield _only_block(n_clusters, n_resamples, seed)
+        return
+    generator = np.random.default_rng(seed)
     for start in range(0, n_resamples, rows):
-        size = min(rows, n_resamples - start)
-        yield generator.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=size).astype(np.float64)
+        yield _draw(generator, n_clusters, min(rows, n_resamples - start))
+
+
+@lru_cache(maxsize=1)  # a report resamples the same clusters for each metric of each system
+def _only_block(n_clusters: int, n_resamples: int, seed: int) -> np.ndarray:
+    weights = _draw(np.random.default_rng(seed), n_clusters, n_resamples)
+    weights.flags.writeable = False
+    return weights
+
+
+def _draw(generator: np.random.Generator, n_clusters: int, size: int) -> np.ndarray:
+    return generator.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=size).astype(np.float64)

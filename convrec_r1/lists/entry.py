@@ -1,6 +1,7 @@
 """Read the item on a line of a list, in the ways that people and models write it."""
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from convrec_r1.lists.dress import unwrap
@@ -41,8 +42,16 @@ _LONGEST = 20_000
 """Characters of a line that are read. A longer one has its item in front, if it has one."""
 
 
+_REPEATED = 200
+"""Characters of a line that may be one of many with the same text: of a catalog's items in thousands of lists."""
+
+
 def parse_entry(line: str, *, year_required: bool = True) -> Entry:
     """Return the item on a line, and the kind of its list marker. Arguments as for `parse_line`."""
+    return (_parse_once if len(line) <= _REPEATED else _parse)(line, year_required)
+
+
+def _parse(line: str, year_required: bool) -> Entry:
     plain = _PLAIN.fullmatch(line)
     if plain is not None and plain[2] not in _MARKING and not is_prose(plain[1], "", loose=False):
         return Entry(Item(plain[1], int(plain[3])), "")
@@ -69,6 +78,9 @@ def parse_entry(line: str, *, year_required: bool = True) -> Entry:
     if item is not None and _LABEL.match(text):
         item = None
     return Entry(item, kind)
+
+
+_parse_once = lru_cache(maxsize=1 << 16)(_parse)
 
 
 def _dated(before: str, year: str, after: str, *, bare: bool, loose: bool = False) -> Item | None:

@@ -135,6 +135,8 @@ class TrainerConfig:
     """Tokens in one pass, a prompt once for all its completions. null: 8192, or no limit where `micro_batch` is given."""
     threads: int | None = option(None, least=1)
     """Threads of torch on a CPU. null: torch's own choice."""
+    compile: bool = False
+    """Compile the decoder layers (torch.compile): pays on GPUs, after the minutes of the first steps."""
     checkpoint_every: int = option(50, least=1, identity=False)
     """Steps between checkpoints."""
     keep_checkpoints: int = option(2, least=1, identity=False)

@@ -91,7 +91,7 @@ class StepModule(pl.LightningModule):
     def on_train_batch_start(self, batch, batch_idx) -> None:
         """Seed torch's global generators, which only dropout uses, by the step: a resumed run draws the same numbers."""
         state = np.random.SeedSequence([self.seed, self.step, self.trainer.global_rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0]))
+        seed_torch(int(state[0]))
 
     def update(self, losses: Sequence[Callable[[], Tensor]], evidence: MakeEvidence = None) -> float | None:
         """Make an optimizer step on the sum of `losses`, each computed and freed in turn.
@@ -217,6 +217,17 @@ def optimizer_class(choice: Optimizer, device: torch.device) -> Callable[..., to
             "`pip install 'convrec-r1[bitsandbytes]'`, or use the optimizer adamw."
         ) from error
     return AdamW8bit
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's global generators as `torch.manual_seed` does, but those of GPUs only where one is in use.
+
+    Without a GPU in use, torch.manual_seed formats a stack trace for a later start of CUDA: a millisecond a step.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def schedule(optim: OptimConfig, updates: int) -> Callable[[int], float]:

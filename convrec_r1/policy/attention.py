@@ -102,5 +102,10 @@ def _attention(
     return layout.attend(layer, query, key, value, scale=scale), None
 
 
+def keep_out_of_graphs() -> None:
+    """Compute attention between compiled graphs, not in them: a layout's indices would be part of a graph, and make it anew."""
+    AttentionInterface.register(NAME, torch.compiler.disable(_attention))
+
+
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

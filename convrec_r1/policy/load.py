@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convrec_r1.base.digest import of_model
 from convrec_r1.base.errors import UserError
+from convrec_r1.policy.compile import compile_layers
 from convrec_r1.policy.config import ModelConfig, ModelSource
 from convrec_r1.policy.policy import Policy
 from convrec_r1.policy.tiny import tiny_model, train_tokenizer
@@ -106,10 +107,12 @@ def _reason(error: Exception) -> str:
     return next((line for line in lines if "GLOBAL" in line), lines[0] if lines else type(error).__name__).rstrip(".")
 
 
-def prepare_for_training(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:
+def prepare_for_training(policy: Policy, cfg: ModelConfig, seed: int, *, compiled: bool = False) -> Policy:
     """Add LoRA adapters and gradient checkpointing as `cfg` says.
 
-    seed: seed of the adapters. torch's global random state plays no part and does not change.
+    Args:
+        seed: seed of the adapters. torch's global random state plays no part and does not change.
+        compiled: compile the decoder layers (policy/compile.py).
     """
     if cfg.lora.enabled:
         from peft import LoraConfig, get_peft_model
@@ -125,4 +128,6 @@ def prepare_for_training(policy: Policy, cfg: ModelConfig, seed: int) -> Policy:
         policy = Policy(lm, policy.tokenizer, temperature=policy.temperature)
     if cfg.gradient_checkpointing:
         policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    if compiled:
+        compile_layers(policy)
     return policy.train()

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from convrec_r1.base import progress
 from convrec_r1.base.files import read_json
+from convrec_r1.base.imports import large_imports
 from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
 from convrec_r1.config.parts import tracker
@@ -84,7 +85,8 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
 def _function(path: str) -> Callable[..., Any]:
     """Import a function by its path within the package."""
     module, _, name = path.rpartition(".")
-    return getattr(import_module(f"convrec_r1.{module}"), name)
+    with large_imports():
+        return getattr(import_module(f"convrec_r1.{module}"), name)
 
 
 def _start() -> None:

@@ -198,7 +198,7 @@ class Job:
     def learn(self, policy: Policy) -> Policy:
         """Train `policy`. Return it as it is after the last step."""
         cfg = self.cfg
-        policy = prepare_for_training(policy, cfg.model, cfg.seed)
+        policy = prepare_for_training(policy, cfg.model, cfg.seed, compiled=cfg.trainer.compile)
         policy.temperature = cfg.rollout.temperature
         engine = self.engine(policy)
         encoder = encoder_for(cfg, policy)

@@ -69,6 +69,8 @@ def warm_start_key(cfg: Config, data: Dataset) -> str:
         "n": cfg.n,
         "seed": cfg.seed,
         "precision": cfg.trainer.precision,
+        "compile": cfg.trainer.compile,
+        "compile": cfg.trainer.compile,
         # The policy divides its logits by the temperature in training too.
         "temperature": cfg.rollout.temperature,
         "code": of_code(*CODE),
@@ -109,7 +111,7 @@ def _train(cfg: Config, data: Dataset, folder: Path) -> None:
         rewind(metrics, newest_step(checkpoints) or 0, end="sft/validation")
     tracker = Tracker([JsonlSink(metrics)] if first else [])
     module = SFTModule(
-        prepare_for_training(policy, cfg.model, cfg.seed),
+        prepare_for_training(policy, cfg.model, cfg.seed, compiled=cfg.trainer.compile),
         cfg.sft,
         steps=steps,
         pass_limit=cfg.trainer.pass_limit,
