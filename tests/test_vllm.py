@@ -152,6 +152,29 @@ def test_lists_that_are_full_stop_early(engine, policy):
     assert shorter >= 8
 
 
+def test_the_lists_of_a_group_share_their_prompt_and_a_sync_empties_the_cache(engine, policy, monkeypatch):
+    """Keys and values of old weights would be sampled from without an error."""
+    block = 128  # tokens; of vLLM's CPU backend
+    prompt = [5 + i % 90 for i in range(block + 60)]
+    manager = engine._llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager
+    look_up, hits = manager.get_computed_blocks, []
+
+    def counted(request):
+        found = look_up(request)
+        hits.append(found[1])
+        return found
+
+    monkeypatch.setattr(manager, "get_computed_blocks", counted)
+    engine.sync(policy)
+    engine.generate([prompt], [SEEDS[0]], Sampling(n=4, max_tokens=3))
+    assert hits == [0, block, block, block], "the first list reads the prompt, the others take it from the cache"
+    hits.clear()
+    policy = moved(policy, 5)
+    engine.sync(policy)
+    assert difference(engine, policy, [prompt]) < 1e-4
+    assert hits == [0]
+
+
 def test_progress_counts_completions(engine, policy):
     engine.sync(policy)
     told = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def large_imports() -> Iterator[None]:
-    """Import in this block without garbage collection, which would walk over all modules again and again: a tenth of the time."""
+    """Import in this block without garbage collection, which would walk over all modules again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:

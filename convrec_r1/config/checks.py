@@ -166,8 +166,8 @@ def _hardware(cfg: Config) -> list[str]:
         wrong.append("trainer.strategy=fsdp shards over GPUs: set trainer.accelerator=gpu, or use trainer=ddp on CPUs.")
     if trainer.strategy == "fsdp" and trainer.compile:
         wrong.append(
-            "trainer.compile=true with trainer.strategy=fsdp: shards are gathered inside the layers, where compiled code cannot "
-            "see them. Use trainer.compile=false, or trainer=ddp."
+            "trainer.compile=true with trainer.strategy=fsdp: a layer's weights are shards when its code is "
+            "compiled. Use trainer.compile=false, or trainer=ddp."
         )
     if trainer.strategy == "fsdp" and trainer.world < 2:
         wrong.append("trainer.strategy=fsdp with one device shards nothing: set trainer.devices, or use trainer=gpu.")

@@ -70,7 +70,6 @@ def warm_start_key(cfg: Config, data: Dataset) -> str:
         "seed": cfg.seed,
         "precision": cfg.trainer.precision,
         "compile": cfg.trainer.compile,
-        "compile": cfg.trainer.compile,
         # The policy divides its logits by the temperature in training too.
         "temperature": cfg.rollout.temperature,
         "code": of_code(*CODE),
