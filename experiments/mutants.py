@@ -74,7 +74,7 @@ FAULTS = (
     Fault("weights checked", "sums of the weights' bits are not compared", "rollout/checksums.py",
           "if _total(sent) == _total(found):", "if True:", ("weights",)),
     Fault("checksum", "a checkpoint's checksums are not compared", "run/checkpoints.py",
-          "if of_file(file) != digest:", "if False:", ("resume",)),
+          "if digest_of(file) != digest:", "if False:", ("resume",)),
     Fault("lock", "two commands may write into one folder", "run/folder.py",
           'stack.enter_context(locked(self.path / ".lock", timeout=0))', "pass", ("resume", "places")),
     Fault("other data", "a run of other data is taken for the same run", "tasks/inputs.py",
