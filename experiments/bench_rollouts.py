@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # Before torch starts its threads, as the command does.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as convrec_r1/cli.py sets it
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch

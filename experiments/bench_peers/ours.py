@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 # As the command sets it, before torch starts its threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import pytorch_lightning as pl
 import torch

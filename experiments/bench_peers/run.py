@@ -156,7 +156,11 @@ def commands(
 
 def peer_environment(threads: int, *, ours: bool) -> dict[str, str]:
     """Return the variables of a peer. Ours imports this checkout; TRL has packages of its own."""
-    plain = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "OMP_WAIT_POLICY")}
+    plain = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
     same = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     return plain | same | ({"PYTHONPATH": str(ROOT)} if ours else {})
 
