@@ -9,8 +9,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# Set before torch starts its threads. They wait for each other thousands of times a second: asleep, they wake late (half the speed of
-# rollouts); spinning for long, they slow each other down on a busy machine. This is some microseconds of spinning, then sleep.
+# Set before torch starts its threads. They wait for each other thousands of times a second: asleep, they wake late, which
+# doubles the time of rollouts; spinning for long, they slow each other down on a busy machine. So they spin for some
+# microseconds and sleep then.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
