@@ -5,7 +5,7 @@ python experiments/bench_peers/run.py [--cases 250x8 500x16] [--fresh]
 Writes experiments/bench_peers.json after each case, and bench_peers.md (table) and bench_peers.png (figure of ratios)
 from it; the table stands in docs/speed.md too.
 Cases that have a result are kept, unless other processes disturbed it; --fresh measures all again. Machine: Linux, and idle:
-TRL's threads spin while they wait, and one busy neighbour makes it several times slower, which would flatter ours.
+Beside other work TRL lost more time than ours, which would flatter ours.
 
 For each case both peers are started, each in its own environment, and make steps in turn: TRL, ours, ours, TRL, ... So what
 else the machine does falls on both. The same for both: weights, prompts, float32, threads, AdamW, lr, no KL, one update a
