@@ -128,6 +128,16 @@ def test_a_text_that_looks_like_a_number_stays_as_it_is_written(text):
     assert hydra_compose(*expand([f"data.path={text}"])).data.path == text
 
 
+@pytest.mark.parametrize(
+    "argument", ["reward=0", "model=true", "algo=1e5", "data=2026_11", "+experiment=7", "-m data=1,2"]
+)
+@pytest.mark.processes
+def test_a_choice_that_looks_like_a_number_is_looked_for_and_not_found(argument, tmp_path):
+    """Hydra takes a number for a choice as a fault of the program."""
+    result = run_command(*argument.split(), "logger=none", cwd=tmp_path)
+    assert_user_error(result, argument.rpartition("=")[2].split(",")[0])
+
+
 def test_numbers_and_null_keep_their_meaning_elsewhere():
     assert compose_config("rl.lr=1e-5").rl.lr == 1e-5
     assert compose_config("name=null").name is None

@@ -84,7 +84,9 @@ def _readable(argument: str, before: str) -> str:
         return f"{key}={quote(path)}"
     is_list = value.startswith("[") and value.endswith("]")
     if (error := _error(argument)) is None:
-        return argument if value == "" or not _is_text(key) else _with_quoted_texts(argument, key, value, is_list)
+        if value == "" or not (_is_group(key) or _is_text(key)):
+            return argument
+        return _with_quoted_texts(argument, key, value, is_list)
     parts = (value[1:-1] if is_list else value).split(",")
     if any(not part or _STRUCTURED.match(part) for part in parts):
         by_hand = "['text 1','text (2)']" if is_list else quote(value)
@@ -101,13 +103,22 @@ def _with_quoted_texts(argument: str, key: str, value: str, is_list: bool) -> st
     parts = (value[1:-1] if is_list else value).split(",")
     if any(_STRUCTURED.match(part) for part in parts):
         return argument
-    made = [quote(part.strip()) if _is_respelled(part) else part for part in parts]
+    made = [quote(part.strip()) if _is_respelled(part, _is_group(key)) else part for part in parts]
     return f"{key}=[{','.join(made)}]" if is_list else f"{key}={','.join(made)}"
 
 
-def _is_respelled(text: str) -> bool:
+def _is_respelled(text: str, group: bool) -> bool:
+    """Return whether Hydra reads a number, or true or false, of another spelling. group: of any spelling: it would fail."""
     value = OverridesParser.create().parse_override(f"key={text}").value()
-    return isinstance(value, int | float) and str(value) != text.strip()
+    return isinstance(value, int | float) and (group or str(value) != text.strip())
+
+
+@cache
+def _is_group(key: str) -> bool:
+    """Return whether a key chooses a file of conf/, as in `data=NAME`: it is no key of the config, or one with keys below it."""
+    name = key.lstrip("+")
+    kind = typing.get_type_hints(Config).get(name)
+    return "." not in name and (kind is None or kind is Any or is_dataclass(kind) or typing.get_origin(kind) is dict)
 
 
 @cache
