@@ -99,7 +99,7 @@ def _readable(argument: str, before: str) -> str:
 
 
 def _with_quoted_texts(argument: str, key: str, value: str, is_list: bool) -> str:
-    """Return the argument with those values quoted that Hydra reads as a number, or as true or false, of another spelling."""
+    """Return the argument with those values quoted that Hydra reads as a number, or as true or false (`_is_respelled`)."""
     parts = (value[1:-1] if is_list else value).split(",")
     if any(_STRUCTURED.match(part) for part in parts):
         return argument
