@@ -115,7 +115,7 @@ def _is_respelled(text: str, group: bool) -> bool:
 
 @cache
 def _is_group(key: str) -> bool:
-    """Return whether a key chooses a file of conf/, as in `data=NAME`: it is no key of the config, or one with keys below it."""
+    """Return whether a key chooses a file of conf/, as in `data=NAME`: no key of the config, or one with keys below it."""
     name = key.lstrip("+")
     kind = typing.get_type_hints(Config).get(name)
     return "." not in name and (kind is None or kind is Any or is_dataclass(kind) or typing.get_origin(kind) is dict)
