@@ -9,15 +9,13 @@ engine: rollout=hf. bare: a loop over transformers' DynamicCache in which every 
 import argparse
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from convrec_r1.data import movieland
-from convrec_r1.modules.measure import peak_memory
+from convrec_r1.modules.measure import peak_memory, wall_time
 from convrec_r1.policy import Policy, build_policy
 from convrec_r1.policy.config import ModelConfig, ModelSource
 from convrec_r1.policy.prompts import dialogue
@@ -33,19 +31,6 @@ def bare(policy: Policy, prompts: list[list[int]], group: int, tokens: int) -> N
     for _ in range(tokens):
         logits = lm(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         ids = torch.multinomial(logits.float().softmax(-1), 1)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    _finish()
-    start = time.perf_counter()
-    work()
-    _finish()
-    return time.perf_counter() - start
-
-
-def _finish() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -94,7 +79,7 @@ def case(policy: Policy, arguments: argparse.Namespace, length: int, group: int)
         peaks[name] = found[0]
     for _ in range(arguments.repeats):
         for name, times in took.items():
-            times.append(seconds(works[name]))
+            times.append(wall_time(works[name], policy.device))
     mean = {name: statistics.median(times) for name, times in took.items()}
     ours, theirs = mean.get("engine", float("nan")), mean.get("bare", float("nan"))
     return (

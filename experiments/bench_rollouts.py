@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from convrec_r1.config.resolve import resolve
 from convrec_r1.config.schema import Config
 from convrec_r1.data.load import load_data
 from convrec_r1.modules.fit import fit
+from convrec_r1.modules.measure import finish, wall_time
 from convrec_r1.modules.rl import RLModule
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import Policy
@@ -43,6 +43,7 @@ from convrec_r1.rollout.config import vllm_version
 from convrec_r1.rollout.vllm.options import sampling_arguments
 from convrec_r1.run.tracker import Tracker
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QWEN_05B = {
     "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
     "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 4096,
@@ -56,19 +57,6 @@ def config(*overrides: str) -> Config:
     cfg = OmegaConf.to_object(composed)
     resolve(cfg)
     return cfg
-
-
-def clock(work: Callable[[], object]) -> float:
-    _finish()
-    start = time.perf_counter()
-    work()
-    _finish()
-    return time.perf_counter() - start
-
-
-def _finish() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def make_policy(cfg: Config, data: Any, shape: str) -> Policy:
@@ -88,7 +76,7 @@ def generation(cfg: Config, policy: Policy, prompts: list[list[int]], repeats: i
     sampling = Sampling(n=cfg.algo.group_size, max_tokens=cfg.model.max_completion_length)
     seeds = [prompt_seed(0, 0, i) for i in range(len(prompts))]
     ours = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
-    start = clock(lambda: ours.sync(policy))
+    start = wall_time(lambda: ours.sync(policy), DEVICE)
     hf = make_engine(config("rollout=hf").rollout, policy, max_length=cfg.model.max_length)
 
     def worker() -> int:
@@ -112,12 +100,12 @@ def generation(cfg: Config, policy: Policy, prompts: list[list[int]], repeats: i
                 continue
             ours.sync(policy)  # awake, and with an empty prefix cache
             counted: list[int] = []
-            took = clock(lambda work=work, counted=counted: counted.append(work()))
+            took = wall_time(lambda work=work, counted=counted: counted.append(work()), DEVICE)
             if turn:  # the first turn warms up
                 speeds[name].append(counted[0] / took)
-    syncs = [clock(lambda: ours.sync(policy)) for _ in range(repeats)]
+    syncs = [wall_time(lambda: ours.sync(policy), DEVICE) for _ in range(repeats)]
     ours.check.every = 0
-    unchecked = [clock(lambda: ours.sync(policy)) for _ in range(repeats)]
+    unchecked = [wall_time(lambda: ours.sync(policy), DEVICE) for _ in range(repeats)]
     ours.close()
     speed = {name: statistics.median(values) for name, values in speeds.items()}
     return {
@@ -144,7 +132,7 @@ class Parts:
 
         def timed(*arguments: Any, **options: Any) -> Any:
             result: list[Any] = []
-            took = clock(lambda: result.append(inner(*arguments, **options)))
+            took = wall_time(lambda: result.append(inner(*arguments, **options)), DEVICE)
             self.seconds[part] = self.seconds.get(part, 0.0) + took
             return result[0]
 
@@ -170,7 +158,7 @@ def step(cfg: Config, policy: Policy, data: Any, steps: int) -> dict[str, float]
             optimizer = module.optimizers().optimizer
             optimizer.register_step_pre_hook(lambda *_: began.append(time.perf_counter()))
             optimizer.register_step_post_hook(lambda *_: began.append(time.perf_counter()))
-            _finish()
+            finish(DEVICE)
             train.start = time.perf_counter()
         inner(slots, index)
 
@@ -199,7 +187,7 @@ class TimedRL(RLModule):
 
     def report(self, *arguments: Any) -> None:
         super().report(*arguments)
-        _finish()
+        finish(DEVICE)
         self.ended = time.perf_counter()
 
 

@@ -347,7 +347,9 @@ def test_outputs_that_cannot_be_written_are_told(tmp_path, monkeypatch, caplog):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(room, "locked", read_only)
-    assert isinstance(load(kept, *options)["train"], Rows), "what is there can be used"
+    assert isinstance(load(kept, *options)["train"], Rows), (
+        "prepared data is used although the folder cannot be written"
+    )
     assert "cannot be written" not in caplog.text
     monkeypatch.undo()
     monkeypatch.setattr(room, "LEAST", 0)

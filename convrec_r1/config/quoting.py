@@ -82,12 +82,15 @@ def _readable(argument: str, before: str) -> str:
         return argument if _reads_as(argument, path) else f"{key}={_quoted_path(path, key)}"
     if value.startswith("~/"):
         return f"{key}={quote(path)}"
-    is_list = value.startswith("[") and value.endswith("]")
+    is_list = _is_list(value)
     if (error := _error(argument)) is None:
         if value == "" or not (_is_group(key) or _is_text(key)):
             return argument
-        return _with_quoted_texts(argument, key, value, is_list)
-    parts = (value[1:-1] if is_list else value).split(",")
+        parts = _parts(value)
+        if any(_STRUCTURED.match(part) for part in parts):
+            return argument
+        return _argument(key, [quote(p.strip()) if _is_respelled(p, _is_group(key)) else p for p in parts], is_list)
+    parts = _parts(value)
     if any(not part or _STRUCTURED.match(part) for part in parts):
         by_hand = "['text 1','text (2)']" if is_list else quote(value)
         raise UserError(
@@ -95,16 +98,20 @@ def _readable(argument: str, before: str) -> str:
             f"the shell: {_for_shell(f'{key}={by_hand}')}"
         )
     quoted = [part if is_list and _error(f"key={part}") is None else quote(os.path.expanduser(part)) for part in parts]
-    return f"{key}=[{','.join(quoted)}]" if is_list else f"{key}={','.join(quoted)}"
+    return _argument(key, quoted, is_list)
 
 
-def _with_quoted_texts(argument: str, key: str, value: str, is_list: bool) -> str:
-    """Return the argument with those values quoted that Hydra reads as a number, or as true or false (`_is_respelled`)."""
-    parts = (value[1:-1] if is_list else value).split(",")
-    if any(_STRUCTURED.match(part) for part in parts):
-        return argument
-    made = [quote(part.strip()) if _is_respelled(part, _is_group(key)) else part for part in parts]
-    return f"{key}=[{','.join(made)}]" if is_list else f"{key}={','.join(made)}"
+def _is_list(value: str) -> bool:
+    return value.startswith("[") and value.endswith("]")
+
+
+def _parts(value: str) -> list[str]:
+    """Return the entries of a list, or of a sweep; of a single value, itself."""
+    return (value[1:-1] if _is_list(value) else value).split(",")
+
+
+def _argument(key: str, parts: Sequence[str], is_list: bool) -> str:
+    return f"{key}=[{','.join(parts)}]" if is_list else f"{key}={','.join(parts)}"
 
 
 def _is_respelled(text: str, group: bool) -> bool:

@@ -166,16 +166,16 @@ class _Probe:
         batch = TokenBatch(prompt, torch.ones_like(prompt), owner, completion, torch.ones_like(completion))
         batch = batch.to(self.policy.device)
         with torch.no_grad():
-            forward = _seconds(lambda: self.policy.score(batch), self.policy.device)
+            forward = wall_time(lambda: self.policy.score(batch), self.policy.device)
         with peak_memory(self.policy.device) as more:
-            both = _seconds(lambda: self.policy.score(batch)[0].sum().backward(), self.policy.device)
+            both = wall_time(lambda: self.policy.score(batch)[0].sum().backward(), self.policy.device)
         return _Pass(rows, self.plan.tokens(rows, share), forward, both, more[0])
 
     def update(self) -> float:
         """Return seconds of an optimizer update that changes no weight: zero gradients, learning rate 0."""
         self.optimizer.zero_grad(set_to_none=False)
         self.optimizer.step()  # allocates the moments
-        return _seconds(self.optimizer.step, self.policy.device)
+        return wall_time(self.optimizer.step, self.policy.device)
 
     def grow(self, budget: float, free: int) -> tuple[_Pass, int]:
         """Measure growing passes. Return the largest one, and the bytes that the plan's micro-batch would take."""
@@ -220,7 +220,7 @@ class _Probe:
         sampling = Sampling(max_tokens=tokens)
         made: list[Any] = []
         seeds = list(range(rows))
-        seconds = _seconds(lambda: made.extend(engine.generate(prompts, seeds, sampling)), self.policy.device)
+        seconds = wall_time(lambda: made.extend(engine.generate(prompts, seeds, sampling)), self.policy.device)
         return seconds, max(len(group[0].ids) for group in made)
 
 
@@ -398,10 +398,16 @@ def _line(points: list[tuple[int, int]], x: int) -> int:
     return int(y1 + max(0, y1 - y0) / (x1 - x0) * max(0, x - x1)) if x1 > x0 else y1
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+def wall_time(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that `work` takes, with what it leaves to a GPU."""
+    finish(device)
     start = time.perf_counter()
     work()
-    wait()
+    finish(device)
     return time.perf_counter() - start
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what a GPU still computes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
