@@ -72,13 +72,13 @@ def test_the_chunked_head_gives_the_gradients_of_the_plain_one(policy):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 50, 64])
-def test_chunks_of_the_vocabulary_change_nothing(chunk):
+@pytest.mark.parametrize("block", [(5, 1), (1, 7), (2, 50), (3, 20), (8, 64)])
+def test_blocks_of_tokens_and_vocabulary_change_nothing(block):
     g = torch.Generator().manual_seed(0)
     hidden = torch.randn(5, 8, generator=g, dtype=torch.float64).float().requires_grad_()
     weight = torch.randn(50, 8, generator=g).requires_grad_()
     targets = torch.tensor([0, 49, 6, 7, 25])
-    logps, entropy = token_logprobs(hidden, weight, targets, 0.5, chunk)
+    logps, entropy = token_logprobs(hidden, weight, targets, 0.5, block)
     log_p = torch.log_softmax(hidden @ weight.T / 0.5, -1)
     torch.testing.assert_close(logps, log_p[range(5), targets], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, -(log_p.exp() * log_p).sum(-1), atol=1e-5, rtol=1e-5)
