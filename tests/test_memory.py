@@ -23,7 +23,7 @@ from convrec_r1.modules.config import Optimizer, PassLimit, TrainerConfig
 from convrec_r1.modules.fit import StateFile, fit
 from convrec_r1.modules.measure import peak_memory
 from convrec_r1.modules.sft import Example, SFTModule
-from convrec_r1.modules.step import StepLoader, optimizer_class
+from convrec_r1.modules.step import StepLoader, optimizer_maker
 from convrec_r1.policy.policy import Policy
 from convrec_r1.policy.weights import save_policy
 from convrec_r1.run.checkpoints import MANIFEST, damage, seal
@@ -233,10 +233,10 @@ def test_8_bit_adam_is_refused_where_it_cannot_work(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'convrec-r1[bitsandbytes]'" in "\n".join(problems(cfg))
     with pytest.raises(UserError, match="needs a GPU"):
-        optimizer_class(Optimizer.adamw_8bit, CPU)
+        optimizer_maker(Optimizer.adamw_8bit, CPU)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"convrec-r1\[bitsandbytes\]"):
-        optimizer_class(Optimizer.adamw_8bit, torch.device("cuda"))
+        optimizer_maker(Optimizer.adamw_8bit, torch.device("cuda"))
 
 
 def test_8_bit_adam_is_that_of_bitsandbytes(monkeypatch):
@@ -244,8 +244,9 @@ def test_8_bit_adam_is_that_of_bitsandbytes(monkeypatch):
     optim.AdamW8bit = type("AdamW8bit", (torch.optim.AdamW,), {})
     monkeypatch.setitem(sys.modules, "bitsandbytes", library)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
-    assert optimizer_class(Optimizer.adamw_8bit, torch.device("cuda")) is optim.AdamW8bit
-    assert optimizer_class(Optimizer.adamw, CPU) is torch.optim.AdamW
+    assert optimizer_maker(Optimizer.adamw_8bit, torch.device("cuda")) is optim.AdamW8bit
+    made = optimizer_maker(Optimizer.adamw, CPU)([torch.nn.Parameter(torch.zeros(2))], lr=1.0)
+    assert type(made) is torch.optim.AdamW
 
 
 def test_the_optimizer_is_part_of_what_a_run_is():

@@ -152,7 +152,7 @@ class _Probe:
         self.policy, self.plan = policy, plan
         self.random = torch.Generator().manual_seed(0)
         trained = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
 
     def ids(self, *shape: int) -> Tensor:
         vocabulary = min(len(self.policy.tokenizer), self.policy.head_weight.shape[0])

@@ -1,6 +1,7 @@
 """The base module of SFT and RL: optimizer updates whose result does not depend on micro-batches and devices."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.memory import release
 from convrec_r1.modules.config import GuardConfig, OptimConfig, Optimizer, PassLimit, Schedule
 from convrec_r1.modules.faults import LOSS, Checks, Faults, MakeEvidence, bad_names, plain_name, weights_are_finite
 from convrec_r1.modules.microbatches import micro_batches
@@ -19,10 +19,6 @@ from convrec_r1.policy import Policy, TokenBatch
 from convrec_r1.run.tracker import Tracker
 
 Sample = TypeVar("Sample")
-
-LARGE = 256 << 20
-"""Bytes of weights above which freed memory goes back to the system in each update. For small models that takes longer than it
-saves."""
 
 
 class StepModule(pl.LightningModule):
@@ -53,7 +49,6 @@ class StepModule(pl.LightningModule):
         self.latest: dict[str, float] = {}
         """Metrics of the last step, the same on every process."""
         self.faults = Faults(guard or GuardConfig(), policy)
-        self._large = sum(p.nbytes for p in policy.parameters()) > LARGE
         self.checks = Checks()
         """Of the current update. Losses report their inputs to it."""
         # Norms and biases are not decayed. They are found here because shards have one dimension.
@@ -69,8 +64,8 @@ class StepModule(pl.LightningModule):
         others = [p for name, p in weights.items() if name not in self._decayed]
         groups = [{"params": decayed, "weight_decay": self.optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
         beta1, beta2 = self.optim.betas
-        kind = optimizer_class(self.optim.optimizer, self.device)
-        optimizer = kind(groups, lr=self.optim.lr, betas=(beta1, beta2))
+        make = optimizer_maker(self.optim.optimizer, self.device)
+        optimizer = make(groups, lr=self.optim.lr, betas=(beta1, beta2))
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(self.optim, self.updates))]
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
@@ -121,8 +116,6 @@ class StepModule(pl.LightningModule):
             return None
         self._clip(norm)
         lr = self.learning_rate()
-        if self._large and self.device.type == "cpu":
-            release()  # what activations took, before AdamW takes as much for its intermediate results
         optimizer.step()
         optimizer.zero_grad()  # no memory for them until the next backward pass
         self._advance_schedule()
@@ -197,14 +190,15 @@ class StepModule(pl.LightningModule):
             nn.utils.clip_grads_with_norm_(self.policy.parameters(), limit, torch.tensor(norm, device=self.device))
 
 
-def optimizer_class(choice: Optimizer, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
-    """Return the class of an optimizer for weights on `device`.
+def optimizer_maker(choice: Optimizer, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
+    """Return a function that makes an optimizer for weights on `device` from their groups.
 
     Raises:
         UserError: adamw_8bit without a GPU or without bitsandbytes.
     """
     if choice is Optimizer.adamw:
-        return torch.optim.AdamW
+        # Fused: one pass over weights, gradients and state, without intermediate results as large as the weights.
+        return functools.partial(torch.optim.AdamW, fused=True)
     if device.type != "cuda":
         raise UserError(
             "The optimizer adamw_8bit needs a GPU. Set rl.optimizer and sft.optimizer to adamw, or use trainer=gpu."
