@@ -21,7 +21,7 @@ from convrec_r1.base.files import read_json, write_json
 from convrec_r1.config.checks import problems
 from convrec_r1.modules.config import Optimizer, PassLimit, TrainerConfig
 from convrec_r1.modules.fit import StateFile, fit
-from convrec_r1.modules.measure import peak_memory
+from convrec_r1.modules.memory import peak_memory
 from convrec_r1.modules.sft import Example, SFTModule
 from convrec_r1.modules.step import StepLoader, optimizer_class
 from convrec_r1.policy.policy import Policy
