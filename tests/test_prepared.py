@@ -1,5 +1,6 @@
 """Prepared data: the same as data in memory, made once, never taken for whole when it is not, and small in memory."""
 
+import json
 import logging
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -214,6 +216,63 @@ def test_what_a_run_asks_of_its_data_is_the_same(tmp_path, more):
     assert digests(lazily)[DEMONSTRATIONS] != digests(other)[DEMONSTRATIONS]
 
 
+def test_popularity_is_counted_once(tmp_path, monkeypatch):
+    """Each item is listed twice, so that two truths of a conversation are one item under one of the rules."""
+    files, kept = write_files(tmp_path / "data"), tmp_path / "kept"
+    with (files / "train.jsonl").open("a") as file:
+        for more in range(3):
+            truths = [[FILMS[0].title.upper() + "!", 1995], list(FILMS[0]), ["Nobody Knows It", 1999]]
+            said = [{"role": "user", "content": "Any."}]
+            file.write(json.dumps({"id": f"more{more}", "messages": said, "ground_truth": truths}) + "\n")
+    options = ("data=jsonl", f"data.path={files}", "match=normalised")
+    rule = matching(make_config(*options))
+    by_definition = Popularity.from_conversations(load(None, *options)["train"], Catalog(FILMS), rule)
+    assert by_definition.counts.sum() == 40 * 2 + 3
+    data = load(kept, *options)
+    (folder,) = folders(kept)
+
+    def assert_same(found: Popularity) -> None:
+        for name in ("counts", "ranks", "segments"):
+            assert getattr(found, name).tolist() == getattr(by_definition, name).tolist()
+            assert getattr(found, name).dtype == getattr(by_definition, name).dtype
+        assert (found.items, found.total) == (by_definition.items, by_definition.total)
+        assert found.rank(Item("heat", 1995)) == by_definition.rank(Item("heat", 1995))
+        talks = list(data["train"])[:5]
+        assert [found.recommend(c, 3) for c in talks] == [by_definition.recommend(c, 3) for c in talks]
+
+    assert_same(Popularity.in_training(data, rule))
+    (file,) = folder.glob("popularity-*.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(Popularity, "from_conversations", None)  # it is not called
+        assert_same(Popularity.in_training(load(kept, *options), rule))
+    folded = matching(make_config("match=folded"))
+    other = Popularity.in_training(data, folded)
+    assert len(list(folder.glob("popularity-*.npy"))) == 2, "another rule counts otherwise"
+    assert (
+        other.counts.tolist()
+        == Popularity.from_conversations(list(data["train"]), data.catalog, folded).counts.tolist()
+    )
+    for harm in (
+        lambda: os.truncate(file, 150),
+        lambda: file.write_bytes(b""),
+        lambda: np.save(file, np.zeros(4, dtype=np.int64)),
+        lambda: np.save(file, np.zeros(5)),
+        file.unlink,
+    ):
+        harm()
+        assert_same(Popularity.in_training(data, rule))
+        assert np.load(file).tolist() == by_definition.counts.tolist(), "and it is whole again"
+    half = replace(data, splits={**data.splits, "train": data["train"][:20]})
+    assert Popularity.in_training(half, rule).total == 40, "some of the rows"
+    monkeypatch.setattr("convrec_r1.evaluate.popularity.replacing", read_only)
+    file.unlink()
+    assert_same(Popularity.in_training(data, rule))
+
+
+def read_only(*_, **__):
+    raise OSError(30, "Read-only file system")
+
+
 def test_small_files_and_foreign_code_stay_in_memory(tmp_path, monkeypatch):
     files = write_files(tmp_path / "data")
     options = ("data=jsonl", f"data.path={files}")
@@ -342,9 +401,6 @@ def test_outputs_that_cannot_be_written_are_told(tmp_path, monkeypatch, caplog):
     kept.unlink()
     load(kept, *options)
     caplog.clear()
-
-    def read_only(*_, **__):
-        raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(room, "locked", read_only)
     assert isinstance(load(kept, *options)["train"], Rows), (
