@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import PATHS, make_config, run_command
+from support import PATHS, make_config
 
 from convrec_r1.base.digest import of_rows
 from convrec_r1.base.errors import UserError
@@ -31,6 +31,7 @@ from convrec_r1.distill.export import write_dataset
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item
 from convrec_r1.matching import Matching
+from convrec_r1.tasks.kept import kept as list_kept
 from convrec_r1.tasks.warm_start import examples
 
 FILMS = [Item("Heat", 1995), Item("Ronin", 1998), Item("Thief", 1981), Item("Drive", 2011), Item("Fargo", 1996)]
@@ -521,7 +522,10 @@ def test_a_process_holds_no_rows(tmp_path):
     assert later < 20
 
 
-def test_it_is_listed_and_deleted_and_runs_record_it(tmp_path):
+def test_it_is_listed_and_deleted_and_runs_record_it(tmp_path, monkeypatch, capsys):
+    """In this process; test_inputs runs the command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONVREC_R1_CACHE", str(tmp_path / "none"))
     files = write_files(tmp_path / "data")
     kept = tmp_path / "outputs" / "prepared"
     load(kept, "data=jsonl", f"data.path={files}")
@@ -529,13 +533,12 @@ def test_it_is_listed_and_deleted_and_runs_record_it(tmp_path):
     run = tmp_path / "outputs" / "main" / "run"
     run.mkdir(parents=True)
     write_json(run / "inputs.json", {"uses": [folder.name]})
-    listed = run_command("task=kept", cwd=tmp_path, CONVREC_R1_CACHE=str(tmp_path / "none"))
-    assert listed.returncode == 0, listed.stderr
-    rows = [line.split("│") for line in listed.stdout.splitlines() if "│" in line]
+    list_kept(make_config("task=kept"))
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     columns = "|".join("".join(cells) for cells in zip(*rows, strict=True))
     for said in (folder.name, "prepared", "60 conversations of jsonl", "main/run"):
         assert said.replace(" ", "") in columns.replace(" ", "")
-    assert run_command("task=kept", "kept.clear=[unused]", cwd=tmp_path).returncode == 0
+    list_kept(make_config("task=kept", "kept.clear=[unused]"))
     assert folder.exists()
-    assert run_command("task=kept", "kept.clear=[prepared]", cwd=tmp_path).returncode == 0
+    list_kept(make_config("task=kept", "kept.clear=[prepared]"))
     assert folders(kept) == []
