@@ -15,7 +15,8 @@ import torch
 from transformers import DynamicCache
 
 from convrec_r1.data import movieland
-from convrec_r1.modules.measure import peak_memory, wall_time
+from convrec_r1.modules.measure import wall_time
+from convrec_r1.modules.memory import peak_memory
 from convrec_r1.policy import Policy, build_policy
 from convrec_r1.policy.config import ModelConfig, ModelSource
 from convrec_r1.policy.prompts import dialogue

@@ -2,13 +2,17 @@
 
 import copy
 import shutil
+import time
 from collections import namedtuple
 from dataclasses import replace
 
 import pytest
 import torch
 from packaging.requirements import Requirement
-from support import SMOKE, assert_user_error, make_config, run_command, tiny_policy
+from support import SMOKE, assert_user_error, make_config, run_command, tiny_policy, unresolved_config
+from test_groups import dapo
+from test_pipeline import reinforce
+from test_weights import with_lora
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from convrec_r1.base.errors import UserError
@@ -20,18 +24,20 @@ from convrec_r1.doctor.model import build
 from convrec_r1.doctor.plan import plan_of
 from convrec_r1.doctor.task import doctor, examine, memory
 from convrec_r1.modules import measure as measuring
-from convrec_r1.modules.measure import (
-    DAY,
-    Plan,
-    StepCost,
-    at_most,
-    duration,
-    forecast,
-    long_run_warning,
-    measure,
-    too_long,
+from convrec_r1.modules.config import Optimizer
+from convrec_r1.modules.forecast import DAY, Plan, StepCost, at_most, duration, forecast, replacements, too_long
+from convrec_r1.modules.measure import long_run_warning, measure
+from convrec_r1.modules.memory import (
+    cache_bytes,
+    held_memory,
+    keeps_reference_in_file,
+    optimizer_bytes,
+    peak_memory,
+    reference_bytes,
 )
+from convrec_r1.modules.step import optimizer_maker
 from convrec_r1.policy import Policy
+from convrec_r1.rollout.base import Sampling
 from convrec_r1.rollout.hf import HFEngine
 
 pytestmark = pytest.mark.long
@@ -95,16 +101,137 @@ def test_what_was_not_measured_is_extrapolated(qwen):
 
 
 def test_peak_memory_sees_what_is_freed_again():
-    with measuring.peak_memory(CPU) as found:
+    with peak_memory(CPU) as found:
         big = torch.ones(64 << 20, dtype=torch.uint8).clone()
-        measuring.time.sleep(0.05)
+        time.sleep(0.05)
         del big
     assert 60 << 20 < found[0] < 400 << 20
 
 
 def test_the_cache_is_counted_per_token():
     policy = tiny_policy()  # keys and values, 2 layers, 1 head of 32 dimensions, float32
-    assert measuring.cache_bytes(policy) == 2 * 2 * 32 * 4
+    assert cache_bytes(policy) == 2 * 2 * 32 * 4
+
+
+# -- memory, as counted and as measured ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A policy whose weights are more than what else a process allocates: 26 M parameters, 100 MB."""
+    return tiny_policy(hidden_size=768, intermediate_size=3072, layers=3)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_reference_takes_what_is_counted(large, tmp_path, dtype):
+    counted = reference_bytes(large, dtype)
+    assert counted == sum(p.numel() for p in large.parameters()) * (4 if dtype is None else 2)
+    with peak_memory(CPU) as made:
+        reference = large.reference(dtype=dtype)
+    assert made[0] == pytest.approx(counted, rel=0.25)
+    del reference
+    if keeps_reference_in_file(CPU):
+        with peak_memory(CPU) as made:
+            large.reference(dtype=dtype, folder=tmp_path)
+        assert made[0] < 0.4 * reference_bytes(large, None), "it takes no RAM but a tensor at a time"
+
+
+def test_what_a_run_holds_beside_what_is_measured(monkeypatch, large):
+    weights = sum(p.nbytes for p in large.parameters())
+    adam, eight = (optimizer_bytes(large.parameters(), choice) for choice in Optimizer)
+    assert (adam, eight) == (2 * weights, pytest.approx(weights / 2, rel=0.04))
+
+    def beside(*overrides, measured=Optimizer.adamw):
+        return task.beside(unresolved_config("warm_start=sft", *overrides), large, measured)
+
+    kl, none = ("algo.beta=0.1",), ("algo.beta=0",)
+    if keeps_reference_in_file(CPU):
+        assert beside(*kl) == 0
+        with_file, without = (task.disk_bytes(unresolved_config(*some), large) for some in (kl, none))
+        assert with_file - without == weights
+    monkeypatch.setattr(task, "keeps_reference_in_file", lambda device: False)
+    half = "model.reference_dtype=bfloat16"
+    assert (beside(*kl), beside(*kl, half), beside(*none)) == (weights, weights // 2, 0)
+    assert beside(*kl, "algo=sft") == 0, "SFT has no reference"
+    small = "rl.optimizer=adamw_8bit"
+    assert beside(*kl, small) == 0, "measured with AdamW, which the warm start needs: more than RL does"
+    both = (small, "sft.optimizer=adamw_8bit")
+    assert beside(*kl, *both, measured=Optimizer.adamw_8bit) == weights
+    assert beside(*kl, small, measured=Optimizer.adamw_8bit) == adam - eight
+    adapted = with_lora(tiny_policy())
+    assert task.beside(unresolved_config(*kl), adapted, Optimizer.adamw) == 0, "the reference is the base model"
+
+
+def test_moments_take_what_is_counted(large):
+    counted = optimizer_bytes(large.parameters(), Optimizer.adamw)
+    optimizer = optimizer_maker(Optimizer.adamw, CPU)(large.parameters(), lr=0.0)
+    for p in large.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
+    assert sum(t.nbytes for t in moments) == counted
+    large.zero_grad()
+
+
+def test_moments_of_8_bits_take_what_is_counted():
+    optim = pytest.importorskip("bitsandbytes.optim", reason="an extra, for GPUs")
+    sizes = (4095, 4096, 4097, 100_000)
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in sizes]
+    optimizer = optim.AdamW8bit(parameters)
+    for i, p in enumerate(parameters):
+        optimizer.init_state(optimizer.param_groups[0], p, 0, i)
+    own = ("state1", "state2", "absmax1", "absmax2")
+    held = sum(state[name].nbytes for state in optimizer.state.values() for name in own if name in state)
+    assert held == optimizer_bytes(parameters, Optimizer.adamw_8bit)
+
+
+@pytest.mark.parametrize(("shares", "length"), [(True, 800), (False, 100)])
+def test_sampling_takes_what_is_forecast(monkeypatch, shares, length):
+    """4 prompts with 16 lists each. With 800 tokens, a prompt for each list would be 9 times as much."""
+    policy = tiny_policy(hidden_size=256, intermediate_size=64, layers=4, heads=4, kv_heads=4)
+    token = cache_bytes(policy)
+    if not shares:
+        monkeypatch.setattr("convrec_r1.rollout.hf.take_layouts", lambda lm: False)
+    plan = replace(
+        PLAN, prompt=length, completion=40, rl_rows=64, group=16, engine_batch=64, evaluated=0, micro_batch=1
+    )
+    engine = HFEngine(policy, batch_size=64)
+    cost = measure(policy, engine, plan, budget=10)
+    assert cost.shares is shares
+    gradients = sum(p.nbytes for p in policy.parameters())
+    counted = cost.peak["sampling"] - cost.held + gradients
+    cache = token * ((4 if shares else 64) * length + 64 * 40)
+    assert cache <= counted
+    prompts = torch.randint(20, 400, (4, length)).tolist()
+    with peak_memory(CPU) as real:
+        engine.generate(prompts, [0, 100, 200, 300], Sampling(n=16, max_tokens=40))
+    assert 0.5 < counted / real[0] < 2, (counted, real[0], cache)
+
+
+def test_evaluations_share_no_prompt(monkeypatch):
+    """An evaluation of 64 conversations holds 64 prompts, whatever RL shares."""
+    policy = tiny_policy()
+    plan = replace(PLAN, prompt=400, completion=20, rl_rows=64, group=16, engine_batch=64, micro_batch=1)
+    engine, token = HFEngine(policy, batch_size=64), cache_bytes(policy)
+    without, beside = (
+        measure(policy, engine, replace(plan, evaluated=many), budget=2).peak["sampling"] for many in (0, 64)
+    )
+    assert beside - without > 0.8 * token * 60 * 400
+    monkeypatch.setattr("convrec_r1.rollout.hf._CACHE_BYTES", token * 10 * 420)
+    assert engine.largest_batch(64, 400, Sampling(max_tokens=20)).rows == 10, "larger ones are split"
+
+
+def test_an_optimizer_step_leaves_room_for_its_intermediate_results(large):
+    """The largest tensor of AdamW's denominators is more than what a pass over a few tokens takes."""
+    tiny = replace(PLAN, prompt=2, completion=2, micro_batch=1, engine_batch=1)
+    cost = measure(large, HFEngine(large, batch_size=1), tiny, budget=1)
+    largest = max(p.nbytes for p in large.parameters())
+    assert cost.peak["training"] - cost.held > 0.8 * largest
+    assert cost.peak["sampling"] < cost.held, "there are no gradients meanwhile"
+    assert cost.held > 0.9 * held_memory(CPU)
+
+
+# -- time ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_forecast_by_hand():
@@ -114,6 +241,41 @@ def test_a_forecast_by_hand():
     assert seconds["sampling"] == pytest.approx(5 * (32 * 30 * 0.005 + 10 * (2 * 0.5 + 32 * 0.1)))
     assert seconds["training"] == pytest.approx(5 * (32 * 40 * (2 * 0.03 + 0.01) + 4 * 2))
     assert seconds["evaluation"] == pytest.approx(40 * 30 * 0.005 + 10 * (3 * 0.5 + 40 * 0.1))
+
+
+def test_a_prompt_is_read_once_for_its_lists_where_the_engine_shares_it():
+    plan = replace(PLAN, group=8)
+    read = [forecast(replace(COST, shares=shares), plan)["sampling"] for shares in (True, False)]
+    assert read[1] - read[0] == pytest.approx(5 * (32 - 4) * 30 * 0.005)
+
+
+def test_groups_that_are_replaced_are_forecast_as_an_upper_limit():
+    plan = replace(PLAN, rounds=3)
+    seconds, more = forecast(COST, plan), replacements(COST, plan)
+    assert seconds == forecast(COST, PLAN)
+    assert more == pytest.approx(3 * seconds["sampling"])
+    assert replacements(COST, PLAN) == 0
+    assert at_most(plan, 1000, 2, on_gpu=False) > 2 * at_most(PLAN, 1000, 2, on_gpu=False)
+    said = too_long({"sampling": 0.5 * DAY}, 2 * DAY, on_gpu=False)
+    assert "(algo.dynamic_sampling) takes up to 2 days more. To shorten it" in said
+    assert too_long({"sampling": 0.5 * DAY}, 0.4 * DAY, on_gpu=False) is None
+
+
+def test_the_limit_of_replaced_groups_is_what_a_run_samples_where_none_teaches(tmp_path):
+    """Truths that no list names: each group is replaced in each round."""
+    hopeless = [replace(c, ground_truth=(c.ground_truth[0]._replace(title="No Such Film"),)) for c in DATA["train"]]
+    cfg = dapo("algo.dynamic_sampling=2", "algo.overlong.cache=0", "rl.steps=2", "model.max_completion_length=8")
+    policy, sampled = tiny_policy(), []
+
+    class Counted(HFEngine):
+        def generate(self, prompts, seeds, sampling, on_progress=None):
+            sampled.append(len(prompts) * sampling.n)
+            return super().generate(prompts, seeds, sampling, on_progress)
+
+    plan = plan_of(cfg, DATA, encoder_for(cfg, policy))
+    assert (plan.rounds, plan.group, plan.rl_rows) == (2, 2, 8)
+    reinforce(policy, cfg, tmp_path, Counted, samples=hopeless)
+    assert sum(sampled) == plan.rl_steps * plan.rl_rows * (1 + plan.rounds)
 
 
 def test_memory_that_is_not_enough_says_what_fits():

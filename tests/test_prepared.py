@@ -1,5 +1,6 @@
 """Prepared data: the same as data in memory, made once, never taken for whole when it is not, and small in memory."""
 
+import json
 import logging
 import os
 import shutil
@@ -10,10 +11,11 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import PATHS, make_config, run_command
+from support import PATHS, make_config
 
 from convrec_r1.base.digest import of_rows
 from convrec_r1.base.errors import UserError
@@ -29,6 +31,7 @@ from convrec_r1.distill.export import write_dataset
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.lists import Item
 from convrec_r1.matching import Matching
+from convrec_r1.tasks.kept import kept as list_kept
 from convrec_r1.tasks.warm_start import examples
 
 FILMS = [Item("Heat", 1995), Item("Ronin", 1998), Item("Thief", 1981), Item("Drive", 2011), Item("Fargo", 1996)]
@@ -214,6 +217,63 @@ def test_what_a_run_asks_of_its_data_is_the_same(tmp_path, more):
     assert digests(lazily)[DEMONSTRATIONS] != digests(other)[DEMONSTRATIONS]
 
 
+def test_popularity_is_counted_once(tmp_path, monkeypatch):
+    """Each item is listed twice, so that two truths of a conversation are one item under one of the rules."""
+    files, kept = write_files(tmp_path / "data"), tmp_path / "kept"
+    with (files / "train.jsonl").open("a") as file:
+        for more in range(3):
+            truths = [[FILMS[0].title.upper() + "!", 1995], list(FILMS[0]), ["Nobody Knows It", 1999]]
+            said = [{"role": "user", "content": "Any."}]
+            file.write(json.dumps({"id": f"more{more}", "messages": said, "ground_truth": truths}) + "\n")
+    options = ("data=jsonl", f"data.path={files}", "match=normalised")
+    rule = matching(make_config(*options))
+    by_definition = Popularity.from_conversations(load(None, *options)["train"], Catalog(FILMS), rule)
+    assert by_definition.counts.sum() == 40 * 2 + 3
+    data = load(kept, *options)
+    (folder,) = folders(kept)
+
+    def assert_same(found: Popularity) -> None:
+        for name in ("counts", "ranks", "segments"):
+            assert getattr(found, name).tolist() == getattr(by_definition, name).tolist()
+            assert getattr(found, name).dtype == getattr(by_definition, name).dtype
+        assert (found.items, found.total) == (by_definition.items, by_definition.total)
+        assert found.rank(Item("heat", 1995)) == by_definition.rank(Item("heat", 1995))
+        talks = list(data["train"])[:5]
+        assert [found.recommend(c, 3) for c in talks] == [by_definition.recommend(c, 3) for c in talks]
+
+    assert_same(Popularity.in_training(data, rule))
+    (file,) = folder.glob("popularity-*.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(Popularity, "from_conversations", None)  # it is not called
+        assert_same(Popularity.in_training(load(kept, *options), rule))
+    folded = matching(make_config("match=folded"))
+    other = Popularity.in_training(data, folded)
+    assert len(list(folder.glob("popularity-*.npy"))) == 2, "another rule counts otherwise"
+    assert (
+        other.counts.tolist()
+        == Popularity.from_conversations(list(data["train"]), data.catalog, folded).counts.tolist()
+    )
+    for harm in (
+        lambda: os.truncate(file, 150),
+        lambda: file.write_bytes(b""),
+        lambda: np.save(file, np.zeros(4, dtype=np.int64)),
+        lambda: np.save(file, np.zeros(5)),
+        file.unlink,
+    ):
+        harm()
+        assert_same(Popularity.in_training(data, rule))
+        assert np.load(file).tolist() == by_definition.counts.tolist(), "and it is whole again"
+    half = replace(data, splits={**data.splits, "train": data["train"][:20]})
+    assert Popularity.in_training(half, rule).total == 40, "some of the rows"
+    monkeypatch.setattr("convrec_r1.evaluate.popularity.replacing", read_only)
+    file.unlink()
+    assert_same(Popularity.in_training(data, rule))
+
+
+def read_only(*_, **__):
+    raise OSError(30, "Read-only file system")
+
+
 def test_small_files_and_foreign_code_stay_in_memory(tmp_path, monkeypatch):
     files = write_files(tmp_path / "data")
     options = ("data=jsonl", f"data.path={files}")
@@ -343,9 +403,6 @@ def test_outputs_that_cannot_be_written_are_told(tmp_path, monkeypatch, caplog):
     load(kept, *options)
     caplog.clear()
 
-    def read_only(*_, **__):
-        raise OSError(30, "Read-only file system")
-
     monkeypatch.setattr(room, "locked", read_only)
     assert isinstance(load(kept, *options)["train"], Rows), (
         "prepared data is used although the folder cannot be written"
@@ -465,7 +522,10 @@ def test_a_process_holds_no_rows(tmp_path):
     assert later < 20
 
 
-def test_it_is_listed_and_deleted_and_runs_record_it(tmp_path):
+def test_it_is_listed_and_deleted_and_runs_record_it(tmp_path, monkeypatch, capsys):
+    """In this process; test_inputs runs the command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONVREC_R1_CACHE", str(tmp_path / "none"))
     files = write_files(tmp_path / "data")
     kept = tmp_path / "outputs" / "prepared"
     load(kept, "data=jsonl", f"data.path={files}")
@@ -473,13 +533,12 @@ def test_it_is_listed_and_deleted_and_runs_record_it(tmp_path):
     run = tmp_path / "outputs" / "main" / "run"
     run.mkdir(parents=True)
     write_json(run / "inputs.json", {"uses": [folder.name]})
-    listed = run_command("task=kept", cwd=tmp_path, CONVREC_R1_CACHE=str(tmp_path / "none"))
-    assert listed.returncode == 0, listed.stderr
-    rows = [line.split("│") for line in listed.stdout.splitlines() if "│" in line]
+    list_kept(make_config("task=kept"))
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     columns = "|".join("".join(cells) for cells in zip(*rows, strict=True))
     for said in (folder.name, "prepared", "60 conversations of jsonl", "main/run"):
         assert said.replace(" ", "") in columns.replace(" ", "")
-    assert run_command("task=kept", "kept.clear=[unused]", cwd=tmp_path).returncode == 0
+    list_kept(make_config("task=kept", "kept.clear=[unused]"))
     assert folder.exists()
-    assert run_command("task=kept", "kept.clear=[prepared]", cwd=tmp_path).returncode == 0
+    list_kept(make_config("task=kept", "kept.clear=[prepared]"))
     assert folders(kept) == []

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from data_files import DATA, real_data, write_rows
 from support import PATHS, assert_user_error, make_config, run_command, unresolved_config
+from test_prepared import write_files
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import read_json, read_jsonl
+from convrec_r1.base.files import read_json, read_jsonl, write_json
 from convrec_r1.config.checks import problems
 from convrec_r1.config.parts import evaluator, matching
 from convrec_r1.config.resolve import resolve
@@ -19,6 +20,9 @@ from convrec_r1.data.load import load_data
 from convrec_r1.evaluate.config import Missing
 from convrec_r1.evaluate.given import IDS, LISTS, Given, assign, read
 from convrec_r1.lists import Item, format
+from convrec_r1.run.folder import RunFolder
+from convrec_r1.tasks.kept import kept
+from convrec_r1.tasks.score import score
 
 SIZES = {"train": 60, "validation": 5, "test": 20}
 SMALL = (*(f"data.{split}_size={size}" for split, size in SIZES.items()), "n=5", "logger=none")
@@ -248,6 +252,26 @@ def test_lists_that_changed_are_scored_again(written, tmp_path):
         assert read_jsonl(tmp_path / "here" / "eval" / "test.jsonl")[0]["text"] == texts[0]
     assert read_json(tmp_path / "here" / "summary.json")["lists"]["missing"] == 19
     assert "counted as empty lists" in (tmp_path / "here" / "report.md").read_text()
+
+
+def test_prepared_data_that_a_score_uses_is_not_unused(tmp_path, monkeypatch):
+    """As for training. What an interrupted score has read does not bind the next one."""
+    monkeypatch.setattr("convrec_r1.data.prepared.LEAST", 0)
+    monkeypatch.setenv("CONVREC_R1_CACHE", str(tmp_path / "none"))
+    files, outputs = write_files(tmp_path / "data"), f"outputs={tmp_path / 'outputs'}"
+    lists = write_rows(tmp_path / "x.jsonl", {"id": "test0", "items": [["Heat", 1995]]})
+    cfg = make_config("task=score", f"lists={lists}", "data=jsonl", f"data.path={files}", "n=3", "logger=none", outputs)
+    folder = RunFolder(tmp_path / "outputs" / "main" / "run")
+    folder.path.mkdir(parents=True)
+    write_json(folder.inputs, {"data": {"test": "another"}, "uses": ["gone"]})
+    score(cfg, folder, lambda: pytest.fail("a score has no tracker"))
+    (prepared,) = (path for path in (tmp_path / "outputs" / "prepared").iterdir() if path.is_dir())
+    found = read_json(folder.inputs)
+    assert found["uses"] == [prepared.name]
+    assert {"train", "test", "catalog"} < found["data"].keys()
+    (kept_one,) = kept(make_config("task=kept", "kept.clear=[unused]", outputs))
+    assert (kept_one.folder.name, kept_one.users) == (prepared.name, ("main/run",))
+    assert prepared.exists()
 
 
 @pytest.mark.processes

@@ -94,7 +94,7 @@ def evaluator(cfg: Config, data: Dataset, popularity: Popularity | None = None) 
     """Build the evaluator of `data`. popularity: popularity in training. None: count it."""
     match = matching(cfg)
     if popularity is None:
-        popularity = Popularity.from_conversations(data["train"], data.catalog, match)
+        popularity = Popularity.in_training(data, match)
     return Evaluator(
         data.catalog,
         popularity,

@@ -171,6 +171,11 @@ class Rows(Sequence[Conversation]):
         """Return the same rows with other demonstrations, by id. A row without one there has none."""
         return self.changed(lambda c: replace(c, demonstration=lists.get(c.id)))._with(lists=lists)
 
+    @property
+    def whole(self) -> bool:
+        """Whether these are all rows of the file."""
+        return self._places is None
+
     def __len__(self) -> int:
         return self._length if self._places is None else len(self._places)
 

@@ -156,7 +156,7 @@ def _make(setup: Setup, cfg: TeacherConfig, teacher: Teacher, data: Dataset, mea
     made = demonstrations(found, data, setup.n, as_said=setup.distill.as_said)
     export.write_dataset(made, folder / "dataset")
     export.write_arrow(made, folder / "arrow", setup.data.instruction.format(n=setup.n))
-    popularity = Popularity.from_conversations(data["train"], data.catalog, setup.matching)
+    popularity = Popularity.in_training(data, setup.matching)
     evaluations = evaluate_stages(found, data, measure)
     for stage, evaluation in evaluations.items():
         evaluation.write_jsonl(folder / "held_out" / f"{stage}.jsonl")

@@ -120,7 +120,7 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
     conversations = asked_about(cfg, data)
     start = time.monotonic()
     raw = _ask_lists(interview, conversations, n, setup.data.instruction)
-    popularity = Popularity.from_conversations(data["train"], data.catalog, setup.matching)
+    popularity = Popularity.in_training(data, setup.matching)
     matches = Matcher(items, popularity.counts, setup.matching, cfg.match.fuzzy).match(raw.items)
     found = Stage1(conversations, len(data["train"]), raw, matches)
     found.seconds["teacher"] = time.monotonic() - start

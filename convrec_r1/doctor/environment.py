@@ -14,7 +14,7 @@ from packaging.version import Version
 from convrec_r1.config.schema import Config
 from convrec_r1.doctor.findings import Finding, Level
 from convrec_r1.modules.fit import device_for
-from convrec_r1.modules.measure import size
+from convrec_r1.modules.memory import size
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.wheel import cache_folder
 from convrec_r1.rollout.config import VLLMOptions, choose_engine
@@ -96,9 +96,9 @@ def writable(cfg: Config) -> list[Finding]:
 
 
 def disk(outputs: Path, needed: int) -> Finding:
-    """Compare free disk space with the bytes of the checkpoints."""
+    """Compare free disk space with the bytes of the checkpoints and of what else lies in the run's folder."""
     free = shutil.disk_usage(existing(outputs)).free
-    text = f"{size(free)} free for {outputs}; checkpoints take up to {size(needed)}"
+    text = f"{size(free)} free for {outputs}; the run takes up to {size(needed)}"
     if free < needed:
         advice = "Free some, choose another folder (outputs=DIR), or lower trainer.keep_checkpoints."
         return Finding("disk", text, Level.FAIL, advice)

@@ -10,7 +10,8 @@ from convrec_r1.config.parts import base_policy
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.doctor.findings import Finding, Level
-from convrec_r1.modules.measure import free_memory, size
+from convrec_r1.doctor.plan import optimizers
+from convrec_r1.modules.memory import free_memory, optimizer_bytes, size
 from convrec_r1.policy import Policy
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.load import prepare_for_training
@@ -62,10 +63,11 @@ def _random(cfg: Config, path: Path | str, device: torch.device) -> tuple[list[F
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, **made)
     weights = sum(p.numel() * p.element_size() for p in empty.parameters())
-    needed, free = weights if cfg.model.lora.enabled else 4 * weights, free_memory(device)
+    moments = max(optimizer_bytes(empty.parameters(), choice) for choice in optimizers(cfg))
+    needed, free = weights if cfg.model.lora.enabled else 2 * weights + moments, free_memory(device)
     if needed > free and cfg.trainer.strategy != "fsdp":
         advice = "model.lora.enabled=true, trainer=fsdp over more GPUs, or a smaller model."
-        text = f"weights, gradients and AdamW take {size(needed)}; {size(free)} free"
+        text = f"weights, gradients and the optimizer take {size(needed)}; {size(free)} free"
         return [Finding("memory", text, Level.FAIL, advice)], None
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         lm = AutoModelForCausalLM.from_config(config, **made)

@@ -5,7 +5,8 @@ import math
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import shown
-from convrec_r1.modules.measure import Plan
+from convrec_r1.modules.config import Optimizer
+from convrec_r1.modules.forecast import Plan
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.config import VLLMOptions, choose_engine
@@ -54,4 +55,14 @@ def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder, *, packs: bool =
         updates=updates,
         evaluated=math.ceil(evaluated / world),
         sharing=sharing,
+        group=cfg.algo.group_size if rl else 1,
+        rounds=cfg.algo.dynamic_sampling if rl else 0,
     )
+
+
+def optimizers(cfg: Config) -> list[Optimizer]:
+    """Return the optimizers of the run's trainings, that of the last one first."""
+    rl = cfg.algo.stage is Stage.rl
+    if rl and cfg.warm_start == "sft":
+        return [cfg.rl.optimizer, cfg.sft.optimizer]
+    return [(cfg.rl if rl else cfg.sft).optimizer]

@@ -18,10 +18,15 @@ from convrec_r1.data import SPLITS, Dataset
 from convrec_r1.doctor import environment
 from convrec_r1.doctor.findings import Finding, Level
 from convrec_r1.doctor.model import build
-from convrec_r1.doctor.plan import plan_of
+from convrec_r1.doctor.plan import optimizers, plan_of
+from convrec_r1.modules.config import Optimizer
 from convrec_r1.modules.fit import device_for
-from convrec_r1.modules.measure import Plan, StepCost, duration, forecast, measure, size, too_long
+from convrec_r1.modules.forecast import Plan, StepCost, duration, forecast, more_of, replacements, too_long
+from convrec_r1.modules.measure import measure
+from convrec_r1.modules.memory import keeps_reference_in_file, optimizer_bytes, reference_bytes, size
+from convrec_r1.modules.step import optimizer_maker
 from convrec_r1.policy import Policy
+from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.base import make_engine
 from convrec_r1.rollout.hf import HFEngine
 
@@ -30,11 +35,12 @@ _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
 @dataclass(frozen=True)
 class Forecast:
-    """The measured step, and seconds of the run by phase."""
+    """The measured step, seconds of the run by phase, and seconds that replacing groups takes at most."""
 
     plan: Plan
     cost: StepCost
     seconds: dict[str, float]
+    more: float = 0.0
 
 
 def doctor(cfg: Config) -> None:
@@ -64,7 +70,7 @@ def examine(cfg: Config, *, budget: float = 60) -> tuple[list[Finding], Forecast
     findings += seen
     if policy is None:
         return findings, None
-    findings.append(environment.disk(Path(run.outputs), checkpoint_bytes(run, policy)))
+    findings.append(environment.disk(Path(run.outputs), disk_bytes(run, policy)))
     try:
         found = look_ahead(run, policy, data, budget)
     except torch.OutOfMemoryError:
@@ -93,12 +99,42 @@ def look_ahead(run: Config, policy: Policy, data: Dataset, budget: float) -> For
         engine = make_engine(run.rollout, policy, max_length=run.model.max_length)
     on_gpu = policy.device.type == "cuda"
     bf16 = (run.trainer.precision or ("bf16" if on_gpu else "32")).startswith("bf16")
-    reference = bool(plan.rl_steps and run.algo.beta) and not run.model.lora.enabled
+    choice = measurable(run, policy.device)
     try:
-        cost = measure(policy, engine, plan, bf16=bf16, reference=reference, budget=budget / 2)
+        cost = measure(
+            policy, engine, plan, bf16=bf16, optimizer=choice, beside=beside(run, policy, choice), budget=budget / 2
+        )
     finally:
         engine.close()
-    return Forecast(plan, cost, forecast(cost, plan))
+    return Forecast(plan, cost, forecast(cost, plan), replacements(cost, plan))
+
+
+def measurable(run: Config, device: torch.device) -> Optimizer:
+    """Return the optimizer of the run's last training, or AdamW where that is not available here."""
+    try:
+        optimizer_maker(optimizers(run)[0], device)
+    except UserError:  # a finding about the config says so
+        return Optimizer.adamw
+    return optimizers(run)[0]
+
+
+def beside(run: Config, policy: Policy, measured: Optimizer) -> int:
+    """Return the bytes that the run holds in memory beside the weights, gradients and moments that are measured.
+
+    RL holds its own moments and the reference, the warm start before it the moments of its optimizer.
+    """
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    last, *before = (optimizer_bytes(trained, choice) for choice in optimizers(run))
+    reference = 0 if keeps_reference_in_file(policy.device) else reference_of(run, policy)
+    return max([last + reference, *before]) - optimizer_bytes(trained, measured)
+
+
+def reference_of(run: Config, policy: Policy) -> int:
+    """Return the bytes of the run's frozen reference, in memory or in a file."""
+    if run.algo.stage is not Stage.rl or not run.algo.beta:
+        return 0
+    name = run.model.reference_dtype
+    return reference_bytes(policy, getattr(torch, name) if name else None)
 
 
 def memory(run: Config, found: Forecast) -> list[Finding]:
@@ -122,11 +158,16 @@ def memory(run: Config, found: Forecast) -> list[Finding]:
     return [Finding(check, text, Level.WARN if sharded or enough else Level.FAIL, advice)]
 
 
-def checkpoint_bytes(run: Config, policy: Policy) -> int:
-    """Return the most bytes that checkpoints take: trainer state and policy each, and three policies beside them."""
+def disk_bytes(run: Config, policy: Policy) -> int:
+    """Return the most bytes that a run takes on the disk.
+
+    Checkpoints hold trainer state and policy each, and three policies lie beside them. On a CPU so does the reference.
+    """
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
-    moments = sum(2 * p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-    return (run.trainer.keep_checkpoints + 1) * (2 * weights + moments) + 3 * weights
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    moments = max(optimizer_bytes(trained, choice) for choice in optimizers(run))
+    reference = reference_of(run, policy) if keeps_reference_in_file(policy.device) else 0
+    return (run.trainer.keep_checkpoints + 1) * (2 * weights + moments) + 3 * weights + reference
 
 
 def show(findings: Sequence[Finding], found: Forecast | None) -> None:
@@ -139,7 +180,7 @@ def show(findings: Sequence[Finding], found: Forecast | None) -> None:
     if found is None:
         console.print("No forecast: it needs a valid config, data and a model.", highlight=False)
         return
-    plan, cost, seconds = found.plan, found.cost, found.seconds
+    plan, cost, seconds, more = found.plan, found.cost, found.seconds, found.more
     step = (seconds["sampling"] + seconds["training"]) / max(1, plan.rl_steps)
     for line in (
         f"Measured: {cost.rows} of {plan.micro_batch} lists, {cost.tokens:,} of {plan.tokens(plan.micro_batch):,} tokens in a "
@@ -147,6 +188,7 @@ def show(findings: Sequence[Finding], found: Forecast | None) -> None:
         f"Forecast for prompts of {plan.mean_prompt} and completions of {plan.mean_completion} tokens, the means of the data:",
         *(f"  {name}: {duration(value)}" for name, value in seconds.items() if value),
         *([f"  an RL step: {duration(step)}"] if plan.rl_steps else []),
-        too_long(seconds, on_gpu=cost.on_gpu) or f"The whole run: {duration(sum(seconds.values()))}.",
+        too_long(seconds, more, on_gpu=cost.on_gpu)
+        or f"The whole run: {duration(sum(seconds.values()))}. {more_of(more)}".rstrip(),
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,18 +1,27 @@
 """Popularity of items in training: a ranking of the catalog, and its head, middle and tail."""
 
+import contextlib
 from collections.abc import Iterable
+from dataclasses import is_dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
+from convrec_r1.base.digest import of_code, of_value
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import replacing
+from convrec_r1.base.plugins import TARGET, source_digests
 from convrec_r1.data.catalog import Catalog
-from convrec_r1.data.schema import Conversation
+from convrec_r1.data.schema import Conversation, Dataset
 from convrec_r1.data.stored import Rows
 from convrec_r1.lists import Item
 from convrec_r1.matching import Folded, Matching
 
 SEGMENTS = ("head", "mid", "tail")
 _FOLDED = Folded()
+_CODE = ("evaluate/popularity", "data/catalog", "lists", "matching")
+"""Code that decides the counts."""
 
 
 class Popularity:
@@ -33,6 +42,7 @@ class Popularity:
 
     def __init__(self, items: Iterable[Item], counts: Iterable[int], match: Matching = _FOLDED) -> None:
         self.match = match
+        self._catalog = items if isinstance(items, Catalog) else None
         self.items = [Item(*item) for item in items]
         self.counts = np.fromiter(counts, dtype=np.int64)
         if len(self.counts) != len(self.items):
@@ -47,8 +57,21 @@ class Popularity:
         self.segments = np.empty(len(self.items), dtype=np.int64)
         # Integer arithmetic: rounding cannot move an item across a boundary.
         self.segments[self._order] = (3 * before >= self.total).astype(np.int64) + (3 * before >= 2 * self.total)
-        self._lookup = ItemIndex(self.items, match)
-        self._titles = [match.key(item.title) for item in self.items]
+
+    @classmethod
+    def in_training(cls, data: Dataset, match: Matching = _FOLDED) -> "Popularity":
+        """Count the ground truths of a dataset's training split, once for prepared data: the counts are stored beside it."""
+        file = _place(data, match)
+        if file is None:
+            return cls.from_conversations(data["train"], data.catalog, match)
+        with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged
+            counts = np.load(file, allow_pickle=False)
+            if counts.shape == (len(data.catalog),) and counts.dtype == np.int64:
+                return cls(data.catalog, counts, match)
+        found = cls.from_conversations(data["train"], data.catalog, match)
+        with contextlib.suppress(OSError), replacing(file) as scratch, scratch.open("wb") as opened:
+            np.save(opened, found.counts)
+        return found
 
     @classmethod
     def from_conversations(
@@ -59,18 +82,25 @@ class Popularity:
         Conversations of other splits are skipped, which prevents leaks of the test split. Ground truths outside the catalog
         are not counted, and an item counts once a conversation.
         """
-        items = list(catalog)
-        index = ItemIndex(items, match)
+        index = ItemIndex(catalog, match)
         if isinstance(conversations, Rows):
-            return cls(items, _counts_of(conversations, index, len(items)), match)
-        counts = np.zeros(len(items), dtype=np.int64)
+            return cls(catalog, _counts_of(conversations, index, len(catalog)), match)
+        counts = np.zeros(len(catalog), dtype=np.int64)
         for conversation in conversations:
             if conversation.split != "train":
                 continue
             for at in {index.find(item) for item in conversation.ground_truth}:
                 if at is not None:
                     counts[at] += 1
-        return cls(items, counts, match)
+        return cls(catalog, counts, match)
+
+    @cached_property
+    def _lookup(self) -> "ItemIndex":
+        return ItemIndex(self.items if self._catalog is None else self._catalog, self.match)
+
+    @cached_property
+    def _titles(self) -> list[str]:
+        return [self.match.key(item.title) for item in self.items]
 
     def index(self, item: Item) -> int | None:
         """Return the index of the item in the catalog, or None (see ItemIndex)."""
@@ -107,6 +137,19 @@ class Popularity:
         return chosen
 
 
+def _place(data: Dataset, match: Matching) -> Path | None:
+    """Return the file for the counts of prepared data. None: not prepared, or not all that counts depend on is known."""
+    train, known = data["train"], data.digests
+    if data.folder is None or not isinstance(train, Rows) or not is_dataclass(match):
+        return None
+    if not train.whole or not {"catalog", "train"} <= known.keys():
+        return None
+    rule = type(match)
+    sources = source_digests({TARGET: f"{rule.__module__}.{rule.__qualname__}"})
+    key = of_value([known["catalog"], known["train"], repr(match), sources, of_code(*_CODE)])
+    return data.folder / f"popularity-{key}.npy"
+
+
 def _counts_of(rows: Rows, index: "ItemIndex", size: int) -> np.ndarray:
     """Return the interactions of each item in a split of prepared data, from a column of it."""
     if rows.split != "train":
@@ -129,8 +172,8 @@ class ItemIndex:
     """
 
     def __init__(self, items: Iterable[Item], match: Matching = _FOLDED) -> None:
-        items = list(items)
-        self._catalog, self._match = Catalog(items), match
+        items = items if isinstance(items, Catalog) else list(items)
+        self._catalog, self._match = items if isinstance(items, Catalog) else Catalog(items), match
         self._places: dict[Item, int] = {}
         for at, item in enumerate(items):
             self._places.setdefault(Item(*item), at)

@@ -14,7 +14,7 @@ from convrec_r1.policy.policy import Policy
 from convrec_r1.rollout.lines import LineCounters
 from convrec_r1.rollout.sampler import SeededSampler
 
-_PREFILL_TOKENS = 8192
+PREFILL_TOKENS = 8192
 """Tokens of prompts in one forward pass, at least one prompt: its activations are larger than its keys and values."""
 _SHORT = (torch.bfloat16, torch.float16)
 _COLUMNS = 64
@@ -326,7 +326,7 @@ def prefill(policy: Policy, cache: Cache, prompts: Sequence[Sequence[int]]) -> T
     first = 0
     while first < len(prompts):
         end, tokens = first + 1, len(prompts[first])
-        while end < len(prompts) and tokens + len(prompts[end]) <= _PREFILL_TOKENS:
+        while end < len(prompts) and tokens + len(prompts[end]) <= PREFILL_TOKENS:
             tokens += len(prompts[end])
             end += 1
         part = prompts[first:end]

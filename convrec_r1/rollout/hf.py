@@ -1,8 +1,9 @@
 """Rollouts on the trainer's own weights: each prompt is read once and decoded into its G lists."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from convrec_r1.policy.batch import pad_rows
 from convrec_r1.policy.policy import Policy
 from convrec_r1.policy.weights import whole_weights
 from convrec_r1.rollout.base import Completion, Sampling
-from convrec_r1.rollout.decoding import Decoded, bytes_of_a_token, decode
+from convrec_r1.rollout.decoding import PREFILL_TOKENS, Decoded, bytes_of_a_token, decode
 from convrec_r1.rollout.lines import LineCounters
 from convrec_r1.rollout.sampler import SeededSampler
 
@@ -33,6 +34,19 @@ Row = tuple[int, int]
 """Index of the prompt, and of the completion in its group."""
 
 
+class BatchSize(NamedTuple):
+    """What decides the memory of a batch."""
+
+    rows: int
+    """Completions."""
+    prompts: int
+    """Prompts that are read and kept: one for each completion where the model cannot share them."""
+    prefill: int
+    """Tokens in the largest forward pass over prompts."""
+    token_bytes: int | None
+    """Of a token's keys and values. None: not known, because transformers keeps them."""
+
+
 class HFEngine:
     """Samples from the policy object itself: it has no weights of its own, and `sync` copies nothing."""
 
@@ -42,7 +56,6 @@ class HFEngine:
         """batch_size: sequences that are generated at a time. Groups stay together unless they are larger."""
         self.policy = policy
         self.batch_size = batch_size
-        self._said = False
         self._checked: PreTrainedModel | None = None
         self._bytes: int | None = None
         """Of a token's keys and values. None: the checked model takes no layouts."""
@@ -67,6 +80,19 @@ class HFEngine:
     def close(self) -> None:
         pass
 
+    @property
+    def shares(self) -> bool:
+        """Whether prompts are read once for all their completions. Known after the first `generate`."""
+        return self._bytes is not None
+
+    def largest_batch(self, prompts: int, length: int, sampling: Sampling) -> BatchSize:
+        """Return the size of the largest batch of so many prompts of `length` tokens. Known after the first `generate`."""
+        part = max(self._batches([length] * prompts, sampling), key=len)
+        if self._bytes is None:
+            return BatchSize(len(part), len(part), len(part) * length, None)
+        chosen = len({p for p, _ in part})
+        return BatchSize(len(part), chosen, min(chosen, max(1, PREFILL_TOKENS // length)) * length, self._bytes)
+
     def _check(self) -> None:
         """Find out whether the model can be decoded with shared prompts. Once for each model, with its real weights."""
         lm = self.policy.causal_lm
@@ -79,16 +105,7 @@ class HFEngine:
             except (Unsupported, TypeError, ValueError, AttributeError) as error:
                 _log.debug("%s takes no layouts: %s", type(lm).__name__, error)
         if self._bytes is None:
-            self._say(type(lm).__name__)
-
-    def _say(self, model: str) -> None:
-        if not self._said:
-            _log.warning(
-                "rollout=hf: %s has attention of its own kind, so prompts are not shared among their lists, and transformers' "
-                "generate samples. It is slower; the results are the same.",
-                model,
-            )
-        self._said = True
+            _say_once(type(lm).__name__)
 
     def _batches(self, lengths: Sequence[int], sampling: Sampling) -> Iterator[list[Row]]:
         """Yield the rows of each batch. Prompts of similar length share a batch: less padding."""
@@ -127,7 +144,7 @@ class HFEngine:
                     self.policy, texts, owners, sampler(), sampling.max_tokens, sampling.max_lines, on_progress
                 )
             except Unsupported:  # before the first token: prompt and completion may be longer than a sliding window
-                self._say(f"{type(self.policy.causal_lm).__name__} at this length")
+                _say_once(f"{type(self.policy.causal_lm).__name__} at this length")
         if decoded is None:
             decoded = _generate(self.policy, [texts[p] for p in owners], sampler(), sampling)
             if on_progress:
@@ -138,6 +155,15 @@ class HFEngine:
                 decoded.ids, decoded.logprobs, decoded.lengths.tolist(), decoded.ended.tolist(), strict=True
             )
         ]
+
+
+@functools.cache  # a run has several engines
+def _say_once(model: str) -> None:
+    _log.warning(
+        "rollout=hf: %s has attention of its own kind, so prompts are not shared among their lists, and transformers' generate "
+        "samples. It is slower; the results are the same.",
+        model,
+    )
 
 
 def _generate(policy: Policy, prompts: Sequence[Sequence[int]], sampler: SeededSampler, sampling: Sampling) -> Decoded:

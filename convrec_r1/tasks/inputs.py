@@ -18,9 +18,6 @@ from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.data.config import DEMONSTRATIONS as BY_NAME
 from convrec_r1.data.load import DEMONSTRATIONS, digests, files_of, make_adapter
-from convrec_r1.distill.demonstrations import read_besides
-from convrec_r1.distill.pipeline import Setup
-from convrec_r1.policy.load import started_from
 from convrec_r1.run.checkpoints import policy_path
 from convrec_r1.run.folder import RunFolder
 
@@ -37,9 +34,7 @@ def begin(cfg: Config, folder: RunFolder, data: Dataset) -> None:
     Raises:
         UserError: the data, the policy or the code differ from those that the run began with.
     """
-    uses = [data.folder.name] if data.folder else []  # prepared data
-    now = {"data": digests(data), "files": _stamps(cfg), **_besides(cfg), "code": _code(), "uses": uses}
-    before = _recorded(folder)
+    now, before = _read_now(cfg, data), _recorded(folder)
     if before is None:
         write_json(folder.inputs, now)
         return
@@ -50,7 +45,15 @@ def begin(cfg: Config, folder: RunFolder, data: Dataset) -> None:
         now["earlier_code"] = [*before.get("earlier_code", []), before.get("code")]
     if changed:
         raise _refusal(folder, "began with", changed)
-    write_json(folder.inputs, {**now, "uses": list(dict.fromkeys([*before.get("uses", []), *uses]))})
+    write_json(folder.inputs, {**now, "uses": list(dict.fromkeys([*before.get("uses", []), *now["uses"]]))})
+
+
+def record(cfg: Config, folder: RunFolder, data: Dataset) -> None:
+    """Record the inputs of a run that always starts over (task=score). Those of an interrupted one do not count.
+
+    data: the dataset as it was loaded.
+    """
+    write_json(folder.inputs, _read_now(cfg, data))
 
 
 def check_complete(cfg: Config, folder: RunFolder) -> None:
@@ -82,19 +85,30 @@ def use(folder: RunFolder, kept: Path) -> None:
         write_json(folder.inputs, found | {"uses": [*found.get("uses", []), kept.name]})
 
 
+def _read_now(cfg: Config, data: Dataset) -> dict[str, Any]:
+    uses = [data.folder.name] if data.folder else []  # prepared data
+    return {"data": digests(data), "files": _stamps(cfg), **_besides(cfg), "code": _code(), "uses": uses}
+
+
 def _besides(cfg: Config) -> dict[str, Any]:
     """Return digests of all inputs besides the dataset and the code, by name."""
+    # What models and Stage 1 need takes seconds to import, and task=score has neither.
     task, demonstrations = cfg.task.name, cfg.data.demonstrations
     found: dict[str, Any] = {}
     if task == "eval" and cfg.checkpoint:
         found["checkpoint"] = of_model(str(policy_path(cfg.checkpoint)), cfg.model.revision)
     if task == "train":
+        from convrec_r1.policy.load import started_from
+
         found["model"] = started_from(cfg.model)
         if cfg.warm_start not in (None, "sft"):
             found["warm_start"] = of_files(follow(Path(cfg.warm_start).expanduser()))
         if demonstrations not in BY_NAME:
             found["data.demonstrations"] = of_files(follow(Path(demonstrations).expanduser() / "dataset"))
     if task == "distill" or (task == "train" and demonstrations == "distilled"):
+        from convrec_r1.distill.demonstrations import read_besides
+        from convrec_r1.distill.pipeline import Setup
+
         found |= read_besides(Setup(cfg.distill, cfg.embedder, cfg.data, cfg.match, cfg.n))
     return found
 

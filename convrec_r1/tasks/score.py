@@ -11,6 +11,7 @@ from convrec_r1.evaluate.config import system_name
 from convrec_r1.evaluate.given import assign, read
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.run.folder import RunFolder
+from convrec_r1.tasks import inputs
 from convrec_r1.tasks.systems import evaluate_baselines, report_on
 
 if TYPE_CHECKING:  # it imports Lightning, which takes seconds
@@ -24,6 +25,7 @@ def score(cfg: Config, folder: RunFolder, _: Callable[[], "Tracker"]) -> dict[st
     split, path = cfg.eval.split, Path(str(cfg.lists)).expanduser()
     given = read(path)
     data = dataset(cfg, need=[split])
+    inputs.record(cfg, folder, data)
     judged = evaluator(cfg, data)
     assigned = assign(given, data[split], cfg.score.missing, f"{path} on the {split} split of {cfg.data.name}")
     for note in assigned.notes:

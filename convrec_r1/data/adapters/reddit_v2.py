@@ -11,7 +11,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,6 @@ from convrec_r1.matching import Matching
 _log = logging.getLogger(__name__)
 ARROW: dict[Split, tuple[str, ...]] = {split: (f"{split}/state.json",) for split in SPLITS}
 """A file of each arrow folder."""
-_item = lru_cache(2**16)(lists.parse_line)
-"""The item of a line: demonstrations name the same items again and again, and reading one takes longest of all."""
 _LARGE = 50_000
 """Rows of a folder whose reading shows its progress."""
 
@@ -147,4 +144,4 @@ def _demonstration(row: Row) -> tuple[Item, ...] | None:
     if not row.array("completion", "a list of {role, content}", []):
         return None
     text = read_messages(row, "completion")[-1].content
-    return tuple(item for line in lists.lines(text) if (item := _item(line)) is not None) or None
+    return tuple(item for line in lists.lines(text) if (item := lists.parse_line(line)) is not None) or None
