@@ -3,7 +3,8 @@
 outputs/prepared/<key>/ holds the conversations as a run trains and evaluates on them (data/stored.py), the catalog, and
 prepared.json with what else reading the files gave: digests, and the notes that were logged. The key covers the contents of the
 files, the options that decide what is read, the matching rule, and the code that reads. prepared.json is written last: a folder
-without it is not complete, and is made again.
+without it is not complete, and is made again. evaluate/popularity.py adds popularity-<key>.npy: the counts of the training
+split.
 """
 
 import contextlib
