@@ -23,7 +23,7 @@ def start_and_die(ports: str) -> None:
         import ray
 
         folder = Path(ray._private.worker._global_node.get_temp_dir_path())
-        assert ray.get(ray.remote(num_cpus=1)(os.getpid).remote()) != os.getpid()
+        assert ray.get(ray.remote(num_cpus=1)(lambda: os.getpid()).remote()) != os.getpid()
         Path(ports).write_text("\n".join([str(folder), *listening(folder)]))
         os.kill(os.getpid(), signal.SIGKILL)
 

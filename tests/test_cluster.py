@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support import (
+    PATHS,
     SMALL_MODEL,
     SMOKE,
     assert_user_error,
@@ -44,6 +45,8 @@ def address():
     """A Ray of two nodes with a CPU each."""
     from ray.cluster_utils import Cluster
 
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", PATHS["PYTHONPATH"])  # of the nodes
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # the paths of sockets must be short
         store = 100 * 2**20
         cluster = Cluster(head_node_args={"num_cpus": 1, "object_store_memory": store, "include_dashboard": False,
@@ -53,6 +56,7 @@ def address():
             yield cluster.address
         finally:
             cluster.shutdown()
+            patch.undo()
 
 
 def joined(address: str, **options) -> ClusterConfig:
@@ -210,6 +214,7 @@ def test_a_ray_ends_with_the_process_that_started_it(tmp_path):
     """Killed with -9. Everything of it listens on the loopback interface."""
     command = start_job("cluster_worker:start_and_die", str(tmp_path / "ports"), cwd=tmp_path)
     assert command.wait(120) != 0
+    assert (tmp_path / "ports").exists(), command.said
     folder, *addresses = (tmp_path / "ports").read_text().split("\n")
     assert addresses
     assert all(hexadecimal in ("0100007F", "0000000000000000FFFF00000100007F") for hexadecimal in addresses), addresses

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.errors import UserError
@@ -179,6 +180,9 @@ def _start(cfg: ClusterConfig, made: _Started) -> None:
     folder = made.folder = os.path.realpath(tempfile.mkdtemp(prefix="convrec-ray-", dir=_short_folder()))
     command = [sys.executable, "-I", reaper.__file__, str(os.getpid()), folder]
     made.reaper = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    # Processes of Ray import this package from where this process has it, not from where another copy is installed.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    _set(made, {"PYTHONPATH": path})
     # A token of its own: other users of this machine cannot run code in it, and Ray writes none into the home folder.
     _set(made, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     on_loopback = cfg.host == LOOPBACK

@@ -33,10 +33,12 @@ def report(nodes: Sequence[str]) -> list[Any]:
     def ask() -> dict[str, str]:
         try:
             from convrec_r1.cluster.versions import versions
-        except ImportError:
+        except ImportError:  # an old version of it, or none
+            import importlib.util
             import platform
 
-            return {"Python": platform.python_version()}
+            old = {"code of convrec-r1": "old"} if importlib.util.find_spec("convrec_r1") else {}
+            return {"Python": platform.python_version(), **old}
         return versions()
 
     task = ray.remote(num_cpus=0, max_retries=0)(ask)
