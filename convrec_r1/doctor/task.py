@@ -27,7 +27,7 @@ from convrec_r1.modules.memory import keeps_reference_in_file, optimizer_bytes, 
 from convrec_r1.modules.step import optimizer_maker
 from convrec_r1.policy import Policy
 from convrec_r1.rl.config import Stage
-from convrec_r1.rollout.base import make_engine
+from convrec_r1.rollout.engines import run_engine
 from convrec_r1.rollout.hf import HFEngine
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
@@ -96,7 +96,7 @@ def look_ahead(run: Config, policy: Policy, data: Dataset, budget: float) -> For
     if getattr(run.rollout, "servers", None):  # a run may be using them
         engine = HFEngine(policy, batch_size=plan.engine_batch)
     else:
-        engine = make_engine(run.rollout, policy, max_length=run.model.max_length)
+        engine = run_engine(run.rollout, policy, max_length=run.model.max_length, cluster=run.cluster)
     on_gpu = policy.device.type == "cuda"
     bf16 = (run.trainer.precision or ("bf16" if on_gpu else "32")).startswith("bf16")
     choice = measurable(run, policy.device)
