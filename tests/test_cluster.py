@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,8 +15,10 @@ from support import (
     PATHS,
     SMALL_MODEL,
     SMOKE,
+    assert_done,
     assert_user_error,
     run_command,
+    run_group,
     run_job,
     start_command,
     start_job,
@@ -186,7 +187,8 @@ def test_what_is_printed_and_signals_arrive():
 
 # -- commands --------------------------------------------------------------------------------------------------------------
 
-JOB = (*SMOKE, "hydra.run.dir=run", "rl.steps=8", "sft.steps=4", "eval.baselines=[]", "eval.every=0",
+STEPS = 30
+JOB = (*SMOKE, "hydra.run.dir=run", f"rl.steps={STEPS}", "sft.steps=4", "eval.baselines=[]", "eval.every=0",
        "trainer.checkpoint_every=2", "trainer=ddp", "trainer.accelerator=cpu", *SMALL_MODEL)  # fmt: skip
 
 
@@ -227,8 +229,8 @@ def test_a_ray_ends_with_the_process_that_started_it(tmp_path):
     assert not users(folder)
 
 
-def weights(folder: Path) -> dict:
-    return load_file(folder / "run" / "checkpoints" / "last" / "policy" / "model.safetensors")
+def weights(folder: Path, step: str = "last") -> dict:
+    return load_file(folder / "run" / "checkpoints" / step / "policy" / "model.safetensors")
 
 
 def trained(folder: Path) -> int:
@@ -238,34 +240,78 @@ def trained(folder: Path) -> int:
 def training_processes() -> list[int]:
     """Processes of Ray Train, by their names."""
     listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if re.search(r"ray::RayTrainWorker", line)]
+    return [int(line.split()[0]) for line in listed.splitlines() if "ray::RayTrainWorker" in line]
 
 
-def test_training_on_two_nodes_stopped_killed_and_resumed_ends_as_without_ray(address, tmp_path):
-    """SIGTERM is saved, and the next command resumes; there a process is killed with -9, and the group restarts."""
-    alone, ours = tmp_path / "alone", tmp_path / "ours"
-    for folder in (alone, ours):
-        folder.mkdir()
-    done = run_command(*JOB, "trainer.devices=2", cwd=alone)
-    assert done.returncode == 0, done.stdout + done.stderr
-    on_ray = (*JOB, "trainer.devices=1", "trainer.nodes=2", "cluster=ray", f"cluster.address={address}")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """Where two processes without Ray have ended, with a checkpoint of each step."""
+    folder = tmp_path_factory.mktemp("alone")
+    every_step = ("trainer.checkpoint_every=1", "trainer.keep_checkpoints=99")
+    assert_done(run_group(*JOB, "trainer.devices=2", *every_step, cwd=folder, world=2))
+    return folder
 
-    command = start_command(*on_ray, cwd=ours)
-    command.until(lambda: trained(ours) >= 1)
+
+def on_ray(address: str) -> tuple[str, ...]:
+    return (*JOB, "trainer.devices=1", "trainer.nodes=2", "cluster=ray", f"cluster.address={address}")
+
+
+def test_training_on_two_nodes_is_that_of_two_processes(address, alone, tmp_path):
+    """One of them is killed with -9 on the way, and restarts; SIGTERM saves."""
+    command = start_command(*on_ray(address), cwd=tmp_path)
+    command.until(lambda: trained(tmp_path) >= 3)
+    os.kill(training_processes()[-1], signal.SIGKILL)
+    log = tmp_path / "run" / "run.log"
+    command.until(lambda: "Restart 1 of the training processes" in log.read_text() and trained(tmp_path) >= 5)
     command.send_signal(signal.SIGTERM)
     assert command.wait(120) == 128 + signal.SIGTERM, command.said
+    assert "They restart (1 of 3)." in command.stdout
     assert "SIGTERM: saved at step" in command.stderr
     assert "Traceback" not in command.said
-    stopped = trained(ours)
-    assert stopped < 8
-    assert int((ours / "run" / "checkpoints" / "last").resolve().name) == stopped
+    step = (tmp_path / "run" / "checkpoints" / "last").resolve().name
+    assert 5 <= int(step) < STEPS
+    assert distance(weights(alone, step), weights(tmp_path)) < 1e-6
+    assert not training_processes()
+    assert not (tmp_path / "run" / ".ray_train").exists()
 
-    command = start_command(*on_ray, cwd=ours)
-    command.until(lambda: trained(ours) > stopped)
+
+@pytest.mark.slow("three starts of Ray Train")
+def test_a_command_that_is_killed_resumes(address, alone, tmp_path):
+    """After SIGTERM, and after the command itself was killed with -9, when its processes end, too."""
+    command = start_command(*on_ray(address), cwd=tmp_path)
+    command.until(lambda: trained(tmp_path) >= 3)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(120) == 128 + signal.SIGTERM, command.said
+    command = start_command(*on_ray(address), cwd=tmp_path)
+    command.until(lambda: trained(tmp_path) >= 10)
+    command.end()
+    end = time.monotonic() + 60
+    while training_processes() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not training_processes()
+    done = run_command(*on_ray(address), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert trained(tmp_path) == STEPS
+    assert distance(weights(alone), weights(tmp_path)) < 1e-6
+
+
+@pytest.mark.slow("two starts of Ray Train")
+def test_shards_on_ray_learn_what_shards_without_it_do(address, tmp_path):
+    folders = without, ours = tmp_path / "without", tmp_path / "ours"
+    for folder in folders:
+        folder.mkdir()
+    shards = (
+        *JOB,
+        "warm_start=null",
+        "trainer.strategy=fsdp",
+        "rl.steps=6",
+        "+callbacks.shards._target_=cluster_worker.Shards",
+    )
+    assert_done(run_job("cluster_worker:sharded", *shards, "trainer.devices=2", cwd=without, world=2))
+    there = ("trainer.devices=1", "trainer.nodes=2", "cluster=ray", f"cluster.address={address}")
+    command = start_job("cluster_worker:sharded", *shards, *there, cwd=ours)
+    command.until(lambda: trained(ours) >= 3)
     os.kill(training_processes()[-1], signal.SIGKILL)
     assert command.wait(240) == 0, command.said
     assert "They restart (1 of 3)." in command.stdout
-    assert "Restart 1 of the training processes" in (ours / "run" / "run.log").read_text()
-    assert not training_processes()
-    assert not (ours / "run" / ".ray_train").exists()
-    assert distance(weights(alone), weights(ours)) < 1e-6
+    assert distance(weights(without), weights(ours)) < 1e-6
