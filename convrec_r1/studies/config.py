@@ -15,3 +15,21 @@ class CompareConfig:
     """Metric of curves, figures and tests. null: `eval.metric` of the runs."""
     examples: int = option(6, least=0)
     """Number of conversations shown with the lists of all systems."""
+
+
+@dataclass
+class RayLauncherConfig:
+    """hydra/launcher=ray: the runs of a sweep side by side, on this machine or on the nodes of a Ray cluster."""
+
+    _target_: str = "hydra_plugins.convrec_r1.RayLauncher"
+    address: str | None = None
+    """`auto` or HOST:PORT: join that cluster. null: start Ray on this machine, for the time of the sweep."""
+    num_cpus: float = option(1, least=0)
+    """CPUs that a run takes, and its number of threads. As many runs go side by side as there is room for."""
+    num_gpus: float | None = option(None, least=0)
+    """GPUs that a run takes; 0.5: two runs share one. null: trainer.devices, or 1; 0 for a trainer on CPUs or
+    where there are no GPUs."""
+    cpus: int | None = option(None, least=1)
+    """CPUs of the Ray that is started here. null: all."""
+    gpus: int | None = option(None, least=0)
+    """GPUs of the Ray that is started here. null: all."""

@@ -1,0 +1,166 @@
+"""hydra/launcher=ray: each run of a sweep is a Ray task, which starts when a node has room for it.
+
+hydra-ray-launcher is not used: it runs a cell again if its worker dies, stops at the first that fails, leaves processes
+behind on Ctrl-C, and needs boto3.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from convrec_r1.base.signals import ENDING, REQUEUE
+from convrec_r1.studies.cells import CellCommand, execute
+from convrec_r1.studies.config import RayLauncherConfig
+from convrec_r1.studies.ledger import Cell, Ledger
+
+_FAULT = 1
+_LOOK_EVERY = 0.2  # seconds between looks at signals and at the cells' output
+
+
+class RayLauncher(Launcher):
+    """Starts the cells of a sweep on Ray, shows their output and collects their results."""
+
+    __module__ = "hydra_plugins.convrec_r1"  # Hydra takes plug-ins from this namespace only
+
+    def __init__(self, **options: Any) -> None:
+        """options: fields of RayLauncherConfig."""
+        self.options = RayLauncherConfig(**options)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Execute the cells. Raises KeyboardInterrupt after a signal, when all cells have ended."""
+        setup_globals()
+        composed = (self._compose(number, given) for number, given in enumerate(job_overrides, initial_job_idx))
+        first = next(composed)  # errors of the config come before Ray starts
+        cells = Cells(self.options)
+        with _signals() as heard:
+            returned = []
+            try:
+                for cell in chain([first], composed):
+                    returned.append(cell)
+                    cells.submit(cell.return_value)
+                    if heard:
+                        break
+            finally:  # also if one of them cannot be composed
+                cells.wait(heard)
+        if heard:
+            raise KeyboardInterrupt
+        for cell in returned:
+            cell.return_value = cells.objectives[cell.return_value.number]
+        return returned
+
+    def _compose(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        """Compose the config of a cell. `return_value` of the result is its CellCommand."""
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = f"{config.hydra.job.name}_{number}", number
+        return run_job(
+            task_function=self.task,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.context,
+        )
+
+
+class Cells:
+    """Cells that are under way on Ray."""
+
+    def __init__(self, options: RayLauncherConfig) -> None:
+        """Start or join Ray."""
+        self.objectives: dict[int, float | None] = {}
+        """Objective of each cell that has ended, by its number. None: it failed, or has none."""
+        self._options = options
+        self._running: dict[Any, CellCommand] = {}
+        self._shown: dict[Path, int] = {}
+        connect(ClusterConfig(name="ray", address=options.address, cpus=options.cpus, gpus=options.gpus))
+
+    def submit(self, command: CellCommand) -> None:
+        """Start a cell as soon as a node has room for it. Raises UserError if none ever has."""
+        import ray
+
+        cpus, gpus = self._options.num_cpus, self._gpus(command)
+        require([{"CPU": cpus, "GPU": gpus}])
+        threads = max(1, int(cpus))
+        # Ray would run a cell again whose worker died. The same command does so when the user wants it.
+        task = ray.remote(execute).options(num_cpus=cpus, num_gpus=gpus, max_retries=0, name=command.folder.name)
+        running = task.remote(command, dict(os.environ), Path.cwd(), threads, on_cpu=not gpus)
+        self._running[running] = command
+
+    def _gpus(self, command: CellCommand) -> float:
+        import ray
+
+        if self._options.num_gpus is not None:
+            return self._options.num_gpus
+        wanted = command.accelerator == "gpu" or (command.accelerator == "auto" and ray.cluster_resources().get("GPU"))
+        return command.devices if wanted else 0
+
+    def wait(self, heard: list[int]) -> None:
+        """Return when all cells have ended. Each signal that is added to `heard` meanwhile is passed on to all of them."""
+        import ray
+
+        forwarded = 0
+        while self._running:
+            if len(heard) > forwarded:
+                forwarded = len(heard)
+                for running in self._running:
+                    ray.cancel(running, force=forwarded > 1)
+            done, _ = ray.wait(list(self._running), timeout=_LOOK_EVERY)
+            for command in self._running.values():
+                self._show(command)
+            for ended in done:
+                command = self._running.pop(ended)
+                self.objectives[command.number] = _result(ended, command)
+
+    def _show(self, command: CellCommand) -> None:
+        """Copy what a cell has written since the last time to this process's output."""
+        for file, stream in zip(command.output, (sys.stdout, sys.stderr), strict=True):
+            with contextlib.suppress(FileNotFoundError), file.open("rb") as written:
+                written.seek(self._shown.get(file, 0))
+                text = written.read()
+                self._shown[file] = written.tell()
+                stream.write(text.decode(errors="replace"))
+                stream.flush()
+
+
+def _result(ended: Any, command: CellCommand) -> float | None:
+    """Return the objective of a cell that has ended, and record in the ledger what it could not record itself."""
+    import ray
+
+    book = Ledger(command.ledger)
+    try:
+        status = ray.get(ended)
+    except ray.exceptions.TaskCancelledError:
+        return None
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(error.cause, KeyboardInterrupt):
+            book.begin(command.number, command.folder).end(_FAULT, str(error.cause))
+        return None
+    except ray.exceptions.RayError as error:  # its Ray worker was killed, or its node left
+        book.begin(command.number, command.folder).end(_FAULT, f"its Ray worker ended: {str(error).splitlines()[0]}")
+        return None
+    return Cell(book.file(command.number), command.number, command.folder).objective() if status == 0 else None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the numbers of signals that arrive during the block, in place of their handlers."""
+    heard: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in (*ENDING, REQUEUE)}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
