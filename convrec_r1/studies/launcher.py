@@ -18,6 +18,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.options import out_of_bounds
 from convrec_r1.base.signals import ENDING, REQUEUE
 from convrec_r1.studies.cells import CellCommand, execute
 from convrec_r1.studies.config import RayLauncherConfig
@@ -42,6 +44,8 @@ class RayLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Execute the cells. Raises KeyboardInterrupt after a signal, when all cells have ended."""
         setup_globals()
+        if wrong := out_of_bounds(self.options):
+            raise UserError("\n".join(f"hydra.launcher.{line}" for line in wrong))
         composed = (self._compose(number, given) for number, given in enumerate(job_overrides, initial_job_idx))
         first = next(composed)  # errors of the config come before Ray starts
         cells = Cells(self.options)
