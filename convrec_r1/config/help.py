@@ -26,6 +26,7 @@ GROUPS = {
     "data": "the dataset",
     "rollout": "the engine that samples lists",
     "trainer": "hardware and checkpoints",
+    "cluster": "this machine, or Ray on one or many",
     "logger": "where metrics go besides metrics.jsonl",
     "eval": "the evaluation",
     "metrics": "metrics of an evaluation, several at a time: metrics=[default,mine]",

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from convrec_r1.base.options import option
+from convrec_r1.cluster.config import ClusterConfig
 from convrec_r1.data.config import DataConfig
 from convrec_r1.distill.config import DistillConfig, TeacherConfig
 from convrec_r1.evaluate.config import EvalConfig, ScoreConfig, cutoffs, metric_in_effect
@@ -45,6 +46,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    cluster: ClusterConfig = option(factory=ClusterConfig, identity=False)
     logger: LoggerConfig = option(factory=LoggerConfig, identity=False)
     eval: EvalConfig = field(default_factory=EvalConfig)
     metrics: dict[str, Any] = field(default_factory=dict)
