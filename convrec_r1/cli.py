@@ -19,7 +19,6 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -42,7 +41,6 @@ from convrec_r1.run import forkserver
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.studies import ledger
 from convrec_r1.studies.cells import CellCommand
-from convrec_r1.studies.launcher import RayLauncher
 
 OK, FAULT, INTERRUPTED = 0, 1, 130
 """Exit status: success, internal error, after Ctrl-C. Of a user error: USER_ERROR."""
@@ -67,7 +65,6 @@ def main() -> None:
     sys.path.append(os.getcwd())  # for users' plug-ins: the console script does not add it
     debug = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # Hydra raises all errors; otherwise it prints some with a trace, and exits
-    Plugins.instance().register(RayLauncher)
     launch = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)
     broke_off = False
     try:

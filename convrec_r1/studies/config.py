@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from convrec_r1.base.options import option
+from convrec_r1.cluster.config import ClusterConfig
 
 
 @dataclass
@@ -33,3 +34,8 @@ class RayLauncherConfig:
     """CPUs of the Ray that is started here. null: all."""
     gpus: int | None = option(None, least=0)
     """GPUs of the Ray that is started here. null: all."""
+
+    def cluster(self) -> ClusterConfig:
+        """Return the options of the connection."""
+        store = 0.1 if self.address is None else None  # cells put nothing into the object store
+        return ClusterConfig("ray", self.address, cpus=self.cpus, gpus=self.gpus, object_store_gib=store)

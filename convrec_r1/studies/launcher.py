@@ -4,6 +4,7 @@ hydra-ray-launcher is not used: it runs a cell again if its worker dies, stops a
 behind on Ctrl-C, and needs boto3.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, open_dict
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds
 from convrec_r1.base.signals import ENDING, REQUEUE
+from convrec_r1.cluster.connect import Bundle, Connection, connect
 from convrec_r1.studies.cells import CellCommand, execute
 from convrec_r1.studies.config import RayLauncherConfig
 from convrec_r1.studies.ledger import Cell, Ledger
@@ -32,11 +34,10 @@ _LOOK_EVERY = 0.2  # seconds between looks at signals and at the cells' output
 class RayLauncher(Launcher):
     """Starts the cells of a sweep on Ray, shows their output and collects their results."""
 
-    __module__ = "hydra_plugins.convrec_r1"  # Hydra takes plug-ins from this namespace only
-
     def __init__(self, **options: Any) -> None:
         """options: fields of RayLauncherConfig."""
         self.options = RayLauncherConfig(**options)
+        self._ray: Connection | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -48,9 +49,11 @@ class RayLauncher(Launcher):
             raise UserError("\n".join(f"hydra.launcher.{line}" for line in wrong))
         composed = (self._compose(number, given) for number, given in enumerate(job_overrides, initial_job_idx))
         first = next(composed)  # errors of the config come before Ray starts
-        cells = Cells(self.options)
-        with _signals() as heard:
-            returned = []
+        if self._ray is None:
+            self._ray = connect(self.options.cluster())
+            atexit.register(self._ray.close)  # a search launches its cells in several parts
+        cells, returned = Cells(self.options, self._ray), []
+        with _signals() as heard:  # after `connect`: Ray has a handler of SIGTERM
             try:
                 for cell in chain([first], composed):
                     returned.append(cell)
@@ -82,21 +85,21 @@ class RayLauncher(Launcher):
 class Cells:
     """Cells that are under way on Ray."""
 
-    def __init__(self, options: RayLauncherConfig) -> None:
-        """Start or join Ray."""
+    def __init__(self, options: RayLauncherConfig, connection: Connection) -> None:
         self.objectives: dict[int, float | None] = {}
         """Objective of each cell that has ended, by its number. None: it failed, or has none."""
         self._options = options
         self._running: dict[Any, CellCommand] = {}
         self._shown: dict[Path, int] = {}
-        connect(ClusterConfig(name="ray", address=options.address, cpus=options.cpus, gpus=options.gpus))
+        self._ray = connection
 
     def submit(self, command: CellCommand) -> None:
         """Start a cell as soon as a node has room for it. Raises UserError if none ever has."""
         import ray
 
         cpus, gpus = self._options.num_cpus, self._gpus(command)
-        require([{"CPU": cpus, "GPU": gpus}])
+        keys = "hydra.launcher.num_cpus, hydra.launcher.num_gpus"
+        self._ray.require([Bundle(cpus, gpus, f"a run ({keys})")])
         threads = max(1, int(cpus))
         # Ray would run a cell again whose worker died. The same command does so when the user wants it.
         task = ray.remote(execute).options(num_cpus=cpus, num_gpus=gpus, max_retries=0, name=command.folder.name)
