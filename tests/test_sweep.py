@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -172,26 +171,6 @@ def test_a_signal_to_a_sweep_on_ray_reaches_its_cells_which_save(tmp_path):
     assert sorted(last.parents[1].name.split("-s")[1][0] for last in trained.glob("*/checkpoints/last")) == ["1", "2"]
     assert not list(trained.glob("*-s3-*/metrics.jsonl"))
     assert summaries(tmp_path) == {}
-
-
-@pytest.mark.processes
-def test_cells_on_ray_end_with_the_sweep_that_is_killed(tmp_path):
-    sweep = start_command(*RAY, "rl.steps=200", "eval.every=0", "seed=1", cwd=tmp_path)
-    (pid,) = _pids(sweep, tmp_path, 1)
-    sweep.end()
-    end = time.monotonic() + 60
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    assert summaries(tmp_path) == {}
-
-
-@pytest.mark.processes
-def test_cells_that_never_have_room_are_refused(tmp_path):
-    """Before any of them waits for ever."""
-    done = run_command(*RAY, "hydra.launcher.num_cpus=3", "seed=1", cwd=tmp_path)
-    assert_user_error(done, "3 CPU", "hydra.launcher.num_cpus")
-    assert not list(tmp_path.glob("outputs/sweep/.sweeps/*"))
 
 
 def _pids(sweep: Command, cwd: Path, number: int) -> list[int]:
