@@ -33,7 +33,8 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """The stop requests of this process. Signals arrive in the main thread; elsewhere the methods do nothing."""
+    """The stop requests of this process. Signals arrive in the main thread. Training in another thread, as Ray Train's, gets
+    `number` from somebody else, and only tells that it is `deferring`."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -52,16 +53,21 @@ class Stop:
 
         within: seconds after a signal until Interrupted is raised all the same.
         """
+        self._deferred, self._within = True, within
         if threading.current_thread() is threading.main_thread():
-            self._deferred, self._within = True, within
             self._install()  # again: Lightning's handlers would end the run before it saves a checkpoint
             signal.signal(signal.SIGALRM, self._too_late)
 
     def go_on(self) -> None:
         """End `wait_for_step`: signals raise Interrupted again."""
+        self._deferred = False
         if threading.current_thread() is threading.main_thread():
             signal.alarm(0)
-            self._deferred = False
+
+    @property
+    def deferring(self) -> bool:
+        """Whether training is to end with its step, and not at once."""
+        return self._deferred
 
     def _install(self) -> None:
         for number in (*ENDING, REQUEUE):

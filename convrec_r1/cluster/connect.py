@@ -1,9 +1,33 @@
 """Start Ray on this machine or join a cluster, once per process; say what it has, and refuse what cannot work."""
 
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from convrec_r1.cluster.config import ClusterConfig
+from convrec_r1.base.errors import UserError
+from convrec_r1.cluster import reaper
+from convrec_r1.cluster.config import AUTO, ClusterConfig, installed, missing
+from convrec_r1.cluster.versions import differences, report, versions
+
+_log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+TCP_TIMEOUT = 5.0
+"""Seconds until HOST:PORT must accept a connection."""
+PRIVATE = {"RAY_USAGE_STATS_ENABLED": "0"}
+"""Environment of Ray's processes: what people train is not reported to anybody."""
 
 
 @dataclass(frozen=True)
@@ -12,19 +36,59 @@ class Bundle:
 
     cpus: float
     gpus: float = 0.0
-    what: str = "a task"
+    what: str = "task"
+
+    def __str__(self) -> str:
+        return f"{self.what} ({amounts(self.cpus, self.gpus)})"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster that is alive."""
+
+    id: str
+    address: str
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.address} ({amounts(self.cpus, self.gpus)})"
 
 
 class Connection:
     """The Ray that this process uses. A context manager: leaving it closes it."""
 
+    def __init__(self, cfg: ClusterConfig) -> None:
+        self.cfg = cfg
+        self._open = True
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes that are alive."""
+        import ray
+
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        return [
+            Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+            for n in alive
+        ]
+
     def require(self, bundles: Sequence[Bundle]) -> None:
-        """Raise a UserError that says what is asked and what there is, where the cluster cannot hold all `bundles` at once."""
-        raise NotImplementedError
+        """Check that the cluster can hold all `bundles` at once, whoever uses it now. Waits up to `cluster.wait` seconds.
+
+        Raises:
+            UserError: it cannot. The message says what is asked and what there is.
+        """
+        end = time.monotonic() + self.cfg.wait
+        while not fit_together(bundles, nodes := self.nodes()):
+            if time.monotonic() >= end:
+                raise UserError(_too_little(bundles, nodes))
+            time.sleep(min(1.0, self.cfg.wait))
 
     def close(self) -> None:
         """Disconnect from Ray, and end it if this process started it. Does nothing where others still use the connection."""
-        raise NotImplementedError
+        if self._open:
+            self._open = False
+            _release()
 
     def __enter__(self) -> "Connection":
         return self
@@ -33,10 +97,229 @@ class Connection:
         self.close()
 
 
+class _Started:
+    """What this process has to undo when the last connection is closed."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.folder: str | None = None
+        """Folder of the Ray that this process started. None: it joined one."""
+        self.reaper: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str | None] = {}
+        """Variables that were set, with their values before."""
+
+
+_lock = threading.RLock()
+_started: _Started | None = None
+"""None: Ray is not connected, or somebody else connected it: a Ray worker's process, or a program of the user's."""
+
+
 def connect(cfg: ClusterConfig) -> Connection:
-    """Return the connection of this process to Ray: started, joined, or the one that a Ray worker or an earlier call has.
+    """Return a connection of this process to Ray: started, joined, or the one that a Ray worker or an earlier call has.
+
+    Called first in the main thread: what Ray starts here ends with the thread that starts it.
 
     Raises:
         UserError: Ray is not installed, does not answer, or its nodes run other versions.
     """
-    raise NotImplementedError
+    global _started
+    if not installed():
+        raise UserError(missing())
+    with _lock:
+        if _started is None and not _initialized():
+            made = _Started()
+            try:
+                _start(cfg, made) if cfg.address is None else _join(cfg, made)
+            except BaseException:
+                _undo(made)
+                raise
+            _started = made
+        if _started is not None:
+            _started.users += 1
+        connection = Connection(cfg)
+    return connection
+
+
+def _initialized() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def _release() -> None:
+    global _started
+    with _lock:
+        if _started is None:
+            return
+        _started.users -= 1
+        if _started.users == 0:
+            made, _started = _started, None
+            _undo(made)
+
+
+def _undo(made: _Started) -> None:
+    """Disconnect, end the Ray that this process started, and restore the environment."""
+    import ray
+
+    with contextlib.suppress(Exception):  # it may have died
+        ray.shutdown(wait_for_processes=True)
+    if made.folder is not None:
+        reaper.end(made.folder)
+    if made.reaper is not None:
+        made.reaper.kill()
+        made.reaper.wait()
+    for name, value in made.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _start(cfg: ClusterConfig, made: _Started) -> None:
+    """Start a Ray on this machine that ends with this process, however it ends."""
+    folder = made.folder = os.path.realpath(tempfile.mkdtemp(prefix="convrec-ray-", dir=_short_folder()))
+    command = [sys.executable, "-I", reaper.__file__, str(os.getpid()), folder]
+    made.reaper = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    # A token of its own: other users of this machine cannot run code in it, and Ray writes none into the home folder.
+    _set(made, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    on_loopback = cfg.host == LOOPBACK
+    if on_loopback:
+        # Ray replaces 127.0.0.1 by an address that others reach, unless it is told that this machine is no cluster.
+        _set(made, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    store = None if cfg.object_store_gib is None else int(cfg.object_store_gib * 2**30)
+    options: dict[str, Any] = {} if on_loopback else {"_node_ip_address": cfg.host}
+    try:
+        _init(
+            made,
+            address="local",
+            num_cpus=cfg.cpus,
+            num_gpus=cfg.gpus,
+            object_store_memory=store,
+            include_dashboard=cfg.dashboard,
+            dashboard_host=cfg.host,
+            _temp_dir=folder,
+            **options,
+        )
+    except Exception as error:  # Ray raises many kinds: ValueError of a store that is too small, plain Exception of the dashboard
+        raise UserError(f"Ray did not start on this machine: {_line(error)}{_advice(cfg, error)}") from error
+
+
+def _join(cfg: ClusterConfig, made: _Started) -> None:
+    """Join a Ray that runs, and compare the versions of its nodes with this process's."""
+    import ray
+    from ray.exceptions import AuthenticationError, GetTimeoutError
+
+    assert cfg.address is not None
+    if cfg.address != AUTO:
+        _knock(cfg.address, cfg.start_timeout)
+    try:
+        _init(made, address=cfg.address)
+    except AuthenticationError as error:
+        advice = "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the cluster was started with."
+        raise UserError(f"cluster.address={cfg.address}: the Ray there wants a token. {advice}") from error
+    except Exception as error:
+        raise UserError(f"cluster.address={cfg.address}: {_refusal(cfg.address, error)}") from error
+    mine, nodes = versions(), Connection(cfg).nodes()
+    try:
+        found = ray.get(report([node.id for node in nodes]), timeout=cfg.start_timeout)
+    except GetTimeoutError as error:
+        raise UserError(
+            f"cluster.address={cfg.address}: not every node of {_listed(nodes)} ran a task within {cfg.start_timeout:g} s "
+            "(cluster.start_timeout). Look at /tmp/ray/session_latest/logs there."
+        ) from error
+    except Exception as error:
+        raise UserError(f"cluster.address={cfg.address}: a node could not run a task: {_line(error)}") from error
+    wrong = [line for node, there in zip(nodes, found, strict=True) for line in differences(node.address, mine, there)]
+    if wrong:
+        listed = "\n".join(f"  - {line}" for line in wrong)
+        raise UserError(f"Nodes of the cluster run other versions than this process:\n{listed}\nInstall the same there.")
+
+
+def _init(made: _Started, **options: Any) -> None:
+    """Call ray.init, with signals handled as before."""
+    _set(made, PRIVATE)
+    import ray
+
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # Ray replaces the handler of SIGTERM
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _set(made: _Started, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        made.environment.setdefault(name, os.environ.get(name))
+        os.environ[name] = value
+
+
+def _short_folder() -> str:
+    """Return the folder for temporary files, or /tmp if it is too long: the paths of Ray's sockets have 107 characters at most."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 20 else "/tmp"
+
+
+def _knock(address: str, timeout: float) -> None:
+    """Raise a UserError if nobody accepts a connection at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), min(timeout, TCP_TIMEOUT)).close()
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise UserError(
+            f"cluster.address={address}: nobody answers there ({why}). Start Ray on the head node with `ray start --head "
+            f"--port={port}`, or leave cluster.address out to start it on this machine."
+        ) from error
+
+
+def _refusal(address: str, error: Exception) -> str:
+    """Return why Ray did not let this process join, and what to do."""
+    text = _line(error)
+    if "ersion mismatch" in str(error):
+        return f"its Ray or Python is another version than this process's. {text}"
+    if address == AUTO:
+        return f"no Ray was found on this machine. Start one with `ray start --head`, or leave cluster.address out. {text}"
+    return f"this machine did not join. Start Ray on it first with `ray start --address={address}`. {text}"
+
+
+def _advice(cfg: ClusterConfig, error: Exception) -> str:
+    return " pip install 'ray[default]', or cluster.dashboard=false." if cfg.dashboard and "dashboard" in str(error) else ""
+
+
+def _line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def fit_together(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
+    """Return whether all bundles fit on the nodes at once, each on one node: the largest first, each where least is left."""
+    free = [[node.gpus, node.cpus] for node in nodes]
+    for bundle in sorted(bundles, key=lambda b: (b.gpus, b.cpus), reverse=True):
+        fitting = [left for left in free if left[0] >= bundle.gpus - 1e-6 and left[1] >= bundle.cpus - 1e-6]
+        if not fitting:
+            return False
+        chosen = min(fitting)
+        chosen[0] -= bundle.gpus
+        chosen[1] -= bundle.cpus
+    return True
+
+
+def _too_little(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
+    asked = ", ".join(f"{count} x {what}" for what, count in Counter(map(str, bundles)).items())
+    return (
+        f"The cluster cannot hold what this run asks for at once: {asked}. It has {_listed(nodes)}. Ask for less "
+        "(trainer.devices, rollout.workers), or add nodes; cluster.wait=SECONDS waits for nodes that have yet to join."
+    )
+
+
+def _listed(nodes: Sequence[Node]) -> str:
+    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}: {', '.join(map(str, nodes))}"
+
+
+def amounts(cpus: float, gpus: float) -> str:
+    """Return CPUs and GPUs in words."""
+    return ", ".join(f"{n:g} {kind}{'' if n == 1 else 's'}" for n, kind in ((cpus, "CPU"), (gpus, "GPU")))
+

@@ -18,6 +18,7 @@ from convrec_r1.base import processes
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import replacing
 from convrec_r1.base.signals import Interrupted, stop
+from convrec_r1.cluster import train as on_ray
 from convrec_r1.modules.callbacks import Checkpoints, ProgressBar, StopOnSignal
 from convrec_r1.modules.config import TrainerConfig
 from convrec_r1.modules.step import StepLoader, StepModule
@@ -28,13 +29,13 @@ _log = logging.getLogger(__name__)
 
 def make_trainer(cfg: TrainerConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Logger] = ()) -> pl.Trainer:
     """Build Lightning's Trainer for modules that make their own optimizer updates."""
+    processes, environment = _processes(cfg)
     return pl.Trainer(
         accelerator=cfg.accelerator,
-        devices=cfg.devices or 1,
         num_nodes=cfg.nodes,
-        strategy=_strategy(cfg.strategy),
+        **processes,
         precision=cfg.precision or "32-true",  # pyright: ignore[reportArgumentType]  # a string of the config; Lightning knows a few
-        plugins=[StateFile()],
+        plugins=[StateFile(), *environment],
         max_epochs=1,  # the loader knows the number of steps
         callbacks=list(callbacks),
         logger=list(loggers) or False,
@@ -93,6 +94,8 @@ def fit(
 
 def device_for(cfg: TrainerConfig) -> torch.device:
     """Return the device of policies that are evaluated outside a Trainer."""
+    if on_ray.inside():
+        return on_ray.device()
     if cfg.accelerator in ("gpu", "auto") and torch.cuda.is_available():
         return torch.device("cuda", processes.local_rank())
     return torch.device("cpu")
@@ -138,11 +141,15 @@ class Sharded(FSDPStrategy):
             return module.training_step(*args, **kwargs)
 
 
-def _strategy(name: str):
-    if name == "fsdp":
-        # Decoder layers are the natural shard; transformers marks its classes as not to be split.
-        return Sharded(auto_wrap_policy=_decoder_layers, state_dict_type="full")
-    return name
+def _processes(cfg: TrainerConfig) -> tuple[dict[str, Any], list[Any]]:
+    """Return Lightning's arguments about processes, and its plugin for those that somebody else started."""
+    # Decoder layers are the natural shard; transformers marks its classes as not to be split.
+    sharding = {"auto_wrap_policy": _decoder_layers, "state_dict_type": "full"}
+    if on_ray.inside():
+        strategy, environment = on_ray.lightning(cfg.strategy, Sharded, **sharding)
+        return {"strategy": strategy, "devices": "auto"}, [environment]
+    strategy = Sharded(**sharding) if cfg.strategy == "fsdp" else cfg.strategy
+    return {"strategy": strategy, "devices": cfg.devices or 1}, []
 
 
 def _decoder_layers(module, recurse: bool, nonwrapped_numel: int) -> bool:

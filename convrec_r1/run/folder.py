@@ -47,15 +47,18 @@ class RunFolder:
         return State.complete if self.summary.exists() else State.interrupted
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, lock: str = ".lock", timeout: float = 0) -> Iterator[None]:
         """Hold the folder's lock while the block runs. The operating system frees it if the process is killed.
 
+        Args:
+            lock: name of the lock's file.
+            timeout: seconds to wait for it.
         Raises:
             UserError: another process holds the lock.
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(self.path / ".lock", timeout=0))
+                stack.enter_context(locked(self.path / lock, timeout))
             except Timeout:
                 raise UserError(
                     f"Another process works on this run: {self.path}. Wait for it, stop it, or choose another folder "

@@ -5,6 +5,8 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ from convrec_r1.base.files import read_json
 from convrec_r1.base.imports import large_imports
 from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
+from convrec_r1.cluster import train as on_ray
+from convrec_r1.cluster.connect import connect
 from convrec_r1.config.parts import tracker
 from convrec_r1.config.resolve import NO_MODEL
 from convrec_r1.config.schema import Config
@@ -76,10 +80,28 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
-    run: Task = _function(TASKS[task])
-    _start()
+    if on_ray.inside():  # a group that died may still be ending
+        with folder.alone(".trainer.lock", timeout=60) if is_first() else contextlib.nullcontext():
+            return _make(task, cfg, folder, sha, choices)
     with folder.alone() if is_first() else contextlib.nullcontext():
-        return _make(run, cfg, folder, sha, choices)
+        if cfg.cluster.on_ray and (cfg.fresh or folder.state() is not State.complete):
+            return _on_ray(task, cfg, folder, sha, choices)
+        return _make(task, cfg, folder, sha, choices)
+
+
+def _on_ray(task: str, cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
+    """Run a task with a folder in this process, connected to Ray; or in processes of Ray Train, if training takes several."""
+    with connect(cfg.cluster) as connection:
+        if task != "train" or cfg.trainer.world == 1:
+            return _make(task, cfg, folder, sha, choices)
+        _start()
+        if cfg.fresh:
+            folder.clear()
+            cfg = replace(cfg, fresh=False)  # processes that restart resume
+        group = on_ray.Group(cfg.trainer.devices or 1, cfg.trainer.nodes, gpu=cfg.trainer.accelerator == "gpu")
+        job = partial(execute, cfg, RunFolder(folder.path.absolute()), sha, choices)
+        within = cfg.trainer.exit_within
+        return on_ray.run(job, group, cfg.cluster, connection, folder=folder.path, within=within)
 
 
 def _function(path: str) -> Callable[..., Any]:
@@ -94,7 +116,10 @@ def _start() -> None:
     start_logging(None, is_first=is_first())
 
 
-def _make(task: Task, cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
+def _make(task: str, cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
+    """Run a task with a folder in this process."""
+    run: Task = _function(TASKS[task])  # before logging starts, as above
+    _start()
     first = is_first()
     composed = OmegaConf.structured(cfg)
     if first:
@@ -118,7 +143,7 @@ def _make(task: Task, cfg: Config, folder: RunFolder, sha: str | None, choices: 
     plain = as_dict(composed, resolve=True)
     started = time.monotonic()
     try:
-        summary = task(cfg, folder, lambda: tracker(cfg, plain, folder, sha))
+        summary = run(cfg, folder, lambda: tracker(cfg, plain, folder, sha))
         if first:
             folder.finish({"git_sha": sha, "seconds": round(time.monotonic() - started, 1), **summary})
             _log.info("Done in %.0f s: %s", time.monotonic() - started, folder.path)
