@@ -1,6 +1,7 @@
 """What runs as Ray tasks, on one real Ray: blocks of Stage 1 (what the loop computes, to the last digit), cells of sweeps."""
 
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +15,20 @@ from test_remap import random_inputs
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.cluster.blocks import LOOP, RayTasks
-from convrec_r1.cluster.config import ClusterConfig
+from convrec_r1.cluster.config import ClusterConfig, installed
 from convrec_r1.cluster.connect import connect
 from convrec_r1.distill import adjust
 from convrec_r1.distill.adjust import cross_validate, fit_adjust
 from convrec_r1.distill.config import RemapConfig
-from convrec_r1.distill.pipeline import _scores
+from convrec_r1.distill.remap import remap_rows
 from convrec_r1.distill.scores import ScoreStore, blocks
 from convrec_r1.studies.cells import CellCommand
 from convrec_r1.studies.config import RayLauncherConfig
 from convrec_r1.studies.launcher import Cells
 from convrec_r1.studies.ledger import CELL, Ledger
 
-ray = pytest.importorskip("ray")
+if not installed():
+    pytest.skip("Ray is not installed", allow_module_level=True)
 pytestmark = pytest.mark.processes("ray")
 
 
@@ -41,16 +43,11 @@ def tasks(connection):
     return RayTasks()
 
 
-def slow_first(block: int, bias: np.ndarray) -> tuple[int, float, int]:
-    time.sleep(0.3 if block == 0 else 0)
-    return block, float(bias.sum()), os.getpid()
-
-
-def refuse(block: int) -> None:
-    raise UserError(f"not block {block}")
-
-
 def test_results_are_in_order_and_come_from_other_processes(tasks):
+    def slow_first(block: int, bias: np.ndarray) -> tuple[int, float, int]:
+        time.sleep(0.3 if block == 0 else 0)
+        return block, float(bias.sum()), os.getpid()
+
     found = list(tasks.map(slow_first, range(6), np.ones(3)))
     assert [(block, bias) for block, bias, _ in found] == [(block, 3.0) for block in range(6)]
     assert os.getpid() not in {pid for *_, pid in found}
@@ -62,6 +59,9 @@ def test_results_are_in_order_and_come_from_other_processes(tasks):
 
 
 def test_a_tasks_error_is_its_own(tasks):
+    def refuse(block: int) -> None:
+        raise UserError(f"not block {block}")
+
     with pytest.raises(UserError, match=r"^not block 0$"):
         list(tasks.map(refuse, [0]))
 
@@ -70,7 +70,7 @@ def test_a_tasks_error_is_its_own(tasks):
 def test_remap(tasks, kind):
     inputs, spans = random_inputs(3, 50, 40, 30, 16, kind), blocks(50, 7)
     assert sparse.issparse(inputs.catalog) == (kind == "sparse")
-    loop, found = (list(each.map(_scores, spans, inputs, RemapConfig())) for each in (LOOP, tasks))
+    loop, found = (list(each.map(remap_rows, spans, inputs, RemapConfig())) for each in (LOOP, tasks))
     assert len(found) == 8
     for one, other in zip(loop, found, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -88,6 +88,13 @@ def test_adjust(tasks, tmp_path, monkeypatch, precise):
         np.testing.assert_array_equal(found.w, loop.w)
         np.testing.assert_array_equal(found.b, loop.b)
         assert (found.nll, found.iterations) == (loop.nll, loop.iterations)
+
+
+def test_cross_validation(tasks, tmp_path):
+    rng = np.random.default_rng(4)
+    truths = wanting(*rng.integers(0, 7, (150, 2)))
+    with ScoreStore(tmp_path, 150, 7) as store:
+        store.write(range(150), rng.normal(size=(150, 7)).astype(np.float32))
         folds = {"folds": 3, "clusters": [str(row) for row in range(150)], "cv_size": 100, "seed": 0}
         one, other = (
             cross_validate(store, range(150), truths, [0.1, 1.0], each=each, **folds) for each in (LOOP, tasks)
@@ -109,10 +116,9 @@ def test_a_cell_ends_with_its_ray_worker(connection, command):
     """Killed as Ray does it when a node has no memory left. What the cell cannot record itself is recorded."""
     cells = Cells(RayLauncherConfig(), connection)
     cells.submit(command)
-    (running,) = cells._running
     pid = until(lambda: Ledger(command.ledger).cells() and Ledger(command.ledger).cells()[0].pid)
-    os.kill(pid, 0)
-    ray.cancel(running, force=True)
+    worker = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(worker, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{pid}").exists())
     cells.wait([])
     assert cells.objectives == {3: None}

@@ -229,7 +229,7 @@ class _Pairs:
             found.append(lost)
             if gradient is not None:
                 for total, part in zip(gradient, slopes, strict=True):
-                    total.add_(torch.from_numpy(part))
+                    total.add_(torch.tensor(part))
         return np.concatenate(found)
 
 

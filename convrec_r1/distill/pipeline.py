@@ -29,7 +29,7 @@ from convrec_r1.distill.match import Matcher, Matches
 from convrec_r1.distill.metadata import described_metadata, key, known_metadata
 from convrec_r1.distill.questions import recommend
 from convrec_r1.distill.reflect import JudgeCounts, reflect
-from convrec_r1.distill.remap import RemapInputs, remap_block
+from convrec_r1.distill.remap import RemapInputs, remap_block, remap_rows
 from convrec_r1.distill.scores import ScoreStore, blocks
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.evaluate.popularity import ItemIndex, Popularity
@@ -148,7 +148,7 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path, each: 
     with ScoreStore(scratch, len(conversations), len(items)) as store:
         with found.timed("remap"), bar("Remap", len(conversations)) as progress:
             spans = blocks(len(conversations), _BLOCK)
-            for rows, scores in zip(spans, each.map(_scores, spans, inputs, cfg.remap), strict=True):
+            for rows, scores in zip(spans, each.map(remap_rows, spans, inputs, cfg.remap), strict=True):
                 store.write(rows, scores)
                 progress.advance(len(rows))
         if cfg.remap.enabled:
@@ -244,10 +244,6 @@ def _inputs(
     )
     rows = np.where(index >= 0, index, len(items) + np.cumsum(index < 0) - 1)
     return RemapInputs(found.raw.lists, index, len(items), vectors[: len(items)], vectors[rows], conversations)
-
-
-def _scores(rows: range, inputs: RemapInputs, cfg: RemapConfig) -> np.ndarray:
-    return remap_block(inputs, rows, cfg)
 
 
 def _adjust(setup: Setup, catalog: Catalog, store: ScoreStore, found: Stage1, each: Blocks) -> Adjustment:

@@ -35,7 +35,12 @@ class RayLauncherConfig:
     gpus: int | None = option(None, least=0)
     """GPUs of the Ray that is started here. null: all."""
 
+    wait: float = option(0.0, least=0)
+    """Seconds to wait for nodes that have yet to join, where no node has what a run takes."""
+
     def cluster(self) -> ClusterConfig:
         """Return the options of the connection."""
-        store = 0.1 if self.address is None else None  # cells put nothing into the object store
-        return ClusterConfig("ray", self.address, cpus=self.cpus, gpus=self.gpus, object_store_gib=store)
+        store = 0.1 if self.address is None else None  # runs put nothing into the object store
+        return ClusterConfig(
+            "ray", self.address, cpus=self.cpus, gpus=self.gpus, object_store_gib=store, wait=self.wait
+        )

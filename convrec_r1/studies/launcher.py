@@ -7,6 +7,7 @@ behind on Ctrl-C, and needs boto3.
 import atexit
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, open_dict
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds
 from convrec_r1.base.signals import ENDING, REQUEUE
+from convrec_r1.cluster.config import problems
 from convrec_r1.cluster.connect import Bundle, Connection, connect
 from convrec_r1.studies.cells import CellCommand, execute
 from convrec_r1.studies.config import RayLauncherConfig
@@ -45,12 +47,15 @@ class RayLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Execute the cells. Raises KeyboardInterrupt after a signal, when all cells have ended."""
         setup_globals()
-        if wrong := out_of_bounds(self.options):
-            raise UserError("\n".join(f"hydra.launcher.{line}" for line in wrong))
+        wrong = [f"hydra.launcher.{line}" for line in out_of_bounds(self.options)]
+        with _own_keys():
+            if wrong := wrong or problems(self.options.cluster()):
+                raise UserError("\n".join(wrong))
         composed = (self._compose(number, given) for number, given in enumerate(job_overrides, initial_job_idx))
         first = next(composed)  # errors of the config come before Ray starts
         if self._ray is None:
-            self._ray = connect(self.options.cluster())
+            with _own_keys():
+                self._ray = connect(self.options.cluster())
             atexit.register(self._ray.close)  # a search launches its cells in several parts
         cells, returned = Cells(self.options, self._ray), []
         with _signals() as heard:  # after `connect`: Ray has a handler of SIGTERM
@@ -99,7 +104,8 @@ class Cells:
 
         cpus, gpus = self._options.num_cpus, self._gpus(command)
         keys = "hydra.launcher.num_cpus, hydra.launcher.num_gpus"
-        self._ray.require([Bundle(cpus, gpus, f"a run ({keys})")])
+        with _own_keys():
+            self._ray.require([Bundle(cpus, gpus, f"run of the sweep ({keys})")])
         threads = max(1, int(cpus))
         # Ray would run a cell again whose worker died. The same command does so when the user wants it.
         task = ray.remote(execute).options(num_cpus=cpus, num_gpus=gpus, max_retries=0, name=command.folder.name)
@@ -159,6 +165,20 @@ def _result(ended: Any, command: CellCommand) -> float | None:
         book.begin(command.number, command.folder).end(_FAULT, f"its Ray worker ended: {str(error).splitlines()[0]}")
         return None
     return Cell(book.file(command.number), command.number, command.folder).objective() if status == 0 else None
+
+
+@contextlib.contextmanager
+def _own_keys() -> Iterator[None]:
+    """Name the launcher's keys in errors, instead of the cluster's."""
+    try:
+        yield
+    except UserError as error:
+        text = (
+            str(error)
+            .replace("cluster=ray needs Ray", "hydra/launcher=ray needs Ray")
+            .replace(" Without it: cluster=local.", "")
+        )
+        raise UserError(re.sub(r"\bcluster\.", "hydra.launcher.", text)) from error
 
 
 @contextlib.contextmanager
