@@ -20,7 +20,7 @@ class ClusterConfig:
 
     name: str = option(MISSING, choices=(LOCAL, RAY))
     address: str | None = None
-    """null: start Ray on this machine, for this run. `auto`: join the Ray that runs on this machine. HOST:PORT: join that one."""
+    """null: start Ray on this machine, for this run. HOST:PORT: join that Ray. auto: join the one of this machine."""
     cpus: int | None = option(None, least=1)
     """CPUs of the Ray that is started. null: all."""
     gpus: int | None = option(None, least=0)

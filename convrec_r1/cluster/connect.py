@@ -199,8 +199,8 @@ def _start(cfg: ClusterConfig, made: _Started) -> None:
             _temp_dir=folder,
             **options,
         )
-    except Exception as error:  # Ray raises many kinds: ValueError of a store that is too small, plain Exception of the dashboard
-        raise UserError(f"Ray did not start on this machine: {_line(error)}{_advice(cfg, error)}") from error
+    except Exception as error:  # of many kinds: ValueError of a small store, plain Exception of the dashboard
+        raise UserError(f"Ray did not start on this machine: {first_line(error)}{_advice(cfg, error)}") from error
 
 
 def _join(cfg: ClusterConfig, made: _Started) -> None:
@@ -223,22 +223,25 @@ def _join(cfg: ClusterConfig, made: _Started) -> None:
         found = ray.get(report([node.id for node in nodes]), timeout=cfg.start_timeout)
     except GetTimeoutError as error:
         raise UserError(
-            f"cluster.address={cfg.address}: not every node of {_listed(nodes)} ran a task within {cfg.start_timeout:g} s "
+            f"cluster.address={cfg.address}: not every node of {listed(nodes)} ran a task within {cfg.start_timeout:g} s "
             "(cluster.start_timeout). Look at /tmp/ray/session_latest/logs there."
         ) from error
     except Exception as error:
-        raise UserError(f"cluster.address={cfg.address}: a node could not run a task: {_line(error)}") from error
+        raise UserError(f"cluster.address={cfg.address}: a node could not run a task: {first_line(error)}") from error
     wrong = [line for node, there in zip(nodes, found, strict=True) for line in differences(node.address, mine, there)]
     if wrong:
-        listed = "\n".join(f"  - {line}" for line in wrong)
-        raise UserError(f"Nodes of the cluster run other versions than this process:\n{listed}\nInstall the same there.")
+        lines = "\n".join(f"  - {line}" for line in wrong)
+        raise UserError(f"Nodes of the cluster run other versions than this process:\n{lines}\nInstall the same there.")
 
 
 def _init(made: _Started, **options: Any) -> None:
     """Call ray.init, with signals handled as before."""
     _set(made, PRIVATE)
     import ray
+    from ray._private import worker
 
+    # Ray prints a paragraph about every process that dies. Who uses Ray here says in a line what it means for the run.
+    worker.print_to_stdstream = lambda *_, **__: None
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Ray replaces the handler of SIGTERM
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -256,7 +259,7 @@ def _set(made: _Started, variables: dict[str, str]) -> None:
 
 
 def _short_folder() -> str:
-    """Return the folder for temporary files, or /tmp if it is too long: the paths of Ray's sockets have 107 characters at most."""
+    """Return the folder for temporary files, or /tmp if its path is long: those of sockets have 107 characters at most."""
     folder = tempfile.gettempdir()
     return folder if len(folder) <= 20 else "/tmp"
 
@@ -276,19 +279,25 @@ def _knock(address: str, timeout: float) -> None:
 
 def _refusal(address: str, error: Exception) -> str:
     """Return why Ray did not let this process join, and what to do."""
-    text = _line(error)
+    text = first_line(error)
     if "ersion mismatch" in str(error):
         return f"its Ray or Python is another version than this process's. {text}"
     if address == AUTO:
-        return f"no Ray was found on this machine. Start one with `ray start --head`, or leave cluster.address out. {text}"
+        return (
+            f"no Ray was found on this machine. Start one with `ray start --head`, or leave cluster.address out. {text}"
+        )
     return f"this machine did not join. Start Ray on it first with `ray start --address={address}`. {text}"
 
 
 def _advice(cfg: ClusterConfig, error: Exception) -> str:
-    return " pip install 'ray[default]', or cluster.dashboard=false." if cfg.dashboard and "dashboard" in str(error) else ""
+    return (
+        " pip install 'ray[default]', or cluster.dashboard=false."
+        if cfg.dashboard and "dashboard" in str(error)
+        else ""
+    )
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
@@ -310,16 +319,16 @@ def fit_together(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
 def _too_little(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
     asked = ", ".join(f"{count} x {what}" for what, count in Counter(map(str, bundles)).items())
     return (
-        f"The cluster cannot hold what this run asks for at once: {asked}. It has {_listed(nodes)}. Ask for less "
+        f"The cluster cannot hold what this run asks for at once: {asked}. It has {listed(nodes)}. Ask for less "
         "(trainer.devices, rollout.workers), or add nodes; cluster.wait=SECONDS waits for nodes that have yet to join."
     )
 
 
-def _listed(nodes: Sequence[Node]) -> str:
+def listed(nodes: Sequence[Node]) -> str:
+    """Return nodes in words."""
     return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}: {', '.join(map(str, nodes))}"
 
 
 def amounts(cpus: float, gpus: float) -> str:
     """Return CPUs and GPUs in words."""
     return ", ".join(f"{n:g} {kind}{'' if n == 1 else 's'}" for n, kind in ((cpus, "CPU"), (gpus, "GPU")))
-

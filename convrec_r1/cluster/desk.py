@@ -1,6 +1,6 @@
 """What the command's process and the training processes under Ray tell each other, through one actor.
 
-Ray Train runs training in threads of processes on any node: signals do not reach them, and what they print goes to files of Ray.
+Ray Train runs training in threads of processes on any node: no signal reaches them, and what they print goes to files of Ray.
 """
 
 from dataclasses import dataclass, field
@@ -40,6 +40,10 @@ class Death:
     """Rank -> what happened to the process."""
     lost: bool = False
     """Whether a process or its node died, other than by an exception in Python."""
+
+    def __str__(self) -> str:
+        first = (f"process {rank}: {reason.splitlines()[0][:300]}" for rank, reason in sorted(self.reasons.items()))
+        return "; ".join(first).rstrip(".")
 
 
 class Desk:
@@ -96,3 +100,6 @@ class Desk:
             again = [reason for reason in death.reasons.values() if reason.partition("\n")[0] in known]
             if again:
                 self.end(End.fault, again[0])
+        restarts = len(self._deaths)
+        if self._news.end is None and restarts <= self.retries:
+            self._news.text += f"The training processes ended: {death}. They restart ({restarts} of {self.retries}).\n"

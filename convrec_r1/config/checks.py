@@ -13,6 +13,7 @@ from convrec_r1.base.confidential import holds, secrets_in
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds, walk
 from convrec_r1.base.plugins import is_own, locate, plain, targets
+from convrec_r1.cluster import config as cluster_config
 from convrec_r1.config.resolve import LOADS_NOTHING
 from convrec_r1.config.schema import Config
 from convrec_r1.data import checks as data_checks
@@ -46,6 +47,7 @@ def problems(cfg: Config) -> list[str]:
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
         wrong += launch.problems(cfg.trainer, trains=task == "train")
+        wrong += [*cluster_config.problems(cfg.cluster), *_cluster(cfg)]
         if task == "score":
             wrong += [*_lists(cfg), *_plug_ins(cfg), *(_evaluation(cfg) if within else [])]
         elif task != "distill":
@@ -70,6 +72,23 @@ def _runs(cfg: Config) -> list[str]:
     if patterns and all(isinstance(p, str) and p for p in patterns):
         return []
     return ["task=compare needs runs='outputs/STUDY/*', or runs=[FOLDER,FOLDER,...]."]
+
+
+def _cluster(cfg: Config) -> list[str]:
+    """Check who starts the training processes, and where."""
+    if not cfg.cluster.on_ray:
+        return []
+    wrong = []
+    if (launched := launch.launched()) and launched.world > 1:
+        wrong.append(
+            f"{launched.by} started {launched.world} processes ({launched.variable}), and cluster=ray starts them itself: "
+            "start one process, or use cluster=local."
+        )
+    if cfg.cluster.address is None and cfg.trainer.nodes > 1:
+        wrong.append(
+            f"trainer.nodes={cfg.trainer.nodes} with a Ray of this machine alone: give cluster.address=HOST:PORT, or auto."
+        )
+    return wrong
 
 
 def asks_teacher(cfg: Config) -> bool:
@@ -157,7 +176,8 @@ def _hardware(cfg: Config) -> list[str]:
             f"learning rate of {min(rates):g}: bf16 keeps 8 bits, so steps this small round to nothing. Keep "
             "model.dtype=float32 with trainer.precision=bf16-mixed."
         )
-    if trainer.accelerator == "gpu" and not _sees_gpu():
+    elsewhere = cfg.cluster.on_ray and cfg.cluster.address is not None and trainer.world > 1  # on the cluster's GPUs
+    if trainer.accelerator == "gpu" and not elsewhere and not _sees_gpu():
         wrong.append(
             f"trainer={trainer.name} asks for a GPU and torch sees none here: use trainer=auto, or check the driver."
         )

@@ -11,9 +11,13 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from convrec_r1.base.errors import UserError
+from convrec_r1.cluster.config import installed
+from convrec_r1.cluster.connect import connect, listed
 from convrec_r1.config.schema import Config
 from convrec_r1.doctor.findings import Finding, Level
 from convrec_r1.modules.fit import device_for
+from convrec_r1.modules.hardware import training_group
 from convrec_r1.modules.measure import size
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.wheel import cache_folder
@@ -27,7 +31,7 @@ def surroundings(cfg: Config) -> list[Finding]:
     """Check everything that needs neither the data nor the model."""
     needed = [Requirement(line) for line in metadata.requires("convrec-r1") or []]
     needed = [requirement for requirement in needed if not requirement.marker or requirement.marker.evaluate()]
-    return [*packages(needed), *devices(cfg), *vllm(cfg), *wandb_login(cfg), *writable(cfg)]
+    return [*packages(needed), *devices(cfg), *cluster(cfg), *vllm(cfg), *wandb_login(cfg), *writable(cfg)]
 
 
 def version(name: str) -> Version | None:
@@ -68,6 +72,22 @@ def devices(cfg: Config) -> list[Finding]:
     if any(free < 0.8 * total for free, total in memory[:wanted]):
         return [Finding("GPUs", listed, Level.WARN, "Another process uses their memory: see nvidia-smi.")]
     return [Finding("GPUs", listed)]
+
+
+def cluster(cfg: Config) -> list[Finding]:
+    """Start or join Ray, where the run does, and compare what it has with what training asks for."""
+    if not cfg.cluster.on_ray or not installed():  # the config's findings say so
+        return []
+    group = training_group(cfg.trainer)
+    try:
+        with connect(cfg.cluster) as connection:
+            nodes = connection.nodes()
+            if group.world > 1:
+                connection.require(group.bundles(cfg.cluster.trainer_cpus))
+    except UserError as error:
+        return [Finding("Ray", str(error), Level.FAIL)]
+    where = f"joined at {cfg.cluster.address}" if cfg.cluster.address else "starts on this machine"
+    return [Finding("Ray", f"{version('ray')}, {where}: {listed(nodes)}; the same versions on all")]
 
 
 def existing(path: Path) -> Path:

@@ -18,7 +18,7 @@ from convrec_r1.base import processes
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import replacing
 from convrec_r1.base.signals import Interrupted, stop
-from convrec_r1.cluster import train as on_ray
+from convrec_r1.cluster import process as on_ray
 from convrec_r1.modules.callbacks import Checkpoints, ProgressBar, StopOnSignal
 from convrec_r1.modules.config import TrainerConfig
 from convrec_r1.modules.step import StepLoader, StepModule

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from convrec_r1.cluster.train import Group
 from convrec_r1.modules.config import TrainerConfig
 from convrec_r1.modules.launch import devices_for, launched
 
@@ -33,6 +34,11 @@ def choose_hardware(cfg: TrainerConfig, *, per_step: tuple[int, ...]) -> tuple[T
     what = f"{devices} GPU{'s' if devices > 1 else ''}{why}" if on_gpu else "CPU"
     reason = "; torch sees no GPU here" if cfg.accelerator == "auto" and not on_gpu else ""
     return chosen, f"Trainer: {what}, {chosen.precision}{reason}."
+
+
+def training_group(cfg: TrainerConfig) -> Group:
+    """Return the training processes that a run asks Ray for."""
+    return Group(cfg.devices or 1, cfg.nodes, gpu=cfg.accelerator == "gpu")
 
 
 def gpu_count() -> int:

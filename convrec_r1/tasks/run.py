@@ -18,11 +18,13 @@ from convrec_r1.base.files import read_json
 from convrec_r1.base.imports import large_imports
 from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
-from convrec_r1.cluster import train as on_ray
+from convrec_r1.cluster import train
 from convrec_r1.cluster.connect import connect
+from convrec_r1.cluster.process import inside
 from convrec_r1.config.parts import tracker
 from convrec_r1.config.resolve import NO_MODEL
 from convrec_r1.config.schema import Config
+from convrec_r1.modules.hardware import training_group
 from convrec_r1.run.folder import RunFolder, State
 from convrec_r1.run.identity import as_dict
 
@@ -80,7 +82,7 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
-    if on_ray.inside():  # a group that died may still be ending
+    if inside():  # a group that died may still be ending
         with folder.alone(".trainer.lock", timeout=60) if is_first() else contextlib.nullcontext():
             return _make(task, cfg, folder, sha, choices)
     with folder.alone() if is_first() else contextlib.nullcontext():
@@ -98,10 +100,16 @@ def _on_ray(task: str, cfg: Config, folder: RunFolder, sha: str | None, choices:
         if cfg.fresh:
             folder.clear()
             cfg = replace(cfg, fresh=False)  # processes that restart resume
-        group = on_ray.Group(cfg.trainer.devices or 1, cfg.trainer.nodes, gpu=cfg.trainer.accelerator == "gpu")
-        job = partial(execute, cfg, RunFolder(folder.path.absolute()), sha, choices)
-        within = cfg.trainer.exit_within
-        return on_ray.run(job, group, cfg.cluster, connection, folder=folder.path, within=within)
+        job = partial(_execute_noting, cfg, RunFolder(folder.path.absolute()), sha, choices)
+        group, within = training_group(cfg.trainer), cfg.trainer.exit_within
+        return train.run(job, group, cfg.cluster, connection, folder=folder.path, within=within)
+
+
+def _execute_noting(
+    cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str], notes: Sequence[str]
+) -> dict[str, Any]:
+    """Execute the task in one of several processes. notes: more sentences for the log."""
+    return execute(cfg, folder, sha, [*choices, *notes])
 
 
 def _function(path: str) -> Callable[..., Any]:

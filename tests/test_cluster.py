@@ -1,0 +1,266 @@
+"""Ray: started, joined and refused; training in its processes ends with the weights of a run without it."""
+
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from support import (
+    SMALL_MODEL,
+    SMOKE,
+    assert_user_error,
+    run_command,
+    run_job,
+    start_command,
+    start_job,
+    unresolved_config,
+)
+from test_modules import distance
+
+from convrec_r1.base.errors import UserError
+from convrec_r1.base.files import read_jsonl
+from convrec_r1.cluster import connect as connecting
+from convrec_r1.cluster.config import ClusterConfig
+from convrec_r1.cluster.connect import Bundle, Node, connect, fit_together
+from convrec_r1.cluster.desk import Death, Desk, End
+from convrec_r1.cluster.train import Group
+from convrec_r1.cluster.versions import differences, versions
+from convrec_r1.config.checks import problems
+from convrec_r1.doctor.environment import cluster as look_at_cluster
+from convrec_r1.doctor.findings import Level
+
+pytestmark = pytest.mark.processes("cluster")
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A Ray of two nodes with a CPU each."""
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # the paths of sockets must be short
+        store = 100 * 2**20
+        cluster = Cluster(head_node_args={"num_cpus": 1, "object_store_memory": store, "include_dashboard": False,
+                                          "temp_dir": folder}, initialize_head=True)  # fmt: skip
+        cluster.add_node(num_cpus=1, object_store_memory=store)
+        try:
+            yield cluster.address
+        finally:
+            cluster.shutdown()
+
+
+def joined(address: str, **options) -> ClusterConfig:
+    return ClusterConfig("ray", address=address, **options)
+
+
+# -- configs ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["cluster.address=auto"], "cluster.address=auto joins a Ray: add cluster=ray."),
+        (["cluster=ray", "cluster.address=ray://10.0.0.1:10001"], "give it as HOST:PORT"),
+        (["cluster=ray", "cluster.address=10.0.0.1"], "give it as HOST:PORT"),
+        (["cluster=ray", "cluster.address=auto", "cluster.cpus=2"], "cluster.cpus with cluster.address=auto"),
+        (["cluster=ray", "trainer.nodes=2"], "trainer.nodes=2 with a Ray of this machine alone"),
+        (["cluster=ray", "cluster.retries=-1"], "cluster.retries=-1: must be at least 0"),
+    ],
+)
+def test_options_that_cannot_work_are_named(overrides, says):
+    assert any(says in line for line in problems(unresolved_config(*overrides)))
+
+
+def test_ray_and_torchrun_do_not_both_start_processes(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    wrong = problems(unresolved_config("cluster=ray", "trainer=ddp", "trainer.devices=2"))
+    assert any("torchrun started 2 processes" in line and "cluster=ray starts them itself" in line for line in wrong)
+
+
+# -- resources and versions ------------------------------------------------------------------------------------------------
+
+
+NODES = [Node("a", "10.0.0.1", 4, 0), Node("b", "10.0.0.2", 8, 2)]
+
+
+@pytest.mark.parametrize(
+    ("bundles", "fits"),
+    [
+        ([Bundle(8, 2)], True),
+        ([Bundle(1, 1), Bundle(1, 1), Bundle(4), Bundle(4)], True),
+        ([Bundle(1, 0.5)] * 4, True),
+        ([Bundle(1, 0.5)] * 5, False),
+        ([Bundle(9)], False),
+        ([Bundle(6), Bundle(6)], False),  # 12 CPUs, but not on a node each
+        ([Bundle(1)] * 4 + [Bundle(8, 2)], True),
+        ([], True),
+    ],
+)
+def test_bundles_fit_on_nodes_or_not(bundles, fits):
+    assert fit_together(bundles, NODES) is fits
+
+
+def test_what_a_group_asks_for():
+    assert Group(4, 1, gpu=True).bundles(2) == [Bundle(8, 4, "4 training processes on a node")]
+    assert Group(2, 2, gpu=False).bundles(1) == [Bundle(1, 0, "training process")] * 4
+
+
+def test_versions_that_differ_are_named():
+    mine = versions()
+    assert {"Python", "torch", "Ray"} < set(mine)
+    assert differences("10.0.0.2", mine, mine) == []
+    assert differences("10.0.0.2", mine, {**mine, "torch": "2.0.1"}) == [
+        f"10.0.0.2: torch is 2.0.1, here {mine['torch']}."
+    ]
+    assert differences("10.0.0.2", mine, {"Python": mine["Python"]}) == [
+        "10.0.0.2: this package is not installed there."
+    ]
+
+
+def test_nodes_report_and_are_compared(address, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    with connect(joined(address)) as connection, connect(joined(address)) as same:
+        assert [node.cpus for node in same.nodes()] == [1, 1]
+        assert signal.getsignal(signal.SIGTERM) is before
+        connection.require([Bundle(1), Bundle(1)])
+        with pytest.raises(
+            UserError, match=r"asks for at once: 1 x worker \(2 CPUs, 0 GPUs\)\. It has 2 nodes: .*1 CPU"
+        ):
+            connection.require([Bundle(2, 0, "worker")])
+    assert not connecting._initialized()
+    monkeypatch.setattr(connecting, "versions", lambda: {**versions(), "torch": "2.0.1"})
+    with pytest.raises(UserError, match=r"other versions than this process:\n.*torch is .*, here 2\.0\.1"):
+        connect(joined(address))
+    assert not connecting._initialized()
+
+
+def test_the_doctor_says_what_the_cluster_has(address):
+    cfg = unresolved_config("cluster=ray", f"cluster.address={address}", "trainer=ddp", "trainer.accelerator=cpu")
+    cfg.trainer.devices, cfg.trainer.nodes = 1, 2
+    (found,) = look_at_cluster(cfg)
+    assert found.level is Level.OK
+    assert "2 nodes" in found.found
+    cfg.trainer.devices = 3
+    (found,) = look_at_cluster(cfg)
+    assert found.level is Level.FAIL
+    assert "6 x training process" in found.found
+
+
+# -- the desk --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_that_comes_again_ends_the_run():
+    desk = Desk(retries=3)
+    lost, fault = Death({1: "died"}, lost=True), Death({0: "ValueError: no\ntrace 1"}, lost=False)
+    for death in (lost, lost, fault):
+        desk.died(death)
+    assert desk.news(0).end is None
+    desk.died(dataclasses.replace(fault, reasons={0: "ValueError: no\ntrace 2", 1: "RuntimeError: closed"}))
+    assert desk.news(0).end == (End.fault, "ValueError: no\ntrace 2")
+    assert desk.begin()[0], "processes that restart have nothing to do"
+
+
+def test_what_is_printed_and_signals_arrive():
+    desk = Desk(retries=1)
+    desk.say("one\n")
+    assert desk.poll(True) == 0
+    news = desk.news(15)
+    assert (news.text, news.deferring) == ("one\n", True)
+    assert desk.news(15).text == ""
+    assert desk.poll(False) == 15
+    desk.end(End.wrong, "disk full")
+    desk.end(End.done, {})
+    assert desk.news(0).end == (End.wrong, "disk full")
+
+
+# -- commands --------------------------------------------------------------------------------------------------------------
+
+JOB = (*SMOKE, "hydra.run.dir=run", "rl.steps=8", "sft.steps=4", "eval.baselines=[]", "eval.every=0",
+       "trainer.checkpoint_every=2", "trainer=ddp", "trainer.accelerator=cpu", *SMALL_MODEL)  # fmt: skip
+
+
+def test_nobody_answers(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = run_command(*JOB, "cluster=ray", f"cluster.address=127.0.0.1:{port}", cwd=tmp_path, timeout=60)
+    assert_user_error(done, f"cluster.address=127.0.0.1:{port}: nobody answers there", "ray start --head")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_without_ray_the_extra_is_named(tmp_path):
+    (command,) = run_job("cluster_worker:without_ray", *JOB, "cluster=ray", cwd=tmp_path, world=1)
+    assert_user_error(command.done, "pip install 'convrec-r1[ray]'")
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_too_few_cpus_are_named_before_anything_waits(address, tmp_path):
+    two_on_a_node = (*JOB, "trainer.devices=2", "cluster=ray", f"cluster.address={address}")
+    done = run_command(*two_on_a_node, cwd=tmp_path, timeout=120)
+    assert_user_error(done, "1 x 2 training processes on a node (2 CPUs, 0 GPUs)", "It has 2 nodes")
+
+
+def test_a_ray_ends_with_the_process_that_started_it(tmp_path):
+    """Killed with -9. Everything of it listens on the loopback interface."""
+    command = start_job("cluster_worker:start_and_die", str(tmp_path / "ports"), cwd=tmp_path)
+    assert command.wait(120) != 0
+    folder, *addresses = (tmp_path / "ports").read_text().split("\n")
+    assert addresses
+    assert all(hexadecimal in ("0100007F", "0000000000000000FFFF00000100007F") for hexadecimal in addresses), addresses
+    end = time.monotonic() + 20
+    while Path(folder).exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(folder).exists()
+    from convrec_r1.cluster.reaper import users
+
+    assert not users(folder)
+
+
+def weights(folder: Path) -> dict:
+    return load_file(folder / "run" / "checkpoints" / "last" / "policy" / "model.safetensors")
+
+
+def trained(folder: Path) -> int:
+    return sum(row["split"] == "train" for row in read_jsonl(folder / "run" / "metrics.jsonl"))
+
+
+def training_processes() -> list[int]:
+    """Processes of Ray Train, by their names."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if re.search(r"ray::RayTrainWorker", line)]
+
+
+def test_training_on_two_nodes_stopped_killed_and_resumed_ends_as_without_ray(address, tmp_path):
+    """SIGTERM is saved, and the next command resumes; there a process is killed with -9, and the group restarts."""
+    alone, ours = tmp_path / "alone", tmp_path / "ours"
+    for folder in (alone, ours):
+        folder.mkdir()
+    done = run_command(*JOB, "trainer.devices=2", cwd=alone)
+    assert done.returncode == 0, done.stdout + done.stderr
+    on_ray = (*JOB, "trainer.devices=1", "trainer.nodes=2", "cluster=ray", f"cluster.address={address}")
+
+    command = start_command(*on_ray, cwd=ours)
+    command.until(lambda: trained(ours) >= 1)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(120) == 128 + signal.SIGTERM, command.said
+    assert "SIGTERM: saved at step" in command.stderr
+    assert "Traceback" not in command.said
+    stopped = trained(ours)
+    assert stopped < 8
+    assert int((ours / "run" / "checkpoints" / "last").resolve().name) == stopped
+
+    command = start_command(*on_ray, cwd=ours)
+    command.until(lambda: trained(ours) > stopped)
+    os.kill(training_processes()[-1], signal.SIGKILL)
+    assert command.wait(240) == 0, command.said
+    assert "They restart (1 of 3)." in command.stdout
+    assert "Restart 1 of the training processes" in (ours / "run" / "run.log").read_text()
+    assert not training_processes()
+    assert not (ours / "run" / ".ray_train").exists()
+    assert distance(weights(alone), weights(ours)) < 1e-6
