@@ -154,14 +154,10 @@ def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> f
     cell is only returned: the launcher starts it where there is room.
     """
     command = cell_command(composed, hydra_cfg, folder)
-    launcher, on_cpu = hydra_cfg.launcher._target_, is_cpu_only(composed.trainer.accelerator)
-    if "RayLauncher" in launcher:
+    if "RayLauncher" in hydra_cfg.launcher._target_:
         return command
     cell = ledger.Ledger.current().begin(command.number, folder.path)
-    if "Joblib" in launcher and not on_cpu:
-        cell.end(USER_ERROR, "hydra/launcher=joblib starts parallel runs, which would share the memory of one GPU. "
-                 "Leave out the launcher (one run after another), or use submitit_slurm (one GPU per run).")  # fmt: skip
-        return None
+    on_cpu = is_cpu_only(composed.trainer.accelerator)
     status = run_to_its_end(forkserver.start(command.arguments, os.environ | command.environment, forked=on_cpu))
     cell.end(status)
     return cell.objective() if status == OK else None

@@ -2,7 +2,7 @@
 
 Sweeps start their runs this way, and tests their commands. A forked run has its own pid, session, environment, working
 directory, streams and exit status. `multiprocessing`'s fork server gives a child none of these but the pid, and only the
-process that started it can use it; the workers of hydra/launcher=joblib share one server.
+process that started it can use it; the workers of hydra/launcher=ray share one server.
 
 CPU only: CUDA does not work after a fork.
 """
