@@ -53,7 +53,8 @@ class RayTasks:
         import ray
 
         held = [ray.put(value) for value in shared]  # once; tasks on a node read them without a copy
-        task = ray.remote(function).options(num_cpus=1)
+        given: Any = function
+        task = ray.remote(given).options(num_cpus=1)
         ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         under_way: deque[Any] = deque()
         for block in blocks:
@@ -75,8 +76,9 @@ class _MadeAgain:
 def _result(running: Any) -> Any:
     """Return the result of a task, or raise its own error instead of Ray's."""
     import ray
+    from ray.exceptions import RayTaskError
 
     try:
         return ray.get(running)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise error.cause from None

@@ -157,11 +157,12 @@ def start(
     """
     if forked and (address := env.get(ADDRESS)):
         with contextlib.suppress(OSError):  # the server is on another machine, or was killed
-            streams = {"stdout": 1 if stdout is None else stdout, "stderr": 2 if stderr is None else stderr}
-            return fork(address, arguments, env=env, cwd=cwd, stdin=stdin, **streams)
+            out, err = 1 if stdout is None else stdout, 2 if stderr is None else stderr
+            return fork(address, arguments, env=env, cwd=cwd, stdin=stdin, stdout=out, stderr=err)
     command = [sys.executable, "-m", "convrec_r1", *arguments]
-    streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-    return subprocess.Popen(command, env=env, cwd=cwd, start_new_session=True, **streams)
+    return subprocess.Popen(
+        command, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+    )
 
 
 class ForkServer:

@@ -39,7 +39,7 @@ class CellCommand:
         return self.ledger / f"{self.number:04d}.out", self.ledger / f"{self.number:04d}.err"
 
 
-def execute(command: CellCommand, environment: Mapping[str, str], cwd: Path, threads: int, *, on_cpu: bool) -> int:
+def execute(command: CellCommand, environment: Mapping[str, str], cwd: Path, threads: int, on_cpu: bool) -> int:
     """Execute a cell on this node: begin and end its record in the ledger. Return its exit status.
 
     Args:

@@ -102,14 +102,15 @@ class Cells:
         """Start a cell as soon as a node has room for it. Raises UserError if none ever has."""
         import ray
 
+        run: Any = execute
         cpus, gpus = self._options.num_cpus, self._gpus(command)
         keys = "hydra.launcher.num_cpus, hydra.launcher.num_gpus"
         with _own_keys():
             self._ray.require([Bundle(cpus, gpus, f"run of the sweep ({keys})")])
         threads = max(1, int(cpus))
         # Ray would run a cell again whose worker died. The same command does so when the user wants it.
-        task = ray.remote(execute).options(num_cpus=cpus, num_gpus=gpus, max_retries=0, name=command.folder.name)
-        running = task.remote(command, dict(os.environ), Path.cwd(), threads, on_cpu=not gpus)
+        task = ray.remote(run).options(num_cpus=cpus, num_gpus=gpus, max_retries=0, name=command.folder.name)
+        running = task.remote(command, dict(os.environ), Path.cwd(), threads, not gpus)
         self._running[running] = command
 
     def _gpus(self, command: CellCommand) -> float:
@@ -151,17 +152,18 @@ class Cells:
 def _result(ended: Any, command: CellCommand) -> float | None:
     """Return the objective of a cell that has ended, and record in the ledger what it could not record itself."""
     import ray
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
     book = Ledger(command.ledger)
     try:
         status = ray.get(ended)
-    except ray.exceptions.TaskCancelledError:
+    except TaskCancelledError:
         return None
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if not isinstance(error.cause, KeyboardInterrupt):
             book.begin(command.number, command.folder).end(_FAULT, str(error.cause))
         return None
-    except ray.exceptions.RayError as error:  # its Ray worker was killed, or its node left
+    except RayError as error:  # its Ray worker was killed, or its node left
         book.begin(command.number, command.folder).end(_FAULT, f"its Ray worker ended: {str(error).splitlines()[0]}")
         return None
     return Cell(book.file(command.number), command.number, command.folder).objective() if status == 0 else None
