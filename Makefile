@@ -70,7 +70,7 @@ sweep: setup ## The main job for several seeds (SEEDS=1,2,3)
 	$(BIN)/python -m convrec_r1 -m seed=$(SEEDS) $(ARGS)
 
 study: setup ## A named study on two cores, and its report (STUDY=algorithms)
-	$(BIN)/python -m convrec_r1 experiment=$(STUDY) hydra/launcher=joblib hydra.launcher.n_jobs=2 $(ARGS)
+	$(BIN)/python -m convrec_r1 experiment=$(STUDY) hydra/launcher=ray hydra.launcher.cpus=2 $(ARGS)
 
 bench: setup-vllm ## Where a step's time goes, and what the objective costs, as ratios
 	$(BIN)/python experiments/bench.py

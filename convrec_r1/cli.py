@@ -1,6 +1,5 @@
 """`python -m convrec_r1`: compose the config, check it, run its task in its folder."""
 
-import contextlib
 import os
 import re
 import subprocess
@@ -28,9 +27,8 @@ from yaml import YAMLError
 
 from convrec_r1.base import progress
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import read_json
 from convrec_r1.base.imports import large_imports
-from convrec_r1.base.signals import REQUEUE, Interrupted, requeue, run_to_its_end, stop
+from convrec_r1.base.signals import REQUEUE, Interrupted, end_with_owner, requeue, run_to_its_end, stop
 from convrec_r1.base.visible import visible
 from convrec_r1.config.files import conf_folder, expand
 from convrec_r1.config.help import help_text
@@ -42,6 +40,7 @@ from convrec_r1.modules.hardware import is_cpu_only
 from convrec_r1.run import forkserver
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.studies import ledger
+from convrec_r1.studies.cells import CellCommand
 
 OK, FAULT, INTERRUPTED = 0, 1, 130
 """Exit status: success, internal error, after Ctrl-C. Of a user error: USER_ERROR."""
@@ -81,6 +80,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command resumes from the last checkpoint.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except UserError as error:  # of the launcher
+        print(f"\n{visible(str(error))}", file=sys.stderr)
+        broke_off = True
+        if not (ledger.opened and ledger.opened.cells()):
+            if ledger.opened:
+                ledger.opened.close()
+            sys.exit(USER_ERROR)
     except Exception as error:
         if not _started and not debug and isinstance(error, _CONFIG_ERRORS):
             said = [str(e) for e in (error, error.__cause__) if e is error or isinstance(e, OmegaConfBaseException)]
@@ -107,7 +113,7 @@ def main() -> None:
 _started = False
 
 
-def job(composed: DictConfig) -> float | None:
+def job(composed: DictConfig) -> float | CellCommand | None:
     """Execute one run, or one cell of a sweep. Return its objective for a search.
 
     It is defined at module level, so that launchers can pickle it.
@@ -120,8 +126,9 @@ def job(composed: DictConfig) -> float | None:
         return run_cell(composed, hydra_cfg, folder)
     ledger.announce()
     stop.listen()
+    end_with_owner()
     try:
-        return objective(task(composed, folder))
+        return ledger.objective(task(composed, folder))
     except (UserError, OmegaConfBaseException) as error:
         print(f"\n{visible(str(error))}", file=sys.stderr)
         folder.discard_if_empty(Path(composed.outputs))
@@ -140,30 +147,37 @@ def job(composed: DictConfig) -> float | None:
         sys.exit(FAULT)
 
 
-def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> float | None:
+def run_cell(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> float | CellCommand | None:
     """Execute one cell of a sweep in a separate process. If it is killed, the others continue.
 
-    A separate process also frees GPU memory, engines and process groups before the next cell.
+    A separate process also frees GPU memory, engines and process groups before the next cell. For hydra/launcher=ray the
+    cell is only returned: the launcher starts it where there is room.
     """
-    cell = ledger.Ledger.current().begin(hydra_cfg.job.num, folder.path)
-    launcher = hydra_cfg.launcher._target_
+    command = cell_command(composed, hydra_cfg, folder)
+    if "RayLauncher" in hydra_cfg.launcher._target_:
+        return command
+    cell = ledger.Ledger.current().begin(command.number, folder.path)
     on_cpu = is_cpu_only(composed.trainer.accelerator)
-    if "Joblib" in launcher and not on_cpu:
-        cell.end(USER_ERROR, "hydra/launcher=joblib starts parallel runs, which would share the memory of one GPU. "
-                 "Leave out the launcher (one run after another), or use submitit_slurm (one GPU per run).")  # fmt: skip
-        return None
-    side_by_side = "BasicLauncher" not in launcher
+    status = run_to_its_end(forkserver.start(command.arguments, os.environ | command.environment, forked=on_cpu))
+    cell.end(status)
+    return cell.objective() if status == OK else None
+
+
+def cell_command(composed: DictConfig, hydra_cfg: HydraConf, folder: RunFolder) -> CellCommand:
+    """Return the command of one cell of a sweep."""
+    book, number = ledger.Ledger.current(), hydra_cfg.job.num
+    side_by_side = "BasicLauncher" not in hydra_cfg.launcher._target_
     environment = {
         _FULL_ERROR: "",
-        ledger.CELL: str(cell.file),
-        progress.LABEL: f"[{cell.number}] " if side_by_side else "",
+        ledger.CELL: str(book.file(number)),
+        progress.LABEL: f"[{number}] " if side_by_side else "",
     }
     arguments = [*config_flags(hydra_cfg), *hydra_cfg.overrides.task]
     arguments += ["hydra.mode=RUN", f"hydra.run.dir={quote(str(folder.path))}"]
-    process = start_cell(arguments, os.environ | environment, on_cpu=on_cpu)
-    status = run_to_its_end(process)
-    cell.end(status)
-    return objective(read_json(folder.summary)) if status == OK else None
+    trainer = composed.trainer
+    return CellCommand(
+        book.folder, number, folder.path.absolute(), arguments, environment, trainer.accelerator, trainer.devices or 1
+    )
 
 
 def config_flags(hydra_cfg: HydraConf) -> list[str]:
@@ -175,16 +189,6 @@ def config_flags(hydra_cfg: HydraConf) -> list[str]:
     if hydra_cfg.job.config_name not in (None, "config"):
         flags.append(f"--config-name={hydra_cfg.job.config_name}")
     return flags + [text for text in hydra_cfg.overrides.hydra if text.lstrip("+").startswith("hydra.searchpath=")]
-
-
-def start_cell(
-    arguments: list[str], env: dict[str, str], *, on_cpu: bool
-) -> forkserver.Forked | subprocess.Popen[bytes]:
-    """Start a run in a new process and session. On a CPU it is forked, which saves the time of the imports."""
-    if on_cpu and (address := os.environ.get(forkserver.ADDRESS)):
-        with contextlib.suppress(OSError):  # the server is on another machine, or was killed
-            return forkserver.fork(address, arguments, env=env)
-    return subprocess.Popen([sys.executable, "-m", "convrec_r1", *arguments], env=env, start_new_session=True)
 
 
 def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
@@ -207,11 +211,6 @@ def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
         from convrec_r1.tasks.run import execute
 
     return execute(cfg, folder, git_sha(), choices)
-
-
-def objective(summary: dict[str, Any]) -> float | None:
-    """Return the objective of a search: the best `eval.metric` on the validation split. None without evaluations."""
-    return summary.get("best", {}).get("value")
 
 
 def git_sha() -> str | None:

@@ -41,7 +41,7 @@ def objective(scores, truths, w, b, strength) -> float:
 
 def nll_and_gradient(read, pairs, w, b):
     by_w, by_b = (torch.zeros(len(w), dtype=torch.float64) for _ in range(2))
-    nll = adjust._nll(read, pairs, w, b, (by_w, by_b)).sum()
+    nll = adjust._Pairs(read, pairs).nll(w, b, (by_w, by_b)).sum()
     return nll, torch.cat([by_w, by_b]).numpy()
 
 
@@ -70,7 +70,7 @@ def test_the_gradient_is_that_of_the_formula():
         down[at] -= step
         difference = objective(scores, truths, up[:5], up[5:], 0) - objective(scores, truths, down[:5], down[5:], 0)
         assert gradient[at] == pytest.approx(difference / (2 * step), abs=2e-5)
-    np.testing.assert_allclose(adjust._nll(scores.__getitem__, pairs, w, b).sum(), nll, rtol=1e-6)
+    np.testing.assert_allclose(adjust._Pairs(scores.__getitem__, pairs).nll(w, b).sum(), nll, rtol=1e-6)
 
 
 def test_two_items_without_scores_have_the_biases_that_calculus_says(stored):
@@ -116,8 +116,8 @@ def test_planted_biases_are_recovered(stored):
     assert np.all(np.array(errors[1]) < np.array(errors[0]) / 3), "forty times the data: about a sixth of the error"
     scores, truths = sample(5000)
     pairs = adjust.Wanted.of(np.arange(5000), truths, items)
-    left_out = adjust._nll(scores.__getitem__, pairs, found.w, found.b).mean()
-    assert left_out < adjust._nll(scores.__getitem__, pairs, np.ones(items), np.zeros(items)).mean() - 0.3
+    left_out = adjust._Pairs(scores.__getitem__, pairs).nll(found.w, found.b).mean()
+    assert left_out < adjust._Pairs(scores.__getitem__, pairs).nll(np.ones(items), np.zeros(items)).mean() - 0.3
 
 
 def test_the_stronger_the_regulariser_the_less_changes(stored):

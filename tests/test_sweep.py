@@ -7,12 +7,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import SMALL_MODEL, SMOKE, assert_user_error, needs_no_tracer, run_command, run_python, start_command
+from support import (
+    SMALL_MODEL,
+    SMOKE,
+    Command,
+    assert_user_error,
+    needs_no_tracer,
+    run_command,
+    run_python,
+    start_command,
+)
 
 from convrec_r1.base.files import read_json, read_jsonl
-from convrec_r1.cli import start_cell
 from convrec_r1.run.checkpoints import damage
-from convrec_r1.run.forkserver import ADDRESS
+from convrec_r1.run.forkserver import ADDRESS, start
 from convrec_r1.studies.ledger import CELL, SWEEP, Ledger, announce, explain
 
 CELLS = (*SMOKE, "rl.steps=2", "eval.baselines=[]", "eval.resamples=20", "study=sweep", *SMALL_MODEL)  # fmt: skip
@@ -117,26 +125,63 @@ def test_a_signal_to_a_sweep_reaches_its_run_which_saves(tmp_path):
 @pytest.mark.processes
 def test_a_cell_starts_without_a_fork_server_too(tmp_path):
     """Its address is another machine's, or it was killed."""
-    env = {**os.environ, "COLUMNS": "80"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ADDRESS, str(tmp_path / "nobody"))
-        process = start_cell(["--help"], env, on_cpu=True)
+    process = start(["--help"], {**os.environ, "COLUMNS": "80", ADDRESS: str(tmp_path / "nobody")}, forked=True)
     assert isinstance(process, subprocess.Popen)
     assert process.wait(60) == 0
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("launcher", [("joblib", "hydra.launcher.n_jobs=2"), ("submitit_local",)])
-def test_launchers_of_other_processes_keep_the_same_books(tmp_path, launcher):
-    """Side by side; one of three is refused. The submitit launcher's local executor is what stands in for Slurm."""
-    name, *options = launcher
+def test_a_launcher_of_other_processes_keeps_the_same_books(tmp_path):
+    """One of three is refused. The submitit launcher's local executor is what stands in for Slurm."""
     cells = (*CELLS, "algo=sft", "sft.steps=1", "sft.batch_size=2,1,0", "data.test_size=2", "eval.resamples=10")
-    done = run_command("-m", *cells, f"hydra/launcher={name}", *options, cwd=tmp_path)
+    done = run_command("-m", *cells, "hydra/launcher=submitit_local", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "1 of 3 runs failed" in done.stderr
     assert len(summaries(tmp_path)) == 2
     assert (tmp_path / "outputs" / "sweep" / "comparison" / "report.html").exists()
     assert not list((tmp_path / "outputs" / "sweep").glob(".sweeps/*"))
+
+
+RAY = ("-m", *CELLS, "hydra/launcher=ray", "hydra.launcher.cpus=2", "hydra.launcher.gpus=0")
+
+
+@pytest.mark.processes
+def test_cells_on_ray_go_side_by_side_and_outlive_one_that_is_killed(tmp_path):
+    """One of four is refused, one is killed with -9, and what they say arrives."""
+    few = ("algo=sft", "sft.steps=1", "sft.batch_size=2,1,0,3", "data.test_size=2", "eval.resamples=10")
+    sweep = start_command(*RAY, *few, cwd=tmp_path)
+    pids = _pids(sweep, tmp_path, 2)
+    os.kill(pids[0], signal.SIGKILL)
+    assert sweep.wait() == 2, sweep.said
+    assert "2 of 4 runs failed" in sweep.stderr
+    assert "signal 9" in sweep.stdout
+    assert "sft.batch_size=0: must be at least 1" in sweep.stderr, "what a cell says arrives"
+    assert len(summaries(tmp_path)) == 2
+    assert (tmp_path / "outputs" / "sweep" / "comparison" / "report.html").exists()
+    assert not list((tmp_path / "outputs" / "sweep").glob(".sweeps/*"))
+
+
+@pytest.mark.processes
+def test_a_signal_to_a_sweep_on_ray_reaches_its_cells_which_save(tmp_path):
+    sweep = start_command(*RAY, "rl.steps=200", "eval.every=0", "seed=1,2,3", cwd=tmp_path)
+    trained = tmp_path / "outputs" / "sweep"
+    sweep.until(lambda: sum('"train"' in file.read_text() for file in trained.glob("*/metrics.jsonl")) == 2)
+    sweep.send_signal(signal.SIGTERM)
+    assert sweep.wait(60) == 130, sweep.said
+    assert sorted(last.parents[1].name.split("-s")[1][0] for last in trained.glob("*/checkpoints/last")) == ["1", "2"]
+    assert not list(trained.glob("*-s3-*/metrics.jsonl"))
+    assert summaries(tmp_path) == {}
+
+
+def _pids(sweep: Command, cwd: Path, number: int) -> list[int]:
+    """Process ids of the first cells of a sweep, as soon as they run."""
+
+    def found() -> list[int]:
+        records = [read_json(file) for file in sorted(cwd.glob("outputs/sweep/.sweeps/*/[0-9]*.json"))]
+        return [record["pid"] for record in records if record["pid"]]
+
+    sweep.until(lambda: len(found()) >= number)
+    return found()[:number]
 
 
 @pytest.mark.processes
@@ -157,15 +202,6 @@ def test_optuna_searches_by_the_validation_metric(tmp_path):
     best = max(summary["best"]["value"] for summary in found)
     assert f"best_value: {best}" in result
     assert "rl.lr" in result
-
-
-@pytest.mark.processes
-def test_runs_side_by_side_on_one_gpu_are_refused(tmp_path):
-    """Before anything is loaded: joblib would start all of them on the same device."""
-    done = run_command("-m", *CELLS, "hydra/launcher=joblib", "trainer=gpu", "seed=1", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "hydra/launcher=joblib" in done.stdout
-    assert summaries(tmp_path) == {}
 
 
 @needs_no_tracer

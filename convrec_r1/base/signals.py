@@ -18,6 +18,7 @@ from convrec_r1.base import processes
 _log = logging.getLogger(__name__)
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
+_LOOK_EVERY = 0.5  # seconds
 REQUEUE = signal.SIGUSR1
 """The signal that Slurm sends before a job's time limit: `#SBATCH --signal=SIGUSR1@180`."""
 
@@ -96,13 +97,28 @@ class Stop:
 stop = Stop()
 """The one instance of this process."""
 
+OWNED = "CONVREC_R1_OWNED"
+"""Environment variable of a run whose stdin is a pipe that its owner holds open. The run ends with its owner."""
+
+
+def end_with_owner() -> None:
+    """Send this process SIGTERM when its owner is gone, if it has one (`OWNED`)."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if os.environ.get(OWNED):
+        threading.Thread(target=wait, name="owner", daemon=True).start()
+
 
 class Process(Protocol):
     """A process that `run_to_its_end` can wait for: `subprocess.Popen` or `run.forkserver.Forked`."""
 
     def send_signal(self, number: int, /) -> None: ...
 
-    def wait(self) -> int: ...
+    def wait(self, timeout: float | None = None, /) -> int: ...
 
 
 def run_to_its_end(process: Process) -> int:
@@ -122,8 +138,11 @@ def run_to_its_end(process: Process) -> int:
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (*ENDING, REQUEUE)}
+    status = None
     try:
-        status = process.wait()
+        while status is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(_LOOK_EVERY)  # Ray's interrupts do not wake up a wait without end
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -26,6 +26,7 @@ from convrec_r1.distill.config import (
 from convrec_r1.matching import AutoConfig, FoldedConfig, NormalisedConfig
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rollout.config import HFConfig, VLLMConfig, VLLMServerConfig
+from convrec_r1.studies.config import RayLauncherConfig
 
 USER_ERROR = 2
 """Exit status of a user error."""
@@ -46,6 +47,7 @@ def register() -> None:
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=schema)
+    store.store(group="hydra/launcher", name="ray", node=RayLauncherConfig, provider="convrec_r1")
     for resolver in (run_name, run_dir, study_dir):
         OmegaConf.register_new_resolver(resolver.__name__, _ending(resolver), replace=True)
 

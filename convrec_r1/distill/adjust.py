@@ -8,6 +8,7 @@ A sum over all pairs, not their mean: the regulariser is a normal prior with var
 and matters less the more pairs there are. An item that is never wanted is lowered by all conversations.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from scipy.optimize import minimize
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.progress import bar
+from convrec_r1.cluster.blocks import LOOP, Blocks
 from convrec_r1.distill.scores import ScoreStore, blocks
 
 _AT_A_TIME = 2**22
@@ -92,13 +94,21 @@ class Wanted(NamedTuple):
         )
 
 
-def fit_adjust(store: ScoreStore, rows: range, truths: Sequence[np.ndarray], strength: float) -> Adjustment:
+def fit_adjust(
+    store: ScoreStore, rows: range, truths: Sequence[np.ndarray], strength: float, each: Blocks = LOOP
+) -> Adjustment:
     """Fit w and b to the ground truths of the conversations `rows`, by L-BFGS from w = 1, b = 0.
 
-    truths: places in the catalog of the ground truths of each of `rows`; may be empty. Without any, w = 1 and b = 0.
     Each evaluation is one pass over the scores; sums over conversations are float64.
+
+    Args:
+        store: the scores.
+        rows: conversations to fit to.
+        truths: places in the catalog of the ground truths of each of `rows`; may be empty. Without any, w = 1 and b = 0.
+        strength: weight of the regulariser.
+        each: how blocks of conversations are passed over.
     """
-    return _fit(store.read, Wanted.of(np.asarray(rows), truths, store.columns), strength)
+    return _fit(_Pairs(store.read, Wanted.of(np.asarray(rows), truths, store.columns), each), strength)
 
 
 def cross_validate(
@@ -111,6 +121,7 @@ def cross_validate(
     clusters: Sequence[str],
     cv_size: int,
     seed: int,
+    each: Blocks = LOOP,
 ) -> CrossValidation:
     """Compare strengths by cross-validation on about `cv_size` of the conversations, whose scores are held in memory.
 
@@ -130,39 +141,53 @@ def cross_validate(
     kept = place[cluster] < drawn
     chosen, cluster = useful[kept], cluster[kept]
     fold = place[cluster] % folds
-    read = store.read(rows.start + chosen).__getitem__  # [M, C]
+    scores = store.read(rows.start + chosen)  # [M, C]
     wanted = Wanted.of(np.arange(len(chosen)), [truths[at] for at in chosen], store.columns)
     nll = {strength: np.zeros(len(chosen)) for strength in strengths}
     converged = dict.fromkeys(strengths, True)
-    with bar("Adjust, strengths", folds * len(nll)) as progress:
-        for number in range(folds):
-            fitted = None
-            for strength in sorted(nll, reverse=True):  # a weaker one starts from the solution of the stronger one
-                fitted = _fit(read, wanted.only(fold != number), strength, fitted)
-                converged[strength] &= fitted.converged
-                nll[strength][fold == number] = _nll(read, wanted.only(fold == number), fitted.w, fitted.b)
-                progress.advance()
+    with bar("Adjust, strengths", folds) as progress:
+        for number, found in enumerate(each.map(_left_out, range(folds), scores, wanted, fold, strengths)):
+            for strength, (lost, fit_converged) in found.items():
+                nll[strength][fold == number] = lost
+                converged[strength] &= fit_converged
+            progress.advance()
     number = wanted.counts.sum(axis=1)
     table = [Validated(s, *_mean(nll[s], number, cluster), converged[s]) for s in strengths]
     return CrossValidation(min(table, key=lambda row: (row.nll, -row.strength)).strength, table)
 
 
-def _fit(read: Read, wanted: Wanted, strength: float, start: Adjustment | None = None) -> Adjustment:
-    columns, total = wanted.counts.shape[1], wanted.counts.sum()
+def _left_out(
+    number: int, scores: np.ndarray, wanted: Wanted, fold: np.ndarray, strengths: Sequence[float]
+) -> dict[float, tuple[np.ndarray, bool]]:
+    """Fit each strength without the conversations of a fold.
+
+    Return -log softmax of the fold's ground truths, [M in the fold], and whether the fit converged.
+    """
+    kept = _Pairs(scores.__getitem__, wanted.only(fold != number))
+    left_out = _Pairs(scores.__getitem__, wanted.only(fold == number))
+    found, fitted = {}, None
+    for strength in sorted(set(strengths), reverse=True):  # a weaker one starts from the solution of the stronger one
+        fitted = _fit(kept, strength, fitted)
+        found[strength] = left_out.nll(fitted.w, fitted.b), fitted.converged
+    return found
+
+
+def _fit(pairs: "_Pairs", strength: float, start: Adjustment | None = None) -> Adjustment:
+    columns, total = pairs.wanted.counts.shape[1], pairs.wanted.counts.sum()
     unchanged = np.concatenate([np.ones(columns), np.zeros(columns)])
     if not total:
         return Adjustment(unchanged[:columns], unchanged[columns:], strength, float("nan"), 0, True)
 
     # The curvature along a variable differs by thousands between frequent and rare items: with variables scaled by it, L-BFGS
     # needs a third of the steps.
-    scale = np.sqrt(_curvature(read, wanted) + 2 * strength)
+    scale = np.sqrt(pairs.curvature() + 2 * strength)
     first = unchanged if start is None else np.concatenate([start.w, start.b])
 
     def objective(y: np.ndarray) -> tuple[float, np.ndarray]:
         """Return value and gradient at first + y / scale, divided by the number of pairs: tolerances then fit any dataset."""
         x = first + y / scale
         slopes = (torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64))
-        nll = _nll(read, wanted, x[:columns], x[columns:], slopes).sum()
+        nll = pairs.nll(x[:columns], x[columns:], slopes).sum()
         away = x - unchanged
         gradient = torch.cat(slopes).numpy() + 2 * strength * away
         return float((nll + strength * away @ away) / total), gradient / (scale * total)
@@ -174,44 +199,67 @@ def _fit(read: Read, wanted: Wanted, strength: float, start: Adjustment | None =
     return Adjustment(best[:columns], best[columns:], strength, nll, int(found.nit), bool(found.success))
 
 
-def _curvature(read: Read, wanted: Wanted) -> np.ndarray:
-    """Approximate the second derivatives of the sum by [w, b] at its minimum: there sum_x m_x p_xj is about the number of
-    pairs with item j, and sum_x m_x p_xj s_xj^2 that number times the mean square of the item's scores."""
-    number = wanted.counts.sum(axis=0) + 1.0
-    squares = sum(np.square(read(block.rows)).sum(axis=0, dtype=np.float64) for block in wanted.blocks())
-    return np.concatenate([number * squares / len(wanted.rows), number])
+class _Pairs:
+    """The pairs of a conversation and a ground truth, whose scores are passed over block by block."""
+
+    def __init__(self, read: Read, wanted: Wanted, each: Blocks = LOOP) -> None:
+        self.wanted = wanted
+        self._each = each
+        self._blocks = each.keep(lambda: ((read(block.rows), block.counts) for block in wanted.blocks()))
+
+    def curvature(self) -> np.ndarray:
+        """Approximate the second derivatives of the sum by [w, b] at its minimum: there sum_x m_x p_xj is about the number of
+        pairs with item j, and sum_x m_x p_xj s_xj^2 that number times the mean square of the item's scores."""
+        number = self.wanted.counts.sum(axis=0) + 1.0
+        squares = sum(self._each.map(_squares, self._blocks))
+        return np.concatenate([number * squares / len(self.wanted.rows), number])
+
+    def nll(
+        self, w: np.ndarray, b: np.ndarray, gradient: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> np.ndarray:
+        """Return -log softmax(w * s + b) of each conversation, summed over its ground truths, [M] float64.
+
+        Adds the derivatives of its sum by w and b to `gradient`, [C] float64 each: with m_x ground truths of conversation x,
+
+            d/dz = m_x softmax(z) - (1 at each of them),  d/dw = sum_x s_x d/dz,  d/db = sum_x d/dz
+        """
+        dtype = torch.float64 if len(self.wanted.rows) * len(w) <= _PRECISE else torch.float32
+        found: list[np.ndarray] = [np.empty(0)]
+        for lost, slopes in self._each.map(_block_nll, self._blocks, w, b, dtype, gradient is not None):
+            found.append(lost)
+            if gradient is not None:
+                for total, part in zip(gradient, slopes, strict=True):
+                    total.add_(torch.tensor(part))
+        return np.concatenate(found)
 
 
-def _nll(
-    read: Read,
-    wanted: Wanted,
-    w: np.ndarray,
-    b: np.ndarray,
-    gradient: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> np.ndarray:
-    """Return -log softmax(w * s + b) of each conversation, summed over its ground truths, [M] float64.
+def _squares(block: tuple[np.ndarray, Any]) -> np.ndarray:
+    return np.square(block[0]).sum(axis=0, dtype=np.float64)
 
-    Adds the derivatives of its sum by w and b to `gradient`, [C] float64 each: with m_x ground truths of conversation x,
 
-        d/dz = m_x softmax(z) - (1 at each of them),  d/dw = sum_x s_x d/dz,  d/db = sum_x d/dz
+def _block_nll(
+    block: tuple[np.ndarray, Any], w: np.ndarray, b: np.ndarray, dtype: torch.dtype, with_gradient: bool
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return `_Pairs.nll` of a block, [B], and the sums of its derivatives by w and b, [C] float64 each (or none).
+
+    block: scores [B, C] float32, and the counts of ground truths [B, C], sparse.
     """
-    dtype = torch.float64 if len(wanted.rows) * len(w) <= _PRECISE else torch.float32
-    scale, shift = torch.from_numpy(w).to(dtype), torch.from_numpy(b).to(dtype)
-    found: list[np.ndarray] = [np.empty(0)]
-    for block in wanted.blocks():
-        scores = torch.from_numpy(read(block.rows)).to(dtype)  # [B, C]
-        row, place = block.counts.nonzero()
-        times = torch.from_numpy(block.counts.data)
-        z = torch.addcmul(shift, scores, scale)
-        log_sum = z.logsumexp(dim=1, keepdim=True)  # [B, 1]
-        lost = (log_sum[row, 0].double() - z[row, place].double()) * times
-        found.append(np.bincount(row, weights=lost.numpy(), minlength=len(scores)))
-        if gradient is not None:
-            slope = z.sub_(log_sum).exp_().mul_(torch.from_numpy(block.counts.sum(axis=1))[:, None])
-            slope[row, place] -= times.to(dtype)  # d/dz
-            gradient[1].add_(slope.sum(dim=0, dtype=torch.float64))
-            gradient[0].add_(slope.mul_(scores).sum(dim=0, dtype=torch.float64))
-    return np.concatenate(found)
+    counts = block[1]
+    with warnings.catch_warnings():  # of arrays in Ray's store, which are read-only: nothing writes to them here
+        warnings.simplefilter("ignore", UserWarning)
+        scale, shift, scores = (torch.from_numpy(value).to(dtype) for value in (w, b, block[0]))
+        times = torch.from_numpy(counts.data)
+    row, place = counts.nonzero()
+    z = torch.addcmul(shift, scores, scale)  # [B, C]
+    log_sum = z.logsumexp(dim=1, keepdim=True)  # [B, 1]
+    lost = (log_sum[row, 0].double() - z[row, place].double()) * times
+    found = np.bincount(row, weights=lost.numpy(), minlength=len(scores))
+    if not with_gradient:
+        return found, []
+    slope = z.sub_(log_sum).exp_().mul_(torch.from_numpy(counts.sum(axis=1))[:, None])
+    slope[row, place] -= times.to(dtype)  # d/dz
+    by_b = slope.sum(dim=0, dtype=torch.float64)
+    return found, [slope.mul_(scores).sum(dim=0, dtype=torch.float64).numpy(), by_b.numpy()]
 
 
 def _mean(nll: np.ndarray, counts: np.ndarray, cluster: np.ndarray) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from convrec_r1.base.files import write_json, write_jsonl, write_text
 from convrec_r1.base.locks import locked
 from convrec_r1.base.options import walk
 from convrec_r1.base.plugins import TARGET, plain, source_digests
+from convrec_r1.cluster.blocks import LOOP, Blocks
 from convrec_r1.data import Dataset
 from convrec_r1.data.load import DEMONSTRATIONS, digests
 from convrec_r1.data.schema import Conversation
@@ -35,7 +36,9 @@ CODE = ("base/draw", "lists", "matching", "data", "policy/prompts", "evaluate/po
 """Code that decides the demonstrations."""
 
 
-def find_or_make(setup: Setup, teacher: TeacherConfig, data: Dataset, measure: Measure, outputs: Path) -> Path:
+def find_or_make(
+    setup: Setup, teacher: TeacherConfig, data: Dataset, measure: Measure, outputs: Path, each: Blocks = LOOP
+) -> Path:
     """Return outputs/distilled/<key>/ with the demonstrations, made if necessary. Concurrent runs make them once.
 
     It holds dataset/ (data=jsonl), arrow/ (the published form of Reddit-v2), held_out/ (each stage's lists), card.json,
@@ -49,7 +52,7 @@ def find_or_make(setup: Setup, teacher: TeacherConfig, data: Dataset, measure: M
             _log.info("Demonstrations: using %s", folder)
         else:
             _log.info("Demonstrations: making %s", folder)
-            _make(setup, teacher, asked, data, measure, folder)
+            _make(setup, teacher, asked, data, measure, folder, each)
     return folder
 
 
@@ -145,13 +148,21 @@ def _is_complete(folder: Path, setup: Setup) -> bool:
     return (folder / "card.json").exists() and (not setup.distill.scores or (folder / "scores.jsonl").exists())
 
 
-def _make(setup: Setup, cfg: TeacherConfig, teacher: Teacher, data: Dataset, measure: Measure, folder: Path) -> None:
+def _make(
+    setup: Setup,
+    cfg: TeacherConfig,
+    teacher: Teacher,
+    data: Dataset,
+    measure: Measure,
+    folder: Path,
+    each: Blocks,
+) -> None:
     started = time.monotonic()
     scratch = folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
     scratch.mkdir(parents=True)
     with AnswerCache(Path(cfg.cache)) as cache, Interview(teacher, cache, cfg) as interview:
-        found = run(setup, data, interview, scratch)
+        found = run(setup, data, interview, scratch, each)
     shutil.rmtree(scratch)
     made = demonstrations(found, data, setup.n, as_said=setup.distill.as_said)
     export.write_dataset(made, folder / "dataset")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from convrec_r1.base.plugins import build
 from convrec_r1.base.progress import bar
+from convrec_r1.cluster.blocks import LOOP, Blocks
 from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.config import DataConfig
@@ -28,7 +29,7 @@ from convrec_r1.distill.match import Matcher, Matches
 from convrec_r1.distill.metadata import described_metadata, key, known_metadata
 from convrec_r1.distill.questions import recommend
 from convrec_r1.distill.reflect import JudgeCounts, reflect
-from convrec_r1.distill.remap import RemapInputs, remap_block
+from convrec_r1.distill.remap import RemapInputs, remap_block, remap_rows
 from convrec_r1.distill.scores import ScoreStore, blocks
 from convrec_r1.distill.teachers.interview import Interview
 from convrec_r1.evaluate.popularity import ItemIndex, Popularity
@@ -111,10 +112,17 @@ class Stage1:
         self.seconds[stage] = time.monotonic() - start
 
 
-def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Stage1:
+def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path, each: Blocks = LOOP) -> Stage1:
     """Run Stage 1 on the training conversations and on the held-out ones.
 
-    `scratch` holds the scores meanwhile. Raises UserError for problems with the teacher, the disk or a metadata file.
+    Args:
+        setup: what decides the demonstrations.
+        data: the dataset.
+        interview: asks the teacher.
+        scratch: folder that holds the scores meanwhile.
+        each: how blocks of conversations are scored: one after another, or on the nodes of a cluster.
+    Raises:
+        UserError: problems with the teacher, the disk or a metadata file.
     """
     cfg, n, items = setup.distill, setup.n, list(data.catalog)
     conversations = asked_about(cfg, data)
@@ -139,8 +147,9 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
     only = None if cfg.remap.enabled else named
     with ScoreStore(scratch, len(conversations), len(items)) as store:
         with found.timed("remap"), bar("Remap", len(conversations)) as progress:
-            for rows in blocks(len(conversations), _BLOCK):
-                store.write(rows, remap_block(inputs, rows, cfg.remap))
+            spans = blocks(len(conversations), _BLOCK)
+            for rows, scores in zip(spans, each.map(remap_rows, spans, inputs, cfg.remap), strict=True):
+                store.write(rows, scores)
                 progress.advance(len(rows))
         if cfg.remap.enabled:
             found.stages["remap"] = store.top(n, exclude=seen)
@@ -154,7 +163,7 @@ def run(setup: Setup, data: Dataset, interview: Interview, scratch: Path) -> Sta
                 found.stages["reflect"] = store.top(n, exclude=seen, only=only)
         if cfg.adjust.enabled:
             with found.timed("adjust"):
-                found.adjustment = fitted = _adjust(setup, data.catalog, store, found)
+                found.adjustment = fitted = _adjust(setup, data.catalog, store, found, each)
                 found.stages["adjust"] = store.top(n, exclude=seen, only=only, scale=fitted.w, shift=fitted.b)
         if cfg.scores:
             found.parts = _parts(cfg.remap, found, inputs, store)
@@ -237,7 +246,7 @@ def _inputs(
     return RemapInputs(found.raw.lists, index, len(items), vectors[: len(items)], vectors[rows], conversations)
 
 
-def _adjust(setup: Setup, catalog: Catalog, store: ScoreStore, found: Stage1) -> Adjustment:
+def _adjust(setup: Setup, catalog: Catalog, store: ScoreStore, found: Stage1, each: Blocks) -> Adjustment:
     cfg, train, places = setup.distill.adjust, found.conversations[: found.train], ItemIndex(catalog, setup.matching)
     truths = [
         np.array([at for at in dict.fromkeys(map(places.find, c.ground_truth)) if at is not None], dtype=np.int64)
@@ -254,8 +263,9 @@ def _adjust(setup: Setup, catalog: Catalog, store: ScoreStore, found: Stage1) ->
             clusters=[c.cluster for c in train],
             cv_size=cfg.cv_size,
             seed=setup.data.seed,
+            each=each,
         )
-    return fit_adjust(store, range(found.train), truths, strength)
+    return fit_adjust(store, range(found.train), truths, strength, each)
 
 
 def _seen(conversations: Sequence[Conversation], items: Sequence[Item], match: Matching) -> list[np.ndarray]:

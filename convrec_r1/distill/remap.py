@@ -77,3 +77,8 @@ def remap_block(inputs: RemapInputs, rows: range, cfg: RemapConfig) -> np.ndarra
     context: Any = inputs.conversations[rows.start : rows.stop]
     product: Any = (p @ inputs.teacher + context * np.float32(cfg.context_weight)) @ inputs.catalog.T
     return exact.toarray() + (product.toarray() if sparse.issparse(product) else product)
+
+
+def remap_rows(rows: range, inputs: RemapInputs, cfg: RemapConfig) -> np.ndarray:
+    """Return `remap_block` of `rows`: the block comes first, for cluster.blocks."""
+    return remap_block(inputs, rows, cfg)

@@ -2,7 +2,7 @@
 
 Sweeps start their runs this way, and tests their commands. A forked run has its own pid, session, environment, working
 directory, streams and exit status. `multiprocessing`'s fork server gives a child none of these but the pid, and only the
-process that started it can use it; the workers of hydra/launcher=joblib share one server.
+process that started it can use it; the workers of hydra/launcher=ray share one server.
 
 CPU only: CUDA does not work after a fork.
 """
@@ -100,6 +100,7 @@ def fork(
     *,
     env: Mapping[str, str],
     cwd: Path | str | None = None,
+    stdin: int | None = None,
     stdout: int = 1,
     stderr: int = 2,
     module: str = "convrec_r1",
@@ -111,6 +112,7 @@ def fork(
         arguments: arguments of the module.
         env: the whole environment. Libraries have read the server's environment at import.
         cwd: working directory. None: that of this process.
+        stdin: file descriptor. None: empty.
         stdout: file descriptor.
         stderr: file descriptor.
         module: module to run.
@@ -121,14 +123,46 @@ def fork(
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(address)
-        with open(os.devnull, "rb") as stdin:
-            socket.send_fds(connection, [b"f"], [stdin.fileno(), stdout, stderr])
+        with open(os.devnull, "rb") as empty:
+            streams = [empty.fileno() if stdin is None else stdin, stdout, stderr]
+            socket.send_fds(connection, [b"f"], streams)
         connection.sendall(json.dumps(request).encode())
         connection.shutdown(socket.SHUT_WR)
         return Forked(connection)
     except BaseException:  # also Ctrl-C: the server forks nothing for a closed connection
         connection.close()
         raise
+
+
+def start(
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    forked: bool,
+    cwd: Path | str | None = None,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> Forked | subprocess.Popen[bytes]:
+    """Start `python -m convrec_r1 ARGUMENTS` in a new process and session.
+
+    Args:
+        arguments: arguments of the command.
+        env: the whole environment. `ADDRESS` in it names the server.
+        forked: fork it, which saves the time of the imports, if the server is on this machine and runs.
+        cwd: working directory. None: that of this process.
+        stdin: file descriptor. None: that of this process, empty if it is forked.
+        stdout: file descriptor. None: that of this process.
+        stderr: file descriptor. None: that of this process.
+    """
+    if forked and (address := env.get(ADDRESS)):
+        with contextlib.suppress(OSError):  # the server is on another machine, or was killed
+            out, err = 1 if stdout is None else stdout, 2 if stderr is None else stderr
+            return fork(address, arguments, env=env, cwd=cwd, stdin=stdin, stdout=out, stderr=err)
+    command = [sys.executable, "-m", "convrec_r1", *arguments]
+    return subprocess.Popen(
+        command, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+    )
 
 
 class ForkServer:

@@ -42,6 +42,16 @@ class Cell:
         ended = {"status": status, "why": why or record["why"], "seconds": round(time.time() - record["began"], 1)}
         write_json(self.file, record | ended)
 
+    def objective(self) -> float | None:
+        """Return the objective of the complete run. None if it has none."""
+        summary = self.folder / "summary.json"
+        return objective(read_json(summary)) if summary.exists() else None
+
+
+def objective(summary: dict[str, Any]) -> float | None:
+    """Return the objective of a search: the best `eval.metric` on the validation split. None without evaluations."""
+    return summary.get("best", {}).get("value")
+
 
 def announce() -> None:
     """Record the process id if this is the first process of a run in a sweep."""
@@ -75,9 +85,13 @@ class Ledger:
     def sweep_dir(self) -> Path:
         return self.folder.parents[1]
 
+    def file(self, number: int) -> Path:
+        """Return the file of run `number`."""
+        return self.folder / f"{number:04d}.json"
+
     def begin(self, number: int, folder: Path) -> Cell:
         """Record the start of run `number` in `folder`."""
-        file = self.folder / f"{number:04d}.json"
+        file = self.file(number)
         record = {"number": number, "folder": str(folder.absolute()), "began": time.time()}
         write_json(file, record | {"status": None, "why": "", "seconds": 0.0, "pid": None})
         return Cell(file, number, folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 from convrec_r1.base.files import follow, point, read_json, write_text
 from convrec_r1.base.plugins import build
+from convrec_r1.cluster.blocks import LOOP, RayTasks
 from convrec_r1.config.parts import dataset, evaluator
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
@@ -75,4 +76,5 @@ def _setup(cfg: Config) -> Setup:
 
 def _find_or_make(cfg: Config, data: Dataset) -> Path:
     measure = Measure(evaluator(cfg, data).score, cfg.ks, cfg.metric, cfg.eval.resamples, cfg.eval.level)
-    return find_or_make(_setup(cfg), cfg.teacher, data, measure, Path(cfg.outputs))
+    each = RayTasks() if cfg.cluster.on_ray else LOOP
+    return find_or_make(_setup(cfg), cfg.teacher, data, measure, Path(cfg.outputs), each)
