@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,17 @@ def test_nobody_answers(tmp_path):
     done = run_command(*JOB, "cluster=ray", f"cluster.address=127.0.0.1:{port}", cwd=tmp_path, timeout=60)
     assert_user_error(done, f"cluster.address=127.0.0.1:{port}: nobody answers there", "ray start --head")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_what_answers_is_not_ray():
+    """In seconds: Ray itself would try for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match="nobody answers there"):
+        connect(joined(f"127.0.0.1:{silent.getsockname()[1]}", start_timeout=0.5))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(UserError, match="what answers there is not Ray"):
+        connect(joined(f"127.0.0.1:{server.server_port}"))
+    server.shutdown()
 
 
 def test_without_ray_the_extra_is_named(tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.signals import Interrupted
 from convrec_r1.cluster import reaper
 from convrec_r1.cluster.config import AUTO, ClusterConfig, installed, missing
 from convrec_r1.cluster.versions import differences, report, versions
@@ -27,6 +28,9 @@ _log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 TCP_TIMEOUT = 5.0
 """Seconds until HOST:PORT must accept a connection."""
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+"""What a gRPC client sends first, with empty settings (RFC 9113, section 3.4). Ray's server answers with its own settings: a
+frame of type 4."""
 PRIVATE = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Environment of Ray's processes: what people train is not reported to anybody."""
 
@@ -251,6 +255,10 @@ def _init(made: _Started, **options: Any) -> None:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit as error:  # by Ray's handler of SIGTERM
+        raise Interrupted(
+            signal.SIGTERM, "SIGTERM: stopped while Ray started. The same command starts again."
+        ) from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -269,16 +277,23 @@ def _short_folder() -> str:
 
 
 def _knock(address: str, timeout: float) -> None:
-    """Raise a UserError if nobody accepts a connection at HOST:PORT."""
+    """Raise a UserError if nobody, or something else than Ray, answers at HOST:PORT. Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
+    advice = (
+        f"Start Ray on the head node with `ray start --head --port={port}`, or leave cluster.address out to start it on this "
+        "machine."
+    )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), min(timeout, TCP_TIMEOUT)).close()
+        with socket.create_connection((host.strip("[]"), int(port)), min(timeout, TCP_TIMEOUT)) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false"):
+                return
+            connection.sendall(HTTP2)
+            answer = connection.recv(9)
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
-        raise UserError(
-            f"cluster.address={address}: nobody answers there ({why}). Start Ray on the head node with `ray start --head "
-            f"--port={port}`, or leave cluster.address out to start it on this machine."
-        ) from error
+        raise UserError(f"cluster.address={address}: nobody answers there ({why}). {advice}") from error
+    if answer[3:4] != b"\x04":
+        raise UserError(f"cluster.address={address}: what answers there is not Ray. {advice}")
 
 
 def _refusal(address: str, error: Exception) -> str:
