@@ -144,7 +144,11 @@ def _combinations(cfg: Config) -> list[str]:
     wrong += _evaluation(cfg)
     wrong += cfg.guard.problems()
     wrong += rollout_config.problems(
-        cfg.rollout, accelerator=cfg.trainer.accelerator, world=world, group_size=algo.group_size
+        cfg.rollout,
+        accelerator=cfg.trainer.accelerator,
+        world=world,
+        group_size=algo.group_size,
+        ray=cfg.cluster.on_ray,
     )
     if reinforces:
         rows = rl.prompts_per_step * algo.group_size

@@ -22,7 +22,7 @@ from convrec_r1.doctor.plan import plan_of
 from convrec_r1.modules.fit import device_for
 from convrec_r1.modules.measure import Plan, StepCost, duration, forecast, measure, size, too_long
 from convrec_r1.policy import Policy
-from convrec_r1.rollout.base import make_engine
+from convrec_r1.rollout.engines import run_engine
 from convrec_r1.rollout.hf import HFEngine
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
@@ -90,7 +90,7 @@ def look_ahead(run: Config, policy: Policy, data: Dataset, budget: float) -> For
     if getattr(run.rollout, "servers", None):  # a run may be using them
         engine = HFEngine(policy, batch_size=plan.engine_batch)
     else:
-        engine = make_engine(run.rollout, policy, max_length=run.model.max_length)
+        engine = run_engine(run.rollout, policy, max_length=run.model.max_length, cluster=run.cluster)
     on_gpu = policy.device.type == "cuda"
     bf16 = (run.trainer.precision or ("bf16" if on_gpu else "32")).startswith("bf16")
     reference = bool(plan.rl_steps and run.algo.beta) and not run.model.lora.enabled

@@ -56,7 +56,7 @@ class RLModule(StepModule):
             engine: samples completions; its weights follow the policy's after every step.
             judge: texts -> relevance and returns.
             objective: tensors of a micro-batch -> loss and metrics.
-            loader: of the training, for the prompts of the next step (rollout.overlap) and in place of groups that teach
+            loader: of the training, for the prompts of coming steps (rollout.overlap) and in place of groups that teach
                 nothing (algo.dynamic_sampling).
         """
         algo, rollout = settings.algo, settings.rollout
@@ -90,29 +90,40 @@ class RLModule(StepModule):
     def on_train_start(self) -> None:
         super().on_train_start()
         self.engine.sync(self.policy)
+        self.sample_ahead()
 
     def training_step(self, slots: Slots[Conversation], _: int) -> None:
         clock, meter = Clock(self.device), Meter()
         self.clock = clock
+        queue = self.queue()
         slots, rollouts, feedback = self.sample(slots, meter)
-        if self.pipeline.overlap and (following := self.loader.upcoming()) is not None:
-            self.pipeline.ahead(self.order(following, self.step + 1), self.step)
         advantages = self.credit(rollouts, feedback)
         clock.lap("reward")
         skipped = self.skipped
         meter.merge(self.learn(slots, rollouts, advantages))
         clock.lap("train")
-        self.pipeline.wait()  # a group comes from one set of weights
-        clock.lap("wait")
         self.engine.sync(self.policy)
-        clock.lap("sync")
         self.steps_done += 1
-        self.report(slots, rollouts, feedback, meter, clock, self.skipped - skipped)
+        self.sample_ahead()
+        clock.lap("sync")
+        self.report(slots, rollouts, feedback, meter, clock, queue | {"skipped_updates": self.skipped - skipped})
+
+    def sample_ahead(self) -> None:
+        """Submit the prompts of coming steps that are to be sampled from the current weights (rollout.overlap)."""
+        if overlap := self.pipeline.overlap:
+            for step, slots in self.loader.upcoming(overlap + 1):
+                if not self.pipeline.has(step):
+                    self.pipeline.submit(self.order(slots, step), self.step)
+
+    def queue(self) -> dict[str, float]:
+        """Return metrics of sampling as the step finds it: steps whose rollouts are there, and the workers."""
+        of_engine = getattr(self.engine, "metrics", dict)()
+        return of_engine | ({"rollout/ready": self.pipeline.ready()} if self.pipeline.overlap else {})
 
     def sample(self, slots: Slots[Conversation], meter: Meter) -> tuple[Slots[Conversation], RolloutBatch, Feedback]:
         """Return the prompts of the step with G completions each and their feedback.
 
-        They are sampled from the current weights or those of the previous step (rollout.overlap). Prompts whose groups teach
+        They are sampled from the current weights or those of earlier steps (rollout.overlap). Prompts whose groups teach
         nothing are replaced (algo.dynamic_sampling), by groups from the current weights.
         """
         algo = self.settings.algo
@@ -269,9 +280,10 @@ class RLModule(StepModule):
         return result
 
     def report(
-        self, slots: Slots[Conversation], rollouts: RolloutBatch, feedback: Feedback, meter: Meter, clock: Clock, skipped: int
+        self, slots: Slots[Conversation], rollouts: RolloutBatch, feedback: Feedback, meter: Meter, clock: Clock,
+        more: dict[str, float],
     ) -> None:  # fmt: skip
-        """Log the metrics of a step: those in `meter`, and those of its lists."""
+        """Log the metrics of a step: those in `meter`, those of its lists, and `more`."""
         owners = [conversation for _, conversation in slots for _ in range(self.sampling.n)]
         n_tokens = rollouts.mask.sum(-1)
         group_statistics(meter, feedback.reward, self.credited(feedback, n_tokens), self.sampling.n)
@@ -288,8 +300,7 @@ class RLModule(StepModule):
         meter.min("completions/min_length", n_tokens.min())
         meter.max("completions/max_length", n_tokens.max())
         meter.mean("completions/clipped_ratio", rollouts.truncated.float().mean())
-        values = meter.reduce(self) | clock.seconds()
-        values["skipped_updates"] = skipped
+        values = meter.reduce(self) | clock.seconds() | more
         values["tokens_per_second"] = float(self.sum_over_devices(n_tokens.sum())) / clock.total()
         self.latest = values
         self.tracker.log(self.step, "train", values)
@@ -300,7 +311,7 @@ class RLModule(StepModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the rollouts sampled ahead on each process: a resumed run trains on the same lists."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["sampled_ahead"] = gather(self.pipeline.state_dict())
+        checkpoint["sampled_ahead"] = gather(self.pipeline.state_dict(self.step))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

@@ -291,7 +291,9 @@ class StepLoader:
         self.rank, self.world = rank, world
         self.start = 0
         self.drawn = 0
-        """Samples of the stream that were used so far, on all processes."""
+        """Samples of the stream that were drawn so far, on all processes."""
+        self.claimed: list[int] = []
+        """First place in the stream of each coming step whose samples `upcoming` has drawn."""
         self._permutation: tuple[int, np.ndarray] = (-1, np.empty(0))
         """Epoch and permutation that were used last."""
 
@@ -301,12 +303,17 @@ class StepLoader:
     def __iter__(self) -> Iterator[Slots]:
         for step in range(self.start, self.steps):
             self.start = step + 1
-            yield self.more(range(self.per_step))
+            slots = range(self.per_step)
+            yield self._slots(slots, self.claimed.pop(0)) if self.claimed else self.more(slots)
         self.start = self.drawn = 0
 
-    def upcoming(self) -> Slots | None:
-        """Return the samples of the next step, as long as `more` is not called before it. None after the last step."""
-        return self._slots(range(self.per_step)) if self.start < self.steps else None
+    def upcoming(self, steps: int) -> list[tuple[int, Slots]]:
+        """Draw the samples of the next `steps` steps, as far as there are so many. Return each step's number and samples."""
+        while len(self.claimed) < min(steps, self.steps - self.start):
+            self.claimed.append(self.drawn)
+            self.drawn += self.per_step
+        slots = range(self.per_step)
+        return [(self.start + i, self._slots(slots, first)) for i, first in enumerate(self.claimed[:steps])]
 
     def more(self, slots: Sequence[int]) -> Slots:
         """Draw the next samples for some slots of a step.
@@ -316,14 +323,15 @@ class StepLoader:
         Returns:
             The samples for those of this process.
         """
-        taken = self._slots(slots)
+        taken = self._slots(slots, self.drawn)
         self.drawn += len(slots)
         return taken
 
-    def _slots(self, slots: Sequence[int]) -> Slots:
+    def _slots(self, slots: Sequence[int], first: int) -> Slots:
+        """Return those of this process among the slots that take the stream's samples from place `first`."""
         share = self.per_step // self.world
         own = range(self.rank * share, (self.rank + 1) * share)
-        places = [(place, slot) for place, slot in enumerate(slots, self.drawn) if slot in own]
+        places = [(place, slot) for place, slot in enumerate(slots, first) if slot in own]
         return Slots([(slot, self.samples[self.index(place)]) for place, slot in places])
 
     def index(self, position: int) -> int:
@@ -333,9 +341,10 @@ class StepLoader:
             self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
         return int(self._permutation[1][offset])
 
-    def state_dict(self) -> dict[str, int]:
-        return {"start": self.start, "drawn": self.drawn}
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self.start, "drawn": self.drawn, "claimed": list(self.claimed)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.start = state["start"]
+        self.claimed = list(state.get("claimed", []))
         self.drawn = state.get("drawn", self.start * self.per_step)  # absent: written before samples were replaced

@@ -44,6 +44,22 @@ class Completion:
     """stop: at EOS or at `max_lines`. length: at `max_tokens`."""
 
 
+class Submitted(Protocol):
+    """Groups that are being sampled. A `concurrent.futures.Future` is one."""
+
+    def done(self) -> bool:
+        """Whether `result` returns at once."""
+        ...
+
+    def result(self) -> list[list[Completion]]:
+        """Wait for the groups, as from `RolloutEngine.generate`. Raises what sampling raised."""
+        ...
+
+    def cancel(self) -> object:
+        """Do not sample what is left: nobody will ask for the result."""
+        ...
+
+
 @runtime_checkable
 class RolloutEngine(Protocol):
     """What an engine must have: an object with these three methods, whose class `rollout._target_` names.
@@ -52,11 +68,18 @@ class RolloutEngine(Protocol):
         policy: a `Policy` of the architecture that will be sampled. Its weights do not count before `sync`.
         max_length: upper limit of prompt and completion together, in tokens.
 
-    Two class attributes are optional:
-        own_weights: False for an engine that samples from the policy object itself, with the trainer's arithmetic: its
-            log-probs need no correction. Default True.
-        beside_trainer: True for an engine that can sample in one thread while the policy trains in another, as
-            rollout.overlap=1 needs. Default False.
+    Optional, besides:
+        own_weights: class attribute. False for an engine that samples from the policy object itself, with the trainer's
+            arithmetic: its log-probs need no correction. Default True.
+        submit(prompts, seeds, sampling) -> Submitted: start to sample, from the weights of the last `sync` before the call,
+            whatever is synced meanwhile. Needed for rollout.overlap without rollout workers.
+        load(weights): sample from these weights from now on. An iterable of (name, tensor), as in the model's checkpoint;
+            LoRA is merged. Tensors must not be changed. Needed for rollout.workers: each worker has an engine, whose policy
+            is a `policy.skeleton`, and calls `load` in place of `sync`.
+        weight_format() -> (dtype | None, tied): how `load` wants them: dtype, None for that of the policy; and whether a head
+            that shares its weights with the embeddings is left out. Default (None, True). May start the engine.
+        weight_sums() -> sums of the bits of its weights (`checksums.WeightSums.by_layer`), which the worker compares with
+            those of the trainer's.
 
     Every process of a run has an engine and makes the same calls in the same order, each with prompts of its own.
     """
@@ -101,7 +124,7 @@ class RolloutEngine(Protocol):
 
 
 def make_engine(cfg: RolloutConfig, policy: Policy, *, max_length: int) -> RolloutEngine:
-    """Build the engine that `cfg` names. It samples nothing before its first `sync`.
+    """Build the engine that `cfg` names, in this process. It samples nothing before its first `sync`.
 
     Args:
         policy: of the architecture that will be sampled.
@@ -110,8 +133,8 @@ def make_engine(cfg: RolloutConfig, policy: Policy, *, max_length: int) -> Rollo
         UserError: the class cannot be imported or built, or is no `RolloutEngine`.
     """
     cfg, _ = choose_engine(cfg)
-    shared = {f.name for f in fields(RolloutConfig)}
-    own = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in shared}
+    shared = {f.name for f in fields(RolloutConfig)} - vars(type(cfg)).get("__annotations__", {}).keys()
+    own = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in {*shared, "_target_"}}
     node = {"_target_": cfg._target_, **own, **cfg.options}
     return build(node, "rollout", RolloutEngine, policy=policy, max_length=max_length)
 

@@ -66,19 +66,35 @@ class SyncCheck:
             engine: the engine's name, for the message.
             sums: called only if needed; returns each worker's sums (`WeightSums.by_layer`).
         """
-        if self._sent is None:
-            return
-        sent, found = self._sent.by_layer(), add_up(sums())
-        if _total(sent) == _total(found):
-            return
-        layers = [layer for layer in sorted({*sent, *found}) if sent.get(layer) != found.get(layer)]
-        differ = ", ".join([*layers[:8], "..."] if len(layers) > 8 else layers)
-        raise SyncError(
-            f"{engine} does not have the trainer's weights after sync {self.syncs}: the sum of their bits is "
-            f"{_total(found):#018x} there and {_total(sent):#018x} here. They differ in {differ}. The run stops, because "
-            "lists sampled from other weights must not be trained on. The same command resumes from the last checkpoint. "
-            "rollout.checksum_every=0 turns this check off."
-        )
+        if self._sent is not None:
+            require_same(engine, self.syncs, self._sent.by_layer(), sums())
+
+    @property
+    def sent(self) -> dict[str, int] | None:
+        """Sums of the weights of the last sync, by layer. None: it is not checked."""
+        return None if self._sent is None else self._sent.by_layer()
+
+
+def require_same(engine: str, sync: int, sent: dict[str, int], workers: Iterable[dict[str, int]]) -> None:
+    """Raise SyncError where an engine's weights are not those that were sent.
+
+    Args:
+        engine: its name, for the message.
+        sync: number of the sync.
+        sent: sums of the weights that were sent, by layer.
+        workers: sums of each worker's share.
+    """
+    found = add_up(workers)
+    if _total(sent) == _total(found):
+        return
+    layers = [layer for layer in sorted({*sent, *found}) if sent.get(layer) != found.get(layer)]
+    differ = ", ".join([*layers[:8], "..."] if len(layers) > 8 else layers)
+    raise SyncError(
+        f"{engine} does not have the trainer's weights after sync {sync}: the sum of their bits is "
+        f"{_total(found):#018x} there and {_total(sent):#018x} here. They differ in {differ}. The run stops, because "
+        "lists sampled from other weights must not be trained on. The same command resumes from the last checkpoint. "
+        "rollout.checksum_every=0 turns this check off."
+    )
 
 
 def add_up(workers: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -21,7 +21,7 @@ AUTO = "auto"
 
 class Correction(Enum):
     auto = "auto"
-    """truncate for an engine with weights of its own; none for hf."""
+    """truncate for an engine with weights of its own, and for stale weights; none for hf."""
     none = "none"
     truncate = "truncate"
     mask = "mask"
@@ -47,8 +47,18 @@ class RolloutConfig:
     """mask: units whose ratio is below this are left out of the loss."""
     correction_high: float = option(2.0, least=1)
     """truncate: upper limit of the weights. mask: units whose ratio is above this are left out of the loss."""
-    overlap: int = option(0, choices=(0, 1))
-    """Steps that rollouts are sampled ahead of training, with stale weights."""
+    overlap: int = option(0, least=0)
+    """Steps that rollouts are sampled ahead of training, with weights that are as many steps old."""
+    workers: int = option(0, least=0, identity=False)
+    """Ray actors that sample, each with an engine of its own (cluster=ray). 0: the training processes sample."""
+    worker_cpus: float = option(1.0, above=0, identity=False)
+    """CPUs that a worker reserves, and its threads."""
+    worker_gpus: float | None = option(None, least=0, identity=False)
+    """GPUs that a worker reserves. A fraction shares one with others. null: what its engine needs, 0 on CPUs."""
+    retries: int = option(3, least=0, identity=False)
+    """Times that groups of a failed worker are sampled again, and that a worker that does not start is replaced."""
+    timeout: float = option(600.0, above=0, identity=False)
+    """Seconds until the groups of a worker must be sampled. A worker that takes longer is replaced."""
 
     @property
     def engine(self) -> Any:
@@ -57,10 +67,16 @@ class RolloutConfig:
 
     @property
     def correction_in_effect(self) -> Correction:
-        """`correction`, with auto replaced by the engine's default."""
+        """`correction`, with auto replaced by what the engine and the age of its weights need."""
         if self.correction is not Correction.auto:
             return self.correction
-        return Correction.truncate if getattr(self.engine, "own_weights", True) else Correction.none
+        differs = self.overlap or getattr(self.engine, "own_weights", True)
+        return Correction.truncate if differs else Correction.none
+
+    @property
+    def capacity(self) -> int:
+        """Lists that an engine samples at a time."""
+        return 256
 
     @property
     def evaluation_identity(self) -> list[Any]:
@@ -75,6 +91,10 @@ class HFConfig(RolloutConfig):
     _target_: str = "convrec_r1.rollout.hf.HFEngine"
     batch_size: int = option(256, least=1)
     """Sequences that are generated at a time, in rollouts and in evaluation. The lists of a prompt stay together."""
+
+    @property
+    def capacity(self) -> int:
+        return self.batch_size
 
 
 @dataclass
@@ -96,6 +116,10 @@ class VLLMOptions(RolloutConfig):
     """No CUDA graphs and no compilation: starts faster, samples slower. null: on CPUs only."""
     checksum_every: int = option(1, least=0, identity=False)
     """Syncs between two comparisons of the engine's weights with the trainer's. 0: never compare."""
+
+    @property
+    def capacity(self) -> int:
+        return self.max_num_seqs
 
 
 @dataclass
@@ -147,22 +171,30 @@ def choose_engine(rollout: RolloutConfig, *, gpu: bool | None = None) -> tuple[R
     return kind(**shared), why
 
 
-def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size: int) -> list[str]:
+def problems(
+    rollout: RolloutConfig, *, accelerator: str, world: int, group_size: int, ray: bool = False
+) -> list[str]:
     """A sentence for every combination of options that cannot work.
 
     Args:
         accelerator: trainer.accelerator.
         world: number of trainer processes.
         group_size: algo.group_size.
+        ray: whether the run uses Ray (cluster=ray).
     """
     wrong = []
     try:
         if rollout._target_ != AUTO and not is_own(rollout._target_):
             locate(rollout._target_, "rollout")
-        if rollout.overlap and not getattr(rollout.engine, "beside_trainer", False):
+        if rollout.overlap and not rollout.workers and not hasattr(rollout.engine, "submit"):
             wrong.append(
                 f"rollout.overlap={rollout.overlap}: sampling ahead needs an engine beside the trainer, and "
-                f"{rollout.engine.__name__} is none. Use rollout=vllm_server, or rollout.overlap=0."
+                f"{rollout.engine.__name__} is none. Add cluster=ray rollout.workers=K, or use rollout.overlap=0."
+            )
+        if rollout.workers and not hasattr(rollout.engine, "load"):
+            wrong.append(
+                f"rollout.workers={rollout.workers}: {rollout.engine.__name__} cannot sample in a worker, because it has no "
+                "method load(weights): docs/extend.md. Use rollout=hf, rollout=vllm, or rollout.workers=0."
             )
     except UserError as error:
         return [str(error)]
@@ -181,7 +213,16 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size
         )
     if isinstance(rollout, VLLMConfig) and rollout.sleep and accelerator == "cpu":
         wrong.append("rollout.sleep=true frees a GPU's memory between rollouts; the trainer uses no GPU. Leave it out.")
-    if isinstance(rollout, VLLMConfig) and world % rollout.tensor_parallel_size:
+    if isinstance(rollout, VLLMConfig) and rollout.sleep and rollout.workers:
+        wrong.append(
+            "rollout.sleep=true with rollout.workers: a worker does not sleep. To share a GPU, give it a part: "
+            "rollout.worker_gpus=0.5, and rollout.memory_fraction of its memory."
+        )
+    if rollout.workers and not ray:
+        wrong.append(
+            f"rollout.workers={rollout.workers}: workers run under Ray. Add cluster=ray, or leave rollout.workers out."
+        )
+    if isinstance(rollout, VLLMConfig) and not rollout.workers and world % rollout.tensor_parallel_size:
         wrong.append(
             f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} "
             "processes. With rollout=vllm every trainer process is one of the engine's workers."

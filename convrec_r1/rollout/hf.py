@@ -1,7 +1,7 @@
 """Rollouts on the trainer's own weights: each prompt is read once and decoded into its G lists."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from transformers import (
 from convrec_r1.policy.attention import Unsupported, take_layouts
 from convrec_r1.policy.batch import pad_rows
 from convrec_r1.policy.policy import Policy
-from convrec_r1.policy.weights import whole_weights
+from convrec_r1.policy.skeleton import load_weights
+from convrec_r1.policy.weights import stream_weights, whole_weights
 from convrec_r1.rollout.base import Completion, Sampling
+from convrec_r1.rollout.checksums import Named, WeightSums
 from convrec_r1.rollout.decoding import Decoded, bytes_of_a_token, decode
 from convrec_r1.rollout.lines import LineCounters
 from convrec_r1.rollout.sampler import SeededSampler
@@ -63,6 +65,17 @@ class HFEngine:
 
     def sync(self, policy: Policy) -> None:
         self.policy = policy
+
+    def load(self, weights: Iterable[Named]) -> None:
+        """Sample from these weights from now on, as a rollout worker. The policy is a skeleton."""
+        load_weights(self.policy, weights)
+
+    def weight_sums(self) -> Iterable[dict[str, int]]:
+        """Return sums of the bits of the weights (`WeightSums.by_layer`)."""
+        sums = WeightSums()
+        for name, weight in stream_weights(self.policy):
+            sums.add(name, weight)
+        return [sums.by_layer()]
 
     def close(self) -> None:
         pass

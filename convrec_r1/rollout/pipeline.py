@@ -1,12 +1,12 @@
-"""Sample each step's rollouts: when the step needs them, or one step ahead while the previous step trains."""
+"""Sample each step's rollouts: when the step needs them, or some steps ahead while earlier steps train."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from convrec_r1.rollout.base import Completion, RolloutEngine, Sampling
+from convrec_r1.rollout.base import Completion, RolloutEngine, Sampling, Submitted
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sampled:
     order: Order
     groups: list[list[Completion]]  # P groups of G
     version: int
-    """Optimizer steps behind the weights that they were sampled from."""
+    """Steps that the weights they were sampled from were trained for."""
 
     @property
     def staleness(self) -> int:
@@ -33,59 +33,79 @@ class Sampled:
         return self.order.step - self.version
 
 
-class Pipeline:
-    """Samples orders with one engine, one at a time, and never while the engine's weights change.
+@dataclass(frozen=True)
+class _Ahead:
+    order: Order
+    version: int
+    groups: Submitted
 
-    overlap 0: `take` samples from the present weights. overlap 1: `ahead` starts the next order in a thread, `wait` waits for
-    its end before the weights are synced, and `take` returns it: its weights are one step stale, never more.
+
+class Pipeline:
+    """Samples orders with one engine.
+
+    With overlap k, step s trains on rollouts from the weights after step s - k, always: the orders of the first k + 1 steps are
+    submitted at the start, and each further one as soon as its weights are there. With overlap 0 `take` samples from the
+    present weights.
     """
 
     def __init__(self, engine: RolloutEngine, sampling: Sampling, overlap: int) -> None:
         self.engine, self.sampling, self.overlap = engine, sampling, overlap
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-        self._ahead: Future[Sampled] | None = None
+        self._ahead: dict[int, _Ahead] = {}  # by step
+
+    def has(self, step: int) -> bool:
+        """Whether the order of a step was submitted, and its rollouts not taken."""
+        return step in self._ahead
+
+    def submit(self, order: Order, version: int) -> None:
+        """Start to sample a coming step. version: steps that the engine's present weights were trained for."""
+        engine: Any = self.engine
+        groups = engine.submit(order.prompts, order.seeds, self.sampling)
+        self._ahead[order.step] = _Ahead(order, version, groups)
 
     def take(self, order: Order, version: int) -> Sampled:
-        """Return the rollouts of `order`, sampled ahead or now. version: steps that the present weights were trained for."""
-        ahead, self._ahead = self._ahead, None
+        """Return the rollouts of `order`, sampled ahead or now. version: steps that the present weights were trained for.
+
+        Raises the error of sampling, if there was one.
+        """
+        ahead = self._ahead.pop(order.step, None)
         if ahead is not None:
-            sampled = ahead.result()
-            if sampled.order == order:
-                return sampled
-        return self._sample(order, version)
+            groups = ahead.groups.result()
+            if ahead.order == order:
+                return Sampled(order, groups, ahead.version)
+        return Sampled(order, self.engine.generate(order.prompts, order.seeds, self.sampling), version)
 
-    def ahead(self, order: Order | None, version: int) -> None:
-        """Start to sample the next step's order, if there is one and overlap is on."""
-        if self.overlap and order is not None:
-            self._ahead = self._thread.submit(self._sample, order, version)
-
-    def wait(self) -> None:
-        """Wait until nothing is being sampled. Raises the error of sampling ahead, if there was one."""
-        if self._ahead is not None:
-            self._ahead.result()
+    def ready(self) -> int:
+        """Return the number of steps whose rollouts are sampled. 0: the trainer has to wait."""
+        return sum(ahead.groups.done() for ahead in self._ahead.values())
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Drop what was submitted."""
+        for ahead in self._ahead.values():
+            ahead.groups.cancel()
+        self._ahead.clear()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Rollouts that were sampled ahead, as plain lists and tensors: a resumed run trains on the same lists."""
-        if self._ahead is None:
-            return {}
-        done = self._ahead.result()
-        groups = [
-            [(torch.from_numpy(c.ids), torch.from_numpy(c.logprobs), c.finish_reason) for c in group]
-            for group in done.groups
-        ]
-        return {"order": vars(done.order), "groups": groups, "version": done.version}
+    def state_dict(self, version: int) -> dict[str, Any]:
+        """Return the rollouts sampled ahead, as plain lists and tensors: a resumed run trains on the same lists.
+
+        Waits until they are sampled. Orders for the present weights are left out: a resumed run submits them again.
+
+        version: steps that the present weights were trained for.
+        """
+        steps = []
+        for ahead in self._ahead.values():
+            if ahead.version < version:
+                groups = [
+                    [(torch.from_numpy(c.ids), torch.from_numpy(c.logprobs), c.finish_reason) for c in group]
+                    for group in ahead.groups.result()
+                ]
+                steps.append({"order": vars(ahead.order), "groups": groups, "version": ahead.version})
+        return {"steps": steps} if steps else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not state:
-            return
-        groups = [
-            [Completion(ids.numpy(), logps.numpy(), why) for ids, logps, why in group] for group in state["groups"]
-        ]
-        self._ahead = Future()
-        self._ahead.set_result(Sampled(Order(**state["order"]), groups, state["version"]))
-
-    def _sample(self, order: Order, version: int) -> Sampled:
-        return Sampled(order, self.engine.generate(order.prompts, order.seeds, self.sampling), version)
+        for saved in state.get("steps", []):
+            done: Future[list[list[Completion]]] = Future()
+            done.set_result(
+                [[Completion(ids.numpy(), logps.numpy(), why) for ids, logps, why in group] for group in saved["groups"]]
+            )
+            order = Order(**saved["order"])
+            self._ahead[order.step] = _Ahead(order, saved["version"], done)

@@ -12,7 +12,7 @@ from convrec_r1.evaluate.config import Select, split_note
 from convrec_r1.evaluate.runner import write_asked
 from convrec_r1.modules.fit import device_for
 from convrec_r1.policy import load_policy
-from convrec_r1.rollout.base import make_engine
+from convrec_r1.rollout.engines import run_engine
 from convrec_r1.run.checkpoints import policy_path, require_whole
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import Tracker, rewind
@@ -32,7 +32,7 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     _log.info("Policy: %s", path)
     require_whole(Path(path).parent)
     policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
-    engine = make_engine(cfg.rollout, policy, max_length=cfg.model.max_length)
+    engine = run_engine(cfg.rollout, policy, max_length=cfg.model.max_length, cluster=cfg.cluster)
     split = cfg.eval.split
     systems = evaluate_baselines(judged, data[split], data, folder, split)
     name = Path(cfg.checkpoint).name

@@ -39,7 +39,8 @@ from convrec_r1.policy import Policy, load_policy
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rl.config import Stage
-from convrec_r1.rollout.base import RolloutEngine, make_engine
+from convrec_r1.rollout.base import RolloutEngine
+from convrec_r1.rollout.engines import run_engine
 from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
@@ -256,7 +257,9 @@ class Job:
     def engine(self, policy: Policy) -> RolloutEngine:
         """Return the engine of the run. One with weights of its own is built once and serves all policies."""
         if self._engine is None:
-            self._engine = make_engine(self.cfg.rollout, policy, max_length=self.cfg.model.max_length)
+            self._engine = run_engine(
+                self.cfg.rollout, policy, max_length=self.cfg.model.max_length, cluster=self.cfg.cluster
+            )
         return self._engine
 
     def let_go(self) -> None:

@@ -8,7 +8,7 @@ import gc
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from convrec_r1.base import processes
 from convrec_r1.policy import Policy
 from convrec_r1.policy.weights import stream_weights
 from convrec_r1.rollout.base import Completion, Sampling
-from convrec_r1.rollout.checksums import SyncCheck
+from convrec_r1.rollout.checksums import Named, SyncCheck
 from convrec_r1.rollout.config import VLLMConfig
 from convrec_r1.rollout.lines import LineCutter
 from convrec_r1.rollout.vllm.options import runs_on_cpu, sampling_arguments, setup
@@ -79,13 +79,26 @@ class VLLMEngine:
         if not self._awake:
             self._llm.wake_up(tags=["weights"])
         weights = self.check.watch(stream_weights(policy, dtype=self.setup.dtype, tied=self.setup.tied))
-        # Always with an iterator: without one vLLM loads its first weights again, without a warning.
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        if not self._awake:
-            self._llm.wake_up(tags=["kv_cache"])
-            self._awake = True
-        self._llm.reset_prefix_cache()
-        self.check.compare("vLLM", lambda: chain(*_gather(self._llm.collective_rpc("weight_sums"))[0]))
+        self._take(weights)
+        self.check.compare("vLLM", self.weight_sums)
+
+    def load(self, weights: Iterable[Named]) -> None:
+        """Sample from these weights from now on, as a rollout worker. They must have the `weight_format`."""
+        self.weight_format()
+        self._take(weights)
+
+    def weight_format(self) -> tuple[torch.dtype, bool]:
+        """Return how the engine takes weights: their dtype, and whether a head that shares the embeddings' is left out.
+
+        Starts the engine.
+        """
+        if not self._llm:
+            self._start()
+        return self.setup.dtype, self.setup.tied
+
+    def weight_sums(self) -> Iterable[dict[str, int]]:
+        """Return sums of the bits of each worker's share of the weights (`WeightSums.by_layer`)."""
+        return chain(*_gather(self._llm.collective_rpc("weight_sums"))[0])
 
     def close(self) -> None:
         """Free the memory, and the process group if the engine created it."""
@@ -101,6 +114,14 @@ class VLLMEngine:
             destroy_distributed_environment()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _take(self, weights: Iterable[Named]) -> None:
+        # Always with an iterator: without one vLLM loads its first weights again, without a warning.
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if not self._awake:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._awake = True
+        self._llm.reset_prefix_cache()
 
     def _start(self) -> None:
         self._owns_group = not processes.joined()
@@ -157,6 +178,8 @@ def _launcher(tensor_parallel_size: int) -> dict[str, Any]:
 
 def _gather(part: Any) -> tuple[list[Any], int]:
     """Return the parts of all processes that share this engine, and the place of this process among them."""
+    if processes.world_size() == 1:
+        return [part], 0
     from vllm.distributed.parallel_state import get_tp_group
 
     group = get_tp_group()

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,8 +34,6 @@ class ServerEngine:
     has the next ones: a server that restarts gets those, whatever the trainer has done since.
     """
 
-    beside_trainer = True
-
     def __init__(self, options: VLLMServerConfig, policy: Policy, *, max_length: int) -> None:
         self.options = options
         self.max_length = fitting_length(policy, max_length)
@@ -44,6 +43,15 @@ class ServerEngine:
         self._policy = policy
         self._synced = False
         self._fleet: Fleet | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+        self._submitted: list[Future] = []
+
+    def submit(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Future[list[list[Completion]]]:
+        """Sample in a thread. The next `sync` waits for it: a group comes from one set of weights."""
+        self._submitted.append(self._thread.submit(self.generate, prompts, seeds, sampling))
+        return self._submitted[-1]
 
     def generate(
         self,
@@ -74,6 +82,8 @@ class ServerEngine:
         return [[self.cut(completion, sampling.max_lines) for completion in groups[place]] for place in mine]
 
     def sync(self, policy: Policy) -> None:
+        wait(self._submitted)  # their errors are raised where their results are taken
+        self._submitted.clear()
         self._policy, self._synced = policy, False
         self.trainers.join()
         dtype, tied = self.trainers.share(self._connect)

@@ -1,0 +1,79 @@
+"""Numbered versions of a policy's weights in Ray's object store.
+
+A version is written once. Every worker of a node reads the same memory, without a copy. Whoever needs a version holds a
+`Version`: Ray frees its memory when nobody does.
+"""
+
+# Ray is optional.
+# pyright: reportMissingImports=none
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from convrec_r1.base.errors import UserError
+from convrec_r1.rollout.checksums import Named, SyncCheck
+
+_PART = 256 << 20
+"""Bytes of an object in the store, or one weight if that is larger: what is in memory twice where weights are gathered or cast."""
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Version:
+    """Weights in the object store."""
+
+    number: int
+    """Of the sync, from 1."""
+    parts: tuple[Any, ...] = ()
+    """References to lists of (name, dtype, array)."""
+    sums: dict[str, int] | None = None
+    """Checksums by layer (`WeightSums`). None: this sync is not checked."""
+
+
+def publish(weights: Iterable[Named], number: int, check: SyncCheck) -> Version:
+    """Write weights to the object store as version `number`.
+
+    Raises:
+        UserError: the object store has no room.
+    """
+    import ray
+    from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+
+    refs, part, size = [], [], 0
+    try:
+        for name, weight in check.watch(weights):
+            part.append((name, str(weight.dtype).removeprefix("torch."), _array(weight)))
+            size += weight.nbytes
+            if size >= _PART:
+                refs.append(ray.put(part))
+                part, size = [], 0
+        refs.append(ray.put(part))
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise UserError(
+            "Ray's object store has no room for the policy's weights. Give it more (cluster.object_store_gib, or "
+            "`ray start --object-store-memory`), or lower rollout.overlap."
+        ) from error
+    return Version(number, tuple(refs), check.sent)
+
+
+def read(version: Version) -> Iterator[Named]:
+    """Yield the weights of a version. They lie in shared memory and must not be changed."""
+    import ray
+
+    for part in ray.get(list(version.parts)):
+        for name, dtype, array in part:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                yield name, torch.from_numpy(array).view(getattr(torch, dtype))
+
+
+def _array(weight: torch.Tensor) -> np.ndarray:
+    """Return a weight as array, where possible without a copy. NumPy does not know every dtype of torch."""
+    weight = weight.detach().cpu().contiguous()
+    known = weight.dtype in (torch.float32, torch.float64, torch.float16)
+    return (weight if known else weight.view(_INTEGERS[weight.element_size()])).numpy()
