@@ -11,7 +11,7 @@ from convrec_r1.policy.policy import Policy
 
 
 def skeleton(policy: Policy) -> Policy:
-    """Return a copy of `policy` for sampling, without memory for its weights: they are meta tensors. Buffers are copied to the CPU.
+    """Return a copy of `policy` for sampling, whose weights take no memory: they are meta tensors. Buffers are on the CPU.
 
     LoRA adapters are left out: weights arrive merged (`stream_weights`). The policy must not be sharded yet.
     """

@@ -171,9 +171,7 @@ def choose_engine(rollout: RolloutConfig, *, gpu: bool | None = None) -> tuple[R
     return kind(**shared), why
 
 
-def problems(
-    rollout: RolloutConfig, *, accelerator: str, world: int, group_size: int, ray: bool = False
-) -> list[str]:
+def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size: int, ray: bool = False) -> list[str]:
     """A sentence for every combination of options that cannot work.
 
     Args:

@@ -105,7 +105,10 @@ class Pipeline:
         for saved in state.get("steps", []):
             done: Future[list[list[Completion]]] = Future()
             done.set_result(
-                [[Completion(ids.numpy(), logps.numpy(), why) for ids, logps, why in group] for group in saved["groups"]]
+                [
+                    [Completion(ids.numpy(), logps.numpy(), why) for ids, logps, why in group]
+                    for group in saved["groups"]
+                ]
             )
             order = Order(**saved["order"])
             self._ahead[order.step] = _Ahead(order, saved["version"], done)

@@ -144,7 +144,7 @@ class WorkersEngine:
         return str(torch.get_autocast_dtype(self._device)).removeprefix("torch.")
 
     def _open(self) -> tuple[str | None, bool]:
-        """Start the workers if there are none. Return how they take weights: dtype, and whether head and embeddings are tied."""
+        """Start the workers if there are none. Return how they take weights (`Identity`): dtype and tied."""
         if self._pool is None:
             self._pool = self._start()
         first = self._pool.format.result()
