@@ -1,7 +1,8 @@
-"""Rollouts sampled a step ahead: one step old, never more, corrected, and the same after an interruption."""
+"""Rollouts sampled some steps ahead: as many steps old, corrected, and the same after an interruption."""
 
 import copy
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -36,8 +37,15 @@ class CopyEngine(HFEngine):
         super().__init__(copy.deepcopy(policy), **options)
         self.syncs = self.samples = 0
         self.busy = threading.Lock()
+        self.thread = ThreadPoolExecutor(1)
+        self.submitted: list[Future] = []
+
+    def submit(self, prompts, seeds, sampling):
+        self.submitted.append(self.thread.submit(self.generate, prompts, seeds, sampling))
+        return self.submitted[-1]
 
     def sync(self, policy) -> None:
+        wait(self.submitted)
         assert not self.busy.locked(), "weights must not change while a group is sampled"
         self.syncs += 1
         self.policy = copy.deepcopy(policy)
@@ -60,10 +68,10 @@ def reinforce(policy, cfg, folder, make_engine=CopyEngine, callbacks=(), samples
     return policy.state_dict(), rows, engine
 
 
-def ahead(*overrides: str):
-    """As if a server sampled: the check that asks for one is made on configs, not here."""
+def ahead(*overrides: str, overlap: int = 1):
+    """As if workers sampled: the check that asks for them is made on configs, not here."""
     cfg = config("rl.steps=5", *overrides)
-    cfg.rollout.overlap = 1
+    cfg.rollout.overlap = overlap
     return cfg
 
 
@@ -79,9 +87,10 @@ def test_without_overlap_a_copy_samples_what_the_policy_itself_would(warm, tmp_p
         assert row["sampling/staleness"] == 0
 
 
-def test_rollouts_ahead_are_one_step_old_and_never_more(warm, tmp_path):
-    _, rows, engine = reinforce(warm, ahead(), tmp_path)
-    assert [row["sampling/staleness"] for row in rows] == [0, 1, 1, 1, 1]
+@pytest.mark.parametrize("overlap", [1, 2, 9])
+def test_rollouts_ahead_are_as_many_steps_old(warm, tmp_path, overlap):
+    _, rows, engine = reinforce(warm, ahead(overlap=overlap), tmp_path)
+    assert [row["sampling/staleness"] for row in rows] == [min(step, overlap) for step in range(5)]
     assert engine.samples == 5, "each step's rollouts are sampled once"
     assert engine.syncs == 1 + 5
     # The first step's come from the weights it trains; later ones show the update in between.
@@ -115,16 +124,17 @@ def test_the_correction_bears_on_stale_rollouts_alone(warm, tmp_path):
     assert rows[1]["sampling/importance_sampling_ratio/max"] > 1.001
 
 
-def test_a_run_that_samples_ahead_goes_on_from_its_checkpoint_with_the_same_lists(warm, tmp_path):
-    cfg = ahead()
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_a_run_that_samples_ahead_goes_on_from_its_checkpoint_with_the_same_lists(warm, tmp_path, overlap):
+    cfg = ahead(overlap=overlap)
     whole, rows, _ = reinforce(warm, cfg, tmp_path / "whole")
 
     with pytest.raises(PowerCut):
         reinforce(warm, cfg, tmp_path / "cut", callbacks=[power_cut(3, total=5)])
     resumed, again, engine = reinforce(warm, cfg, tmp_path / "cut")
     assert distance(whole, resumed) == 0
-    assert engine.samples == 2, "steps 4 and 5; step 3's were in the checkpoint"
-    assert [row["sampling/staleness"] for row in again[-3:]] == [1, 1, 1]
+    assert engine.samples == 3 - overlap, "the others of steps 3 to 5 were in the checkpoint"
+    assert [row["sampling/staleness"] for row in again[-3:]] == [overlap] * 3
     for row, other in zip(rows[2:], again[-3:], strict=True):
         assert row["reward"] == other["reward"]
 
@@ -146,28 +156,40 @@ class Echo:
     def generate(self, prompts, seeds, sampling, on_progress=None):
         return [[Completion(np.array([seed]), np.zeros(1, np.float32), "stop")] for seed in seeds]
 
+    def submit(self, prompts, seeds, sampling):
+        done = Future()
+        done.set_result(self.generate(prompts, seeds, sampling))
+        return done
+
 
 def test_rollouts_of_another_order_are_not_handed_over():
     pipeline = Pipeline(Echo(), Sampling(), overlap=1)
-    pipeline.ahead(Order(1, [[1]], [10]), version=0)
+    pipeline.submit(Order(1, [[1]], [10]), version=0)
     taken = pipeline.take(Order(1, [[1]], [11]), version=1)
     assert taken.groups[0][0].ids.tolist() == [11]
     assert taken.staleness == 0
-    pipeline.ahead(Order(2, [[1]], [12]), version=1)
+    pipeline.submit(Order(2, [[1]], [12]), version=1)
+    assert pipeline.ready() == 1
     taken = pipeline.take(Order(2, [[1]], [12]), version=2)
     assert taken.staleness == 1
-    assert pipeline.state_dict() == {}, "what was taken is not handed over again after a restart"
+    assert pipeline.ready() == 0
+    assert pipeline.state_dict(3) == {}, "what was taken is not handed over again after a restart"
 
 
 def test_the_state_is_plain_and_comes_back(tmp_path):
-    pipeline = Pipeline(Echo(), Sampling(), overlap=1)
-    order = Order(3, [[1, 2], [3]], [5, 6])
-    pipeline.ahead(order, version=2)
-    torch.save(pipeline.state_dict(), tmp_path / "state.pt")
-    other = Pipeline(Echo(), Sampling(), overlap=1)
+    pipeline = Pipeline(Echo(), Sampling(), overlap=2)
+    orders = [Order(step, [[1, 2], [3]], [5 + step, 6]) for step in (3, 4, 5)]
+    for order in orders:
+        pipeline.submit(order, version=order.step - 2)
+    torch.save(pipeline.state_dict(3), tmp_path / "state.pt")
+    other = Pipeline(Echo(), Sampling(), overlap=2)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    taken = other.take(order, version=3)
-    assert [[c.ids.tolist() for c in group] for group in taken.groups] == [[[5]], [[6]]]
-    assert taken.version == 2
+    assert [other.has(step) for step in (3, 4, 5)] == [True, True, False], (
+        "step 5 is sampled from the weights of step 3"
+    )
+    taken = other.take(orders[0], version=3)
+    assert [[c.ids.tolist() for c in group] for group in taken.groups] == [[[8]], [[6]]]
+    assert taken.version == 1
     other.load_state_dict({})
-    other.wait()
+    other.close()
+    assert not other.has(4)

@@ -185,12 +185,12 @@ def test_thoughts_hold_no_ranks(policy, thought):
 
 
 ENGINE = """
+from concurrent.futures import Future
+
 import numpy as np
 from convrec_r1.rollout.base import Completion
 
 class Parrot:
-    beside_trainer = True
-
     def __init__(self, policy, word, times=1):
         self.policy, self.word, self.times = policy, word, times
 
@@ -198,6 +198,11 @@ class Parrot:
         ids = np.full(self.times, self.word)
         said = Completion(ids, np.zeros(self.times, np.float32), "length")
         return [[said] * sampling.n for _ in prompts]
+
+    def submit(self, prompts, seeds, sampling):
+        done = Future()
+        done.set_result(self.generate(prompts, seeds, sampling))
+        return done
 
     def sync(self, policy):
         self.policy = policy
@@ -233,6 +238,10 @@ def test_an_engine_of_a_users(own_engine, policy):
     assert cfg.correction_in_effect is Correction.truncate
     cfg.overlap = 1
     assert problems(cfg, accelerator="cpu", world=1, group_size=4) == []
+    cfg.workers = 2
+    (wrong,) = problems(cfg, accelerator="cpu", world=1, group_size=4, ray=True)
+    assert "Parrot cannot sample in a worker, because it has no method load" in wrong
+    cfg.workers = 0
     cfg.top_p = 0.9
     (wrong,) = problems(cfg, accelerator="cpu", world=1, group_size=4)
     assert "every ratio would be too small" in wrong

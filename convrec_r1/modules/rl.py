@@ -117,8 +117,10 @@ class RLModule(StepModule):
 
     def queue(self) -> dict[str, float]:
         """Return metrics of sampling as the step finds it: steps whose rollouts are there, and the workers."""
-        of_engine = getattr(self.engine, "metrics", dict)()
-        return of_engine | ({"rollout/ready": self.pipeline.ready()} if self.pipeline.overlap else {})
+        values: dict[str, float] = getattr(self.engine, "metrics", dict)()
+        if self.pipeline.overlap:
+            values["rollout/ready"] = float(self.pipeline.ready())
+        return values
 
     def sample(self, slots: Slots[Conversation], meter: Meter) -> tuple[Slots[Conversation], RolloutBatch, Feedback]:
         """Return the prompts of the step with G completions each and their feedback.

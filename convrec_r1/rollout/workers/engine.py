@@ -3,6 +3,8 @@
 # Ray is optional.
 # pyright: reportMissingImports=none
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -83,7 +85,7 @@ class WorkersEngine:
         self._device = policy.device.type
         self.trainers.join()
         dtype, tied = self.trainers.share(self._open)
-        weights = stream_weights(policy, dtype=dtype and getattr(torch, dtype), tied=tied)
+        weights = stream_weights(policy, dtype=getattr(torch, dtype) if dtype else None, tied=tied)
         problem: Exception | None = None
         if self.trainers.rank == 0:
             try:
@@ -104,8 +106,8 @@ class WorkersEngine:
         if self._pool is None:
             return {}
         counts = self._pool.counts
-        return {"rollout/workers": self._pool.live} | {
-            f"rollout/{name}": counts[name] for name in ("faults", "restarts", "regenerated")
+        return {"rollout/workers": float(self._pool.live)} | {
+            f"rollout/{name}": float(counts[name]) for name in ("faults", "restarts", "regenerated")
         }
 
     def close(self) -> None:
@@ -161,9 +163,14 @@ class WorkersEngine:
         bare = ray.put(self._bare)
         kind: Any = ray.remote(RolloutWorker)
         kind = kind.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
-        threads = max(1, int(cpus))
+        threads, path = max(1, int(cpus)), [os.path.abspath(entry) for entry in sys.path]
+
+        def launch() -> tuple[Any, Any]:
+            actor = kind.remote(rollout, self.max_length, threads, path)
+            return actor, actor.ready.remote(bare)
+
         return Pool(
-            lambda: kind.remote(rollout, bare, self.max_length, threads),
+            launch,
             rollout.workers,
             retries=rollout.retries,
             timeout=rollout.timeout,

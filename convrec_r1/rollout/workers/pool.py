@@ -9,6 +9,7 @@ A bundle of a worker that dies, hangs or raises is dealt again, to any worker, w
 
 import logging
 import queue
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -84,8 +85,8 @@ class Worker:
 class Pool:
     """Workers of a run: `size` as long as the cluster has room and none fails too often."""
 
-    launch: Callable[[], Any]
-    """Starts an actor with the methods of `RolloutWorker`."""
+    launch: Callable[[], tuple[Any, Any]]
+    """Starts an actor with the methods of `RolloutWorker`. Returns it and the reference to its `Identity`."""
     size: int
     retries: int
     """Times that a bundle is dealt again, and that a worker which did not start is replaced."""
@@ -190,14 +191,17 @@ class Pool:
     def _ask(self) -> None:
         """Ask for a worker. Ray places it when there is room."""
         self._number += 1
-        worker = Worker(self._number, self.launch())
+        actor, ready = self.launch()
+        worker = Worker(self._number, actor)
         self.workers.append(worker)
-        self._call(worker, worker.actor.ready.remote(), self._started)
+        self._call(worker, ready, self._started)
 
     def _started(self, worker: Worker, future: Future) -> None:
         if worker.gone:
             return
         if (error := future.exception()) is not None:
+            if isinstance(cause := _cause(error), UserError) and not self.format.done():
+                raise cause  # the next one would say the same
             self._failed(worker, error)
             return
         identity = future.result()
@@ -218,8 +222,7 @@ class Pool:
         bundle = worker.bundle
         assert bundle is not None
         if (error := future.exception()) is not None:
-            cause = getattr(error, "cause", None) or error
-            if isinstance(cause, UserError | SyncError):  # a retry gives the same
+            if isinstance(cause := _cause(error), UserError | SyncError):  # a retry gives the same
                 worker.bundle = None
                 self._fail(bundle.job, cause)
                 if isinstance(cause, SyncError):
@@ -282,7 +285,13 @@ class Pool:
             job.set_exception(error)
 
 
+def _cause(error: BaseException) -> BaseException:
+    """Return what a worker raised, without what Ray wraps it in. Another error as it is."""
+    return getattr(error, "cause", None) or error
+
+
 def _reason(error: BaseException) -> str:
     """Return an error as text: its end, if it is long, where the cause stands."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text[-1500:]}" if text else type(error).__name__
+    cause = _cause(error)
+    text = re.sub(r"\x1b\[\d*m", "", str(cause)).strip()
+    return f"{type(cause).__name__}: {text[-1500:]}" if text else type(cause).__name__

@@ -6,6 +6,8 @@
 import contextlib
 import os
 import socket
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,33 +38,37 @@ class Identity:
 
 
 class RolloutWorker:
-    """Made an actor by the pool. It ends with the process that started it."""
+    """Made an actor by the engine. It ends with the process that started it."""
 
-    def __init__(self, rollout: RolloutConfig, bare: "Policy", max_length: int, threads: int) -> None:
+    engine: RolloutEngine
+    device: str
+
+    def __init__(self, rollout: RolloutConfig, max_length: int, threads: int, path: Sequence[str]) -> None:
         """
         Args:
             rollout: options of the engine.
-            bare: of `policy.skeleton`.
             max_length: upper limit of prompt and completion together, in tokens.
             threads: of torch, on CPUs.
+            path: where the run's process finds modules: a user's engine may be there.
         """
+        sys.path += [entry for entry in path if entry not in sys.path]
+        self.rollout, self.max_length, self.threads = rollout, max_length, threads
+        self.version: int | None = None
+
+    def ready(self, bare: "Policy") -> Identity:
+        """Build and start the engine, which samples from `bare`, a `policy.skeleton`."""
+        import ray
         import torch
 
         from convrec_r1.policy.skeleton import place
 
-        torch.set_num_threads(threads)
-        self.as_trainer = not getattr(rollout.engine, "own_weights", True)
+        torch.set_num_threads(self.threads)
+        self.as_trainer = not getattr(self.rollout.engine, "own_weights", True)
         """Whether the engine computes with the policy object itself, with the trainer's arithmetic."""
         if self.as_trainer:
             place(bare, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.device = bare.newline.device.type
-        self.engine: RolloutEngine = make_engine(rollout, bare, max_length=max_length)
-        self.version: int | None = None
-
-    def ready(self) -> Identity:
-        """Start the engine."""
-        import ray
-
+        self.engine = make_engine(self.rollout, bare, max_length=self.max_length)
         form = getattr(self.engine, "weight_format", None)
         dtype, tied = form() if form else (None, True)
         name = None if dtype is None else str(dtype).removeprefix("torch.")
