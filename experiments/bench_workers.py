@@ -181,7 +181,7 @@ def simulated(workers: int, cluster: ClusterConfig, repeats: int) -> dict[str, A
             started, busy = time.perf_counter(), time.process_time()
             job = Job(PROMPTS)
             bundles = [
-                Bundle(places, Request([prompts[p] for p in places], [p for p in places], sampling), Version(1), job)
+                Bundle(places, Request([prompts[p] for p in places], list(places), sampling), Version(1), job)
                 for places in compose([len(p) for p in prompts], GROUP, 256, workers)
             ]
             pool.submit(bundles)
