@@ -81,7 +81,7 @@ def plots(n: int, ks: Sequence[int]) -> dict[str, list[Plot]]:
         ],
         "Speed": [
             Plot("Seconds per step", ("time/step",)),
-            *(Plot(f"Seconds: {part}", (f"time/{part}",)) for part in ("rollout", "reward", "train", "wait", "sync")),
+            *(Plot(f"Seconds: {part}", (f"time/{part}",)) for part in ("rollout", "reward", "train", "sync")),
             Plot("Tokens per second, RL", ("tokens_per_second",)),
             Plot("Tokens per second, SFT", ("sft/tokens_per_second",), sft),
         ],

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from convrec_r1.base import processes
 from convrec_r1.policy import Policy
@@ -116,12 +117,23 @@ class VLLMEngine:
             torch.cuda.empty_cache()
 
     def _take(self, weights: Iterable[Named]) -> None:
-        # Always with an iterator: without one vLLM loads its first weights again, without a warning.
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if self.options.tensor_parallel_size > processes.world_size():
+            self._take_from_file(weights)
+        else:
+            # Always with an iterator: without one vLLM loads its first weights again, without a warning.
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if not self._awake:
             self._llm.wake_up(tags=["kv_cache"])
             self._awake = True
         self._llm.reset_prefix_cache()
+
+    def _take_from_file(self, weights: Iterable[Named]) -> None:
+        """Hand weights over to processes that vLLM has started, which no iterator reaches: in a file, in memory if possible."""
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        with tempfile.TemporaryDirectory(prefix="convrec-r1-weights-", dir=memory) as folder:
+            path, whole = f"{folder}/weights.safetensors", {name: weight.contiguous() for name, weight in weights}
+            save_file(whole, path)
+            self._llm.collective_rpc("load_file", args=(path, list(whole)))
 
     def _start(self) -> None:
         self._owns_group = not processes.joined()

@@ -29,9 +29,10 @@ ROWS = 512
 class WeightSync:
     """Methods that vLLM adds to its workers, for `collective_rpc`."""
 
-    model_runner: Any  # these three are the worker's own
+    model_runner: Any  # these four are the worker's own
     vllm_config: Any
     device: torch.device
+    reload_weights: Any
 
     def weight_sums(self) -> dict[str, int]:
         """Return sums of the bits of this worker's share of the weights, by layer (`WeightSums`).
@@ -43,6 +44,11 @@ class WeightSync:
             for name, weight in _shares(self.model_runner.get_model(), get_tensor_model_parallel_rank()):
                 sums.add(name, weight)
         return sums.by_layer()
+
+    def load_file(self, path: str, names: list[str]) -> None:
+        """Load weights from a safetensors file. names: in the order of loading."""
+        with safe_open(path, framework="pt") as file:
+            self.reload_weights(weights_iterator=((name, file.get_tensor(name)) for name in names))
 
     def describe_engine(self) -> dict[str, Any]:
         """Return the fields of `agreement.Engine`."""
