@@ -3,7 +3,6 @@
 import copy
 import os
 import signal
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -20,6 +19,7 @@ from test_weights import with_lora
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.cluster.config import ClusterConfig
+from convrec_r1.cluster.connect import connect
 from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.step import StepLoader
@@ -132,7 +132,8 @@ def nodes():
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "_system_config": health})
     cluster.add_node(num_cpus=1, object_store_memory=STORE)
-    yield cluster
+    with connect(ClusterConfig(name="ray", address=cluster.address)):  # stays while engines come and go
+        yield cluster
     cluster.shutdown()
 
 
@@ -321,35 +322,7 @@ def test_a_run_that_was_cut_off_resumes_with_the_same_lists(engine, warm, tmp_pa
     assert_equal(weights, found, rows[2:], again[-4:])
 
 
-# Faults that end a run. Their engines are found by the name of this module, which Ray's processes can import.
-
-
-class Dies(HFEngine):
-    def generate(self, *arguments, **options):
-        print("the end is near", file=sys.stderr, flush=True)
-        os._exit(7)
-
-
-class Raises(HFEngine):
-    def generate(self, *arguments, **options):
-        raise RuntimeError("CUDA out of memory, or so")
-
-
-class Absent(HFEngine):
-    def __init__(self, policy, *, batch_size) -> None:
-        raise OSError("no such model here")
-
-
-class Forgets(HFEngine):
-    """Has other weights than it was given."""
-
-    def load(self, weights) -> None:
-        super().load(weights)
-        name, _ = next(iter(stream_weights(self.policy)))
-        load_weights(self.policy, [(n, w + (n == name)) for n, w in stream_weights(self.policy)])
-
-    def generate(self, *arguments, **options):
-        raise AssertionError("sampled from other weights")
+# Faults that end a run
 
 
 def sampled(engine, policy):
@@ -357,28 +330,28 @@ def sampled(engine, policy):
     return engine.generate(PROMPTS, SEEDS, SAMPLING)
 
 
-def faulty(kind: type, **changes: Any) -> HFConfig:
-    return HFConfig(_target_=f"test_workers.{kind.__name__}", batch_size=4, workers=1, **changes)
+def faulty(kind: str, **changes: Any) -> HFConfig:
+    return HFConfig(_target_=f"worker_engines.{kind}", batch_size=4, workers=1, **changes)
 
 
 @on_ray
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Dies, r"failed 2 times \(rollout.retries=1\).* worker 2 \(process \d+ on .*the end is near.*same command"),
-        (Raises, r"failed 1 times \(rollout.retries=0\).*RuntimeError: CUDA out of memory, or so"),
-        (Absent, r"rollout: test_workers.Absent could not be built: OSError: no such model here"),
+        ("Dies", r"failed 2 times \(rollout.retries=1\).* worker 2 \(process \d+ on .*the end is near.*same command"),
+        ("Raises", r"failed 1 times \(rollout.retries=0\).*RuntimeError: CUDA out of memory, or so"),
+        ("Absent", r"rollout: worker_engines.Absent could not be built: OSError: no such model here"),
     ],
 )
 def test_out_of_retries_ends_with_the_last_words(engines, warm, kind, message):
-    engine = engines(faulty(kind, retries=int(kind is Dies)))
+    engine = engines(faulty(kind, retries=int(kind == "Dies")))
     with pytest.raises(UserError, match=f"(?s){message}"):
         sampled(engine, warm)
 
 
 @on_ray
 def test_other_weights_are_never_sampled_from(engines, warm):
-    engine = engines(faulty(Forgets))
+    engine = engines(faulty("Forgets"))
     engine.sync(warm)
     with pytest.raises(
         SyncError, match=r"A rollout worker does not have the trainer's weights after sync 1: .* differ in "
