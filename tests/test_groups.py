@@ -90,12 +90,16 @@ def test_drawn_samples_are_not_drawn_again_and_resumption_knows_them():
     order = [loader.samples[loader.index(place)] for place in range(12)]
     assert [s for _, s in next(steps)] == order[:2]
     assert list(loader.more([1])) == [(1, order[2])]
-    assert loader.upcoming() == Slots(list(enumerate(order[3:5])))
+    coming = [(1, Slots(list(enumerate(order[3:5])))), (2, Slots(list(enumerate(order[5:7]))))]
+    assert loader.upcoming(1) == coming[:1]
+    assert loader.upcoming(2) == coming, "what is drawn in advance stays"
+    assert list(loader.more([0])) == [(0, order[7])]
     assert [s for _, s in next(steps)] == order[3:5]
+    assert loader.state_dict() == {"start": 2, "drawn": 8, "claimed": [5]}
     resumed = StepLoader("abcdefghij", 2, 4, seed=1)
     resumed.load_state_dict(loader.state_dict())
-    assert [[s for _, s in step] for step in resumed] == [order[5:7], order[7:9]]
-    assert loader.state_dict() == {"start": 2, "drawn": 5}
+    assert len(resumed.upcoming(9)) == 2
+    assert [[s for _, s in step] for step in resumed] == [order[5:7], order[8:10]]
     old = StepLoader("abcdefghij", 2, 4, seed=1)
     old.load_state_dict({"start": 2})
     assert [s for _, s in next(iter(old))] == order[4:6]
@@ -122,7 +126,7 @@ def dapo(*overrides: str):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("overlap", [0, 1, 2])
 def test_every_group_teaches_and_a_resumed_run_replaces_the_same(warm, tmp_path, overlap):
     cfg = dapo("algo.dynamic_sampling=30", "algo.overlong.cache=0", "rl.lr=1e-3")
     cfg.rollout.overlap = overlap

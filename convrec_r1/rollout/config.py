@@ -7,7 +7,7 @@ user's takes its options from `rollout.options`.
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, ClassVar
 
 from convrec_r1.base.addresses import address_problem
 from convrec_r1.base.errors import UserError
@@ -135,6 +135,8 @@ class VLLMConfig(VLLMOptions):
 class VLLMServerConfig(VLLMOptions):
     """rollout=vllm_server: vLLM servers beside the trainer."""
 
+    redeclared: ClassVar[set[str]] = {"retries"}
+    """Options of the engine's own that have the name of an option of workers."""
     _target_: str = "convrec_r1.rollout.vllm.pool.ServerEngine"
     servers: list[str] = option(factory=list, identity=False)
     """Addresses of running servers, as http://host:port. Empty: servers are started on this machine."""
