@@ -19,11 +19,6 @@ class Raises(HFEngine):
         raise RuntimeError("CUDA out of memory, or so")
 
 
-class Absent(HFEngine):
-    def __init__(self, policy, *, batch_size) -> None:
-        raise OSError("no such model here")
-
-
 class Forgets(HFEngine):
     """Has other weights than it was given."""
 
