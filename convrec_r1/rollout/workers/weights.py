@@ -18,7 +18,7 @@ import torch
 from convrec_r1.base.errors import UserError
 from convrec_r1.rollout.checksums import Named, SyncCheck
 
-_PART = 256 << 20
+_PART = 64 << 20
 """Bytes of an object in the store, at least one weight. Where weights are gathered or cast, as much is in memory twice."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
