@@ -21,8 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a worker with one CPU
 
 import numpy as np
 
-from convrec_r1.base.files import write_json
+from convrec_r1.base.files import read_json, write_json
 from convrec_r1.cluster.config import ClusterConfig
+from convrec_r1.cluster.connect import connect
 from convrec_r1.rollout.base import Completion, Sampling, prompt_seed
 
 OUT = Path(__file__).with_suffix(".json")
@@ -130,7 +131,6 @@ class Sleeper:
 def simulated(workers: int, cluster: ClusterConfig, repeats: int) -> dict[str, Any]:
     import ray
 
-    from convrec_r1.cluster.connect import connect
     from convrec_r1.rollout.workers.bundles import Packed, Request, compose
     from convrec_r1.rollout.workers.pool import Bundle, Job, Pool
     from convrec_r1.rollout.workers.weights import Version
@@ -207,14 +207,19 @@ def main() -> None:
     given = parser.parse_args()
     record: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
     if "sync" in given.parts:
-        record["sync"] = sync(ClusterConfig(name="ray", cpus=2, object_store_gib=7), given.repeats)
-    small = ClusterConfig(name="ray", cpus=2, object_store_gib=0.5)
-    if "lists" in given.parts:
-        record["lists"] = lists(small, given.repeats)
-    if "simulated" in given.parts:
-        record["simulated"] = {str(k): simulated(k, small, given.repeats) for k in given.workers}
+        large = ClusterConfig(name="ray", cpus=2, object_store_gib=7)
+        with connect(large):
+            record["sync"] = sync(large, given.repeats)
+    if "lists" in given.parts or "simulated" in given.parts:
+        small = ClusterConfig(name="ray", cpus=2, object_store_gib=0.5)
+        with connect(small):
+            if "lists" in given.parts:
+                record["lists"] = lists(small, given.repeats)
+            if "simulated" in given.parts:
+                record["simulated"] = {str(k): simulated(k, small, given.repeats) for k in given.workers}
     print(record)
-    write_json(OUT, record)
+    before = read_json(OUT) if OUT.exists() else {}
+    write_json(OUT, {**before, **record})
 
 
 if __name__ == "__main__":
