@@ -21,8 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a worker with one CPU
 
 import numpy as np
 
-from convrec_r1.base.files import write_json
+from convrec_r1.base.files import read_json, write_json
 from convrec_r1.cluster.config import ClusterConfig
+from convrec_r1.cluster.connect import connect
 from convrec_r1.rollout.base import Completion, Sampling, prompt_seed
 
 OUT = Path(__file__).with_suffix(".json")
@@ -33,8 +34,6 @@ QWEN_05B = {
 SMALL = {**QWEN_05B, "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
          "num_attention_heads": 4}  # fmt: skip
 PROMPTS, GROUP, TOKENS = 384, 8, 200
-A_LIST = 0.025
-"""Seconds that a simulated worker takes for a list."""
 
 
 def policy_of(shape: dict[str, Any]):
@@ -96,8 +95,8 @@ def lists(cluster: ClusterConfig, repeats: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     policy = policy_of(SMALL)
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(5, 300, int(n)).tolist() for n in rng.integers(40, 120, 32)]
-    given = prompts, [prompt_seed(0, 0, i) for i in range(len(prompts))], Sampling(n=8, max_tokens=60)
+    prompts = [rng.integers(5, 300, int(n)).tolist() for n in rng.integers(40, 120, 16)]
+    given = prompts, [prompt_seed(0, 0, i) for i in range(len(prompts))], Sampling(n=8, max_tokens=40)
     found = {}
     for workers in (0, 1, 2):
         engine = run_engine(HFConfig(workers=workers, batch_size=64), policy, max_length=256, cluster=cluster)
@@ -117,20 +116,23 @@ def lists(cluster: ClusterConfig, repeats: int) -> dict[str, Any]:
 class Sleeper:
     """A worker that waits instead of sampling. It imports nothing large."""
 
+    def __init__(self, a_list: float) -> None:
+        """a_list: seconds for a list."""
+        self.a_list = a_list
+
     def ready(self) -> tuple:
         return ("", "", 0, None, None, True)
 
     def sample(self, groups: int, n: int) -> tuple[np.ndarray, ...]:
-        time.sleep(groups * n * A_LIST)
+        time.sleep(groups * n * self.a_list)
         total = groups * n
         ids = np.full(total * TOKENS, 7, np.int64)
         return ids, np.zeros(len(ids), np.float32), np.full(total, TOKENS), np.ones(total, bool)
 
 
-def simulated(workers: int, cluster: ClusterConfig, repeats: int) -> dict[str, Any]:
+def simulated(workers: int, cluster: ClusterConfig, repeats: int, a_list: float) -> dict[str, Any]:
     import ray
 
-    from convrec_r1.cluster.connect import connect
     from convrec_r1.rollout.workers.bundles import Packed, Request, compose
     from convrec_r1.rollout.workers.pool import Bundle, Job, Pool
     from convrec_r1.rollout.workers.weights import Version
@@ -169,7 +171,7 @@ def simulated(workers: int, cluster: ClusterConfig, repeats: int) -> dict[str, A
     kind: Any = ray.remote(Sleeper)
 
     def launch() -> tuple[Handle, Reply]:
-        actor = kind.options(num_cpus=0).remote()
+        actor = kind.options(num_cpus=0).remote(a_list)
         return Handle(actor), Reply(actor.ready.remote(), Identity)
 
     rng = np.random.default_rng(0)
@@ -194,27 +196,40 @@ def simulated(workers: int, cluster: ClusterConfig, repeats: int) -> dict[str, A
             shares.append((time.process_time() - busy) / walls[-1])
             assert isinstance(groups[-1][-1], Completion)
         pool.close()
-    ideal = PROMPTS * GROUP * A_LIST / workers
+    ideal = PROMPTS * GROUP * a_list / workers
     wall = statistics.median(walls)
-    return {"seconds": wall, "ideal_s": ideal, "efficiency": ideal / wall, "driver_share": statistics.median(shares)}
+    return {
+        "a_list_s": a_list,
+        "seconds": wall,
+        "ideal_s": ideal,
+        "efficiency": ideal / wall,
+        "driver_share": statistics.median(shares),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--workers", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--a-list", type=float, default=0.1, help="seconds of a simulated worker for a list")
     parser.add_argument("--parts", nargs="+", default=["sync", "lists", "simulated"])
     given = parser.parse_args()
     record: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}}
     if "sync" in given.parts:
-        record["sync"] = sync(ClusterConfig(name="ray", cpus=2, object_store_gib=7), given.repeats)
-    small = ClusterConfig(name="ray", cpus=2, object_store_gib=0.5)
-    if "lists" in given.parts:
-        record["lists"] = lists(small, given.repeats)
-    if "simulated" in given.parts:
-        record["simulated"] = {str(k): simulated(k, small, given.repeats) for k in given.workers}
+        large = ClusterConfig(name="ray", cpus=2, object_store_gib=7)
+        with connect(large):
+            record["sync"] = sync(large, given.repeats)
+    if "lists" in given.parts or "simulated" in given.parts:
+        small = ClusterConfig(name="ray", cpus=2, object_store_gib=0.5)
+        with connect(small):
+            if "lists" in given.parts:
+                record["lists"] = lists(small, given.repeats)
+            if "simulated" in given.parts:
+                record["simulated"] = {str(k): simulated(k, small, given.repeats, given.a_list) for k in given.workers}
     print(record)
-    write_json(OUT, record)
+    before = read_json(OUT) if OUT.exists() else {}
+    record["simulated"] = {**before.get("simulated", {}), **record.get("simulated", {})}
+    write_json(OUT, {**before, **record})
 
 
 if __name__ == "__main__":
