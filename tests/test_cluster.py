@@ -5,16 +5,15 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ray_nodes import two_nodes
 from safetensors.torch import load_file
 from support import (
-    PATHS,
     SMALL_MODEL,
     SMOKE,
     assert_done,
@@ -46,20 +45,8 @@ pytestmark = pytest.mark.processes("cluster")
 @pytest.fixture(scope="module")
 def address():
     """A Ray of two nodes with a CPU each."""
-    from ray.cluster_utils import Cluster
-
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", PATHS["PYTHONPATH"])  # of the nodes
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # the paths of sockets must be short
-        store = 100 * 2**20
-        cluster = Cluster(head_node_args={"num_cpus": 1, "object_store_memory": store, "include_dashboard": False,
-                                          "temp_dir": folder}, initialize_head=True)  # fmt: skip
-        cluster.add_node(num_cpus=1, object_store_memory=store)
-        try:
-            yield cluster.address
-        finally:
-            cluster.shutdown()
-            patch.undo()
+    with two_nodes() as cluster:
+        yield cluster.address
 
 
 def joined(address: str, **options) -> ClusterConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray_nodes import two_nodes
 from scipy import sparse
 from support import SMALL_MODEL, SMOKE
 from test_adjust import wanting
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.processes("ray")
 
 @pytest.fixture(scope="module")
 def connection():
-    with connect(ClusterConfig(name="ray", cpus=2, gpus=0, object_store_gib=0.1)) as connection:
+    with two_nodes() as cluster, connect(ClusterConfig(name="ray", address=cluster.address)) as connection:
         yield connection
 
 

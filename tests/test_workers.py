@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ray_nodes import STORE, two_nodes
 from support import PowerCut, make_config, power_cut, rl_module, tiny_policy
 from test_modules import DATA, config, warm_policy
 from test_weights import with_lora
@@ -41,7 +42,6 @@ PROMPTS = [[5 + i, 6, 7 + i, *range(8, 8 + i)] for i in range(8)]
 SEEDS = [prompt_seed(0, 0, i) for i in range(8)]
 SAMPLING = Sampling(n=3, max_tokens=30)
 TIMES = ("time/", "tokens_per_second", "rollout/")
-STORE = 120 << 20
 
 
 # Bundles
@@ -124,17 +124,10 @@ def warm():
 @pytest.fixture(scope="module")
 def nodes():
     """Two nodes with a CPU each."""
-    pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
-    from ray.cluster_utils import Cluster
-
-    options = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     # A node that is gone is noticed within three seconds, not twenty.
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "_system_config": health})
-    cluster.add_node(num_cpus=1, object_store_memory=STORE)
-    with connect(ClusterConfig(name="ray", address=cluster.address)):  # stays while engines come and go
-        yield cluster
-    cluster.shutdown()
+    with two_nodes(_system_config=health) as cluster, connect(ClusterConfig(name="ray", address=cluster.address)):
+        yield cluster  # connected as long as engines come and go
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Start Ray on this machine or join a cluster, once per process; say what it has, and refuse what cannot work."""
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -188,7 +189,7 @@ def _start(cfg: ClusterConfig, made: _Started) -> None:
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     _set(made, {"PYTHONPATH": path})
     # A token of its own: other users of this machine cannot run code in it, and Ray writes none into the home folder.
-    _set(made, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    _set(made, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()})
     on_loopback = cfg.host == LOOPBACK
     if on_loopback:
         # Ray replaces 127.0.0.1 by an address that others reach, unless it is told that this machine is no cluster.
@@ -268,6 +269,12 @@ def _set(made: _Started, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         made.environment.setdefault(name, os.environ.get(name))
         os.environ[name] = value
+
+
+@functools.cache
+def _token() -> str:
+    """Return the token of every Ray that this process starts: Ray reads it once in a process."""
+    return secrets.token_hex(32)
 
 
 def _short_folder() -> str:

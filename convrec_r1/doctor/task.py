@@ -26,10 +26,7 @@ from convrec_r1.modules.measure import measure
 from convrec_r1.modules.memory import keeps_reference_in_file, optimizer_bytes, reference_bytes, size
 from convrec_r1.modules.step import optimizer_maker
 from convrec_r1.policy import Policy
-<<<<<<< HEAD
 from convrec_r1.rl.config import Stage
-=======
->>>>>>> ray-workers
 from convrec_r1.rollout.engines import run_engine
 from convrec_r1.rollout.hf import HFEngine
 

@@ -3,11 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-<<<<<<< HEAD
 from typing import Any, NamedTuple
-=======
-from typing import Any
->>>>>>> ray-workers
 
 import torch
 from torch import Tensor
@@ -27,11 +23,7 @@ from convrec_r1.policy.skeleton import load_weights
 from convrec_r1.policy.weights import stream_weights, whole_weights
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.checksums import Named, WeightSums
-<<<<<<< HEAD
 from convrec_r1.rollout.decoding import PREFILL_TOKENS, Decoded, bytes_of_a_token, decode
-=======
-from convrec_r1.rollout.decoding import Decoded, bytes_of_a_token, decode
->>>>>>> ray-workers
 from convrec_r1.rollout.lines import LineCounters
 from convrec_r1.rollout.sampler import SeededSampler
 

@@ -1,0 +1,37 @@
+"""A real Ray on this machine, for tests."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from support import PATHS
+
+STORE = 100 << 20
+"""Bytes of each node's object store."""
+
+
+@contextmanager
+def two_nodes(cpus: int = 1, **head: Any) -> Iterator[Any]:
+    """Yield a `ray.cluster_utils.Cluster` of two nodes.
+
+    Tests join it, as `connect` with an address does: a process that has started a Ray with a token of its own joins no other.
+
+    Args:
+        cpus: of each node.
+        head: further arguments of the first node.
+    """
+    pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        patch.setenv("PYTHONPATH", PATHS["PYTHONPATH"])  # of the nodes
+        node = {"num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False}
+        # The paths of sockets must be short.
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder, **head})
+        cluster.add_node(num_cpus=cpus, object_store_memory=STORE)
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
