@@ -1,6 +1,7 @@
 """One pass over a prompt for all its lists: the same numbers as one pass for each, in every model that allows it."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from convrec_r1.policy import TokenBatch
 from convrec_r1.policy.attention import NAME
 from convrec_r1.policy.config import LoraConfig, ModelConfig
 from convrec_r1.policy.load import prepare_for_training
-from convrec_r1.policy.packed import Packed
+from convrec_r1.policy.packed import SHARE, SHORT, Packed, similar
 from convrec_r1.policy.policy import Policy
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -62,6 +63,26 @@ def tiny() -> Policy:
 def test_logprobs_entropy_and_gradients_are_those_of_a_pass_for_each_list(tiny, shape, seed):
     assert tiny.packs
     assert_same(tiny, batch_of(shape, seed))
+
+
+@settings(max_examples=20)
+@given(shape=groups, seed=st.integers(0, 99))
+def test_lists_of_all_lengths_stand_in_rectangles_of_their_own(tiny, shape, seed):
+    """The same with lists of up to 81 tokens, some many times as long as others."""
+    shape = [(prompt, [length**2 for length in group]) for prompt, group in shape]
+    assert_same(tiny, batch_of(shape, seed))
+
+
+@given(st.lists(st.integers(1, 1024), max_size=40))
+def test_rectangles_waste_little(lengths):
+    lengths = sorted(lengths, reverse=True)
+    runs = similar(lengths)
+    assert [row for run in runs for row in range(len(lengths))[run]] == list(range(len(lengths)))
+    for run in runs:
+        longest, shortest = lengths[run][0], lengths[run][-1]
+        assert max(shortest, SHORT) >= SHARE * longest
+    assert all(lengths[after.start] < lengths[run.start] for run, after in itertools.pairwise(runs))
+    assert len(runs) <= 13, "each is a call of SDPA"
 
 
 LISTS = [(7, [3, 5, 1]), (4, [6]), (11, [2, 9])]

@@ -5,6 +5,7 @@ computed on rectangles, as SDPA needs them: prompts [P, S] among themselves, com
 their own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,31 +15,50 @@ from torch.nn.functional import scaled_dot_product_attention
 from convrec_r1.policy.attention import grouped
 from convrec_r1.policy.batch import TokenBatch
 
+SHARE, SHORT = 0.7, 16
+"""Completions shorter than this share of the longest get a rectangle of their own, unless the longest has few tokens."""
+
 
 class Packed:
-    """A batch as one row of N tokens: those of P prompts, then those of B completions."""
+    """A batch as one row of N tokens: those of P prompts, then those of B completions, the longest first.
+
+    Completions of similar length share a rectangle: a single endless list would otherwise make attention over all as wide.
+    """
 
     def __init__(self, batch: TokenBatch) -> None:
-        prompts, lists = batch.prompt_mask.bool(), batch.mask.bool()
-        starts, lengths = prompts.sum(-1), lists.sum(-1)  # [P], [B]
-        (n_prompts, width), (n_lists, list_width) = prompts.shape, lists.shape
-        device = lists.device
-        column = torch.arange(width, device=device)
+        prompts = batch.prompt_mask.bool()
+        starts, lengths = prompts.sum(-1), batch.mask.sum(-1)  # [P], [B]
+        device = lengths.device
+        order = lengths.argsort(descending=True, stable=True)
+        lists, owner = batch.mask.bool()[order], batch.owner[order]
+        column = torch.arange(prompts.shape[1], device=device)
         # Padding of prompts moves to the right: no token sees what comes after it, so it needs no mask there.
         self._prompts = Rectangle(column < starts[:, None])
-        self._lists = Rectangle(lists)
-        self.ids = torch.cat([batch.prompt_ids[prompts], batch.completion_ids[lists]])[None]  # [1, N]
-        own = torch.arange(list_width, device=device) + starts[batch.owner, None]  # [B, T]
-        self.positions = torch.cat([column.expand(n_prompts, -1)[self._prompts.mask], own[lists]])[None]
-        self.longest = int((starts[batch.owner] + lengths).max()) if n_lists else 0
-        self.n_prompt_tokens = int(self._prompts.tokens)
-        self._owner = batch.owner
-        self._last = (starts.cumsum(0) - 1).clamp(min=0)[batch.owner]  # [B]: place of the token before each completion
-        # A completion's query sees its prompt's tokens and, of its own, those up to itself.
-        seen = (column < starts[:, None])[batch.owner, None, None].expand(-1, 1, list_width, -1)  # [B, 1, T, S]
-        causal = torch.ones(list_width, list_width, dtype=torch.bool, device=device).tril()
-        self._seen = torch.cat([seen, causal.expand(n_lists, 1, -1, -1)], -1)  # [B, 1, T, S + T]
-        self._bias: Tensor | None = None
+        self.n_prompt_tokens = self._prompts.tokens
+        self.ids = torch.cat([batch.prompt_ids[prompts], batch.completion_ids[order][lists]])[None]  # [1, N]
+        own = torch.arange(lists.shape[1], device=device) + starts[owner, None]  # [B, T]
+        self.positions = torch.cat([column.expand(len(prompts), -1)[self._prompts.mask], own[lists]])[None]
+        self.longest = int((starts[owner] + lengths[order]).max()) if len(order) else 0
+        self._before(starts, lengths, order, batch)
+        seen = (column < starts[:, None])[owner]  # [B, S]
+        self._lists: list[Lists] = []
+        first, sizes = self.n_prompt_tokens, lengths[order].tolist()
+        for rows in similar(sizes):
+            mask = lists[rows, : max(1, sizes[rows.start])]
+            self._lists.append(Lists(mask, owner[rows], seen[rows], first))
+            first += self._lists[-1].rectangle.tokens
+
+    def _before(self, starts: Tensor, lengths: Tensor, order: Tensor, batch: TokenBatch) -> None:
+        """Find the token before each completion token, among the last tokens of the prompts [B] and the row's completions."""
+        self._last = (starts.cumsum(0) - 1).clamp(min=0)[batch.owner]  # [B]: before each completion
+        sizes = lengths[order]
+        place = torch.empty_like(order).index_copy_(
+            0, order, sizes.cumsum(0) - sizes
+        )  # [B]: of a completion's first token
+        width = batch.mask.shape[1]
+        index = place[:, None] + (len(order) - 1) + torch.arange(width, device=place.device)  # [B, T]
+        index[:, 0] = torch.arange(len(order), device=place.device)
+        self._places = index[batch.mask.bool()]  # [M]
 
     def __len__(self) -> int:
         """Tokens."""
@@ -49,10 +69,8 @@ class Packed:
 
         hidden: [1, N, H].
         """
-        lists = hidden[0, self.n_prompt_tokens :]
         first = hidden[0].index_select(0, self._last)  # [B, H]
-        shifted = torch.cat([first[:, None], self._lists.spread(lists)[:, :-1]], 1)  # [B, T, H]
-        return self._lists.gather(shifted)
+        return _Gather.apply(torch.cat([first, hidden[0, self.n_prompt_tokens :]]), self._places)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
         """See `attention.Layout`."""
@@ -62,14 +80,49 @@ class Packed:
         prompts = scaled_dot_product_attention(
             asked, grouped(asked, seen), grouped(asked, known), is_causal=True, scale=scale
         )
-        asked, own_keys, own_values = (self._lists.spread(t[n:]).transpose(1, 2) for t in rows)  # [B, heads, T, D]
-        keys = torch.cat([seen.index_select(0, self._owner), own_keys], 2)
-        values = torch.cat([known.index_select(0, self._owner), own_values], 2)
-        lists = scaled_dot_product_attention(
+        parts = [self._prompts.gather(prompts.transpose(1, 2))]
+        parts += [lists.attend(*rows, seen, known, scale=scale) for lists in self._lists]
+        return torch.cat(parts)[None]
+
+
+class Lists:
+    """Completions of similar length, which attend to their prompts and to themselves."""
+
+    def __init__(self, mask: Tensor, owner: Tensor, seen: Tensor, first: int) -> None:
+        """
+        Args:
+            mask: BoolTensor [b, T], true on tokens.
+            owner: prompt of each, [b].
+            seen: BoolTensor [b, S], true on the prompts' tokens.
+            first: place of the first token in the row.
+        """
+        self.rectangle = Rectangle(mask)
+        self._own = slice(first, first + self.rectangle.tokens)
+        self._owner = owner
+        b, width = mask.shape
+        # A completion's query sees its prompt's tokens and, of its own, those up to itself.
+        causal = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
+        self._seen = torch.cat([seen[:, None, None].expand(-1, 1, width, -1), causal.expand(b, 1, -1, -1)], -1)
+        self._bias: Tensor | None = None
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, prompt_keys: Tensor, prompt_values: Tensor, *, scale: float
+    ) -> Tensor:
+        """Return the attention's output of these completions' tokens, [tokens, H, D].
+
+        Args:
+            query, key, value: [N, heads, D], of the whole row.
+            prompt_keys, prompt_values: [P, K, S, D].
+            scale: of the scores.
+        """
+        own = (self.rectangle.spread(t[self._own]).transpose(1, 2) for t in (query, key, value))  # [b, heads, T, D]
+        asked, own_keys, own_values = own
+        keys = torch.cat([prompt_keys.index_select(0, self._owner), own_keys], 2)
+        values = torch.cat([prompt_values.index_select(0, self._owner), own_values], 2)
+        output = scaled_dot_product_attention(
             asked, grouped(asked, keys), grouped(asked, values), attn_mask=self._mask(asked), scale=scale
         )
-        parts = self._prompts.gather(prompts.transpose(1, 2)), self._lists.gather(lists.transpose(1, 2))
-        return torch.cat(parts)[None]
+        return self.rectangle.gather(output.transpose(1, 2))
 
     def _mask(self, query: Tensor) -> Tensor:
         """Return what is added to the scores. One for all layers: SDPA would make it of the Boolean mask in each."""
@@ -77,6 +130,17 @@ class Packed:
             zeros = torch.zeros(self._seen.shape, dtype=query.dtype, device=query.device)
             self._bias = zeros.masked_fill_(~self._seen, -torch.inf)
         return self._bias
+
+
+def similar(lengths: Sequence[int]) -> list[slice]:
+    """Cut completions into runs of similar length. lengths: tokens of each, falling."""
+    runs: list[slice] = []
+    start = 0
+    for row, length in enumerate(lengths):
+        if max(length, SHORT) < SHARE * lengths[start]:
+            runs.append(slice(start, row))
+            start = row
+    return [*runs, slice(start, len(lengths))] if lengths else []
 
 
 class Rectangle:
