@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.ticker import EngFormatter
 from results import GROWTH_HERE, insert
 from run import Silent, commit, machine, peer_environment, started
 from turns import peak_mib, reset_peak, resident_mib
@@ -137,6 +138,8 @@ def figure(points: dict[str, dict[str, dict[str, float]]], path: Path) -> Path:
                 panel.set(xlabel=TITLES[axis], ylabel=unit)
                 panel.set_ylim(bottom=0)
                 panel.set_xlim(left=0)
+                if is_catalog:
+                    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
                 panel.legend()
         return draw.save(drawn, path)
 
