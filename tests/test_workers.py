@@ -334,6 +334,7 @@ def faulty(kind: str, **changes: Any) -> HFConfig:
         ("Dies", r"failed 2 times \(rollout.retries=1\).* worker 2 \(process \d+ on .*the end is near.*same command"),
         ("Raises", r"failed 1 times \(rollout.retries=0\).*RuntimeError: CUDA out of memory, or so"),
     ],
+    ids=["dies", "raises"],
 )
 def test_out_of_retries_ends_with_the_last_words(engines, warm, kind, message):
     engine = engines(faulty(kind, retries=int(kind == "Dies")))
