@@ -15,7 +15,7 @@ help: ## List the targets
 # The stamp carries what was installed from: another pyproject.toml, constraints.txt or overrides.txt installs again.
 setup: $(VENV)/.installed ## Make .venv/ with everything the project needs
 
-setup-vllm: $(VENV)/.installed-vllm ## The same with vLLM for CPUs, for rollout=vllm and rollout=vllm_server
+setup-vllm: $(VENV)/.installed-vllm ## The same with vLLM for CPUs, for rollout=vllm and teacher=vllm
 
 # Bytecode is compiled here, once: where PYTHONDONTWRITEBYTECODE is set, as in many images, every command would do it again.
 INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} \

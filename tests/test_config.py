@@ -58,7 +58,7 @@ def test_the_groups_offer_what_the_readme_names():
     assert set(options("reward")) == {"exp_inf", "log_decay", "exp", "exp_1", "exp_4"}
     assert set(options("model")) >= {"tiny", "smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b", "llama-3.2-3b"}
     assert set(options("trainer")) == {"auto", "cpu", "gpu", "ddp", "fsdp"}
-    assert set(options("rollout")) == {"auto", "hf", "vllm", "vllm_server"}
+    assert set(options("rollout")) == {"auto", "hf", "vllm"}
     assert set(options("logger")) == {"wandb", "csv", "none"}
 
 
@@ -215,7 +215,7 @@ def test_groups_of_another_size_see_as_many_completions():
         ("rl.steps=many", "steps"),
         ("algo.ratio=word", "word"),
         ("algo=ppo", "ppo"),
-        ("rollout.servers=[http://box:1]", "servers"),
+        ("rollout.sleep=true", "sleep"),
         ("rollout.max_num_seqs=8", "max_num_seqs"),
     ],
 )
@@ -259,13 +259,10 @@ def test_a_wrong_key_or_type_is_named(override, message):
         ),
         (["rollout=vllm", "rollout.overlap=1"], "needs an engine beside the trainer"),
         (["rollout=hf", "rollout.workers=2"], "rollout.workers=2: workers run under Ray. Add cluster=ray"),
-        (["rollout=vllm_server", "rollout.workers=2", "cluster=ray"], "ServerEngine cannot sample in a worker"),
         (["rollout=vllm", "rollout.workers=1", "cluster=ray", "rollout.sleep=true"], "a worker does not sleep"),
         (["rollout=hf", "rollout.worker_cpus=0"], "rollout.worker_cpus=0"),
         (["rollout=vllm", "rollout.sleep=true", "trainer=cpu"], "rollout.sleep=true"),
         (["rollout=vllm", "rollout.tensor_parallel_size=2"], "does not divide the trainer's 1 processes"),
-        (["rollout=vllm_server", "algo.group_size=512", "rl.prompts_per_step=1"], "one server samples a whole group"),
-        (["rollout=vllm_server", "rollout.servers=[localhost:8000]"], "http://host:port"),
         (["rollout=vllm", "rollout.top_p=0.9"], "every ratio would be too small"),
         (["rollout.correction=mask", "rollout.top_k=50"], "every ratio would be too small"),
         (["rollout.correction_high=0.9"], "rollout.correction_high=0.9: must be at least 1"),
@@ -273,7 +270,7 @@ def test_a_wrong_key_or_type_is_named(override, message):
         (["rollout=vllm", "rollout.dtype=int8"], "rollout.dtype=int8: choose one of float32"),
         (["rollout=vllm", "rollout.memory_fraction=0"], "rollout.memory_fraction=0"),
         (["rollout=vllm", "rollout.checksum_every=-1"], "rollout.checksum_every=-1"),
-        (["rollout=vllm_server", "rollout.request_timeout=0"], "rollout.request_timeout=0"),
+        (["rollout=hf", "rollout.timeout=0"], "rollout.timeout=0"),
         (["eval.metric=ndcg@7"], "eval.metric=ndcg@7.*ndcg@5, ndcg@10"),
         (["eval.select=best", "eval.every=0"], "eval.select=best needs evaluations"),
         (["eval.patience=2", "eval.every=0"], "eval.patience needs evaluations"),
@@ -290,12 +287,10 @@ def test_what_cannot_work_is_refused_with_the_key(overrides, message):
         check(make_config(*overrides))
 
 
-@pytest.mark.parametrize("engine", ["vllm", "vllm_server"])
-def test_vllm_that_is_missing_is_named_with_its_extra(engine, monkeypatch):
+def test_vllm_that_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("convrec_r1.rollout.config.vllm_version", lambda: None)
     with pytest.raises(UserError, match=r"convrec-r1\[vllm\].*make setup-vllm.*rollout=hf"):
-        check(make_config(f"rollout={engine}"))
-    check(make_config("rollout=vllm_server", "rollout.servers=[http://gpu-box:8000]"))
+        check(make_config("rollout=vllm"))
 
 
 def test_sampled_tokens_may_be_cut_off_where_nothing_is_corrected():
@@ -330,9 +325,9 @@ def test_a_run_is_named_after_its_config():
     assert of("seed=3").startswith("rank_grpo-exp_inf-tiny-movieland-s3-")
     assert of() == of("logger=none") == of("study=other") == of("outputs=/elsewhere")
     assert of() != of("rl.lr=1e-4")
-    served = of("rollout=vllm_server")
+    served = of("rollout=vllm")
     assert served != of()
-    assert served == of("rollout=vllm_server", "rollout.servers=[http://box:1]", "rollout.request_timeout=5")
+    assert served == of("rollout=vllm", "rollout.workers=2", "rollout.timeout=5")
     assert of("algo=sft").startswith("sft-tiny-movieland")
     assert "/" not in of("model=Qwen/Qwen3-0.6B")
 

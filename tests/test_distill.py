@@ -297,7 +297,7 @@ def test_a_prompt_whose_instruction_cannot_be_told_is_counted(caplog, files):
     assert "1 published prompts are used whole as context" in caplog.text
 
 
-@pytest.mark.slow(reason="starts a server of vLLM's, which takes a minute; test_vllm_server has one of its own")
+@pytest.mark.slow(reason="starts a server of vLLM's, which takes a minute")
 def test_a_teacher_that_vllm_serves_here(tmp_path, files):
     """A real server with a small model that knows nothing: asked, counted, judged unreadable, and gone in the end."""
     from support import tiny_policy

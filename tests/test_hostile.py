@@ -32,6 +32,7 @@ from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.demonstrations import add_demonstrations
 from convrec_r1.data.load import digests
 from convrec_r1.data.schema import Conversation
+from convrec_r1.distill.teachers import served
 from convrec_r1.evaluate.popularity import Popularity
 from convrec_r1.evaluate.scoring import score
 from convrec_r1.lists import Item, format, parse
@@ -39,7 +40,6 @@ from convrec_r1.matching import Folded
 from convrec_r1.policy.config import ModelConfig
 from convrec_r1.policy.load import load_policy
 from convrec_r1.policy.wheel import model_from_wheel
-from convrec_r1.rollout.vllm import process
 from convrec_r1.run.checkpoints import seal
 
 SCRIPT = "<script>alert(1)</script>"
@@ -418,11 +418,11 @@ def test_a_secret_in_a_config_is_refused_and_not_repeated(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key", ["rollout.servers=[http://user:hunter22@host:1]", "rollout.servers=[http://hunter22@host:1]"]
+    "key", ["teacher.base_url=http://user:hunter22@host:1", "teacher.base_url=http://hunter22@host:1"]
 )
 def test_a_password_in_an_address_is_refused(key):
-    with pytest.raises(UserError, match=r"rollout\.servers holds a password") as error:
-        check(make_config("rollout=vllm_server", key))
+    with pytest.raises(UserError, match=r"teacher\.base_url holds a password") as error:
+        check(make_config("task=distill", "teacher=openai", "teacher.model=m", key))
     assert "hunter22" not in str(error.value)
 
 
@@ -463,10 +463,10 @@ time.sleep(60)
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="who listens is read from /proc")
 def test_a_server_that_is_started_listens_on_loopback_alone(tmp_path, monkeypatch):
     """The process stands in for vLLM: it listens where the command line tells it to."""
-    monkeypatch.setattr(process, "SERVE", [sys.executable, "-c", LISTENS])
+    monkeypatch.setattr(served, "SERVE", [sys.executable, "-c", LISTENS])
     monkeypatch.setenv("VLLM_HOST_IP", "0.0.0.0")
     (tmp_path / "scratch").mkdir()
-    server = process.LocalProcess(["--host", "0.0.0.0"][:0], tmp_path / "log", tmp_path / "scratch")
+    server = served.LocalProcess(["--host", "0.0.0.0"][:0], tmp_path / "log", tmp_path / "scratch")
     try:
         port = int(server.address.rpartition(":")[2])
         end = time.monotonic() + 30

@@ -1,4 +1,4 @@
-"""Facts about processes before they have joined a group; test_ddp and test_server_faults have them in groups."""
+"""Facts about processes before they have joined a group; test_ddp has them in groups."""
 
 import pytest
 

@@ -17,7 +17,6 @@ from convrec_r1.rollout.config import (
     HFConfig,
     RolloutConfig,
     VLLMConfig,
-    VLLMServerConfig,
     choose_engine,
     problems,
 )
@@ -237,13 +236,13 @@ def test_an_engine_of_a_users(own_engine, policy):
     cfg = own_engine(word=7)
     assert cfg.correction_in_effect is Correction.truncate
     cfg.overlap = 1
-    assert problems(cfg, accelerator="cpu", world=1, group_size=4) == []
+    assert problems(cfg, accelerator="cpu", world=1) == []
     cfg.workers = 2
-    (wrong,) = problems(cfg, accelerator="cpu", world=1, group_size=4, ray=True)
+    (wrong,) = problems(cfg, accelerator="cpu", world=1, ray=True)
     assert "Parrot cannot sample in a worker, because it has no method load" in wrong
     cfg.workers = 0
     cfg.top_p = 0.9
-    (wrong,) = problems(cfg, accelerator="cpu", world=1, group_size=4)
+    (wrong,) = problems(cfg, accelerator="cpu", world=1)
     assert "every ratio would be too small" in wrong
 
 
@@ -255,7 +254,7 @@ def test_what_is_wrong_with_an_engine_of_a_users_is_said(own_engine, policy):
     for name in ("Absent", "Mute"):
         cfg = own_engine(name)
         cfg.overlap = 1
-        (wrong,) = problems(cfg, accelerator="cpu", world=1, group_size=4)
+        (wrong,) = problems(cfg, accelerator="cpu", world=1)
         assert ("cannot be imported" if name == "Absent" else "Mute is none") in wrong
 
 
@@ -281,4 +280,4 @@ def test_auto_takes_vllm_where_it_can(monkeypatch, installed, gpu, chosen, why):
     assert type(cfg) is chosen
     assert (cfg.temperature, cfg.stop_at_n, cfg._target_) == (0.7, True, chosen()._target_)
     assert re.match(why, sentence)
-    assert choose_engine(VLLMServerConfig(start=2))[0] == VLLMServerConfig(start=2), "what was chosen stays"
+    assert choose_engine(VLLMConfig(sleep=True))[0] == VLLMConfig(sleep=True), "what was chosen stays"

@@ -17,5 +17,5 @@ def address_problem(key: str, address: str, form: str) -> list[str]:
     except ValueError:  # a bad port or brackets
         return [f"{key}: not an address; give it as {form}."]
     if parts.username is not None or parts.password is not None:
-        return [f"{key} holds a password, which configs and logs would show: use teacher.api_key_env or VLLM_API_KEY."]
+        return [f"{key} holds a password, which configs and logs would show: use teacher.api_key_env."]
     return [] if sound else [f"{key} has {address!r}: give it as {form}."]

@@ -147,7 +147,6 @@ def _combinations(cfg: Config) -> list[str]:
         cfg.rollout,
         accelerator=cfg.trainer.accelerator,
         world=world,
-        group_size=algo.group_size,
         ray=cfg.cluster.on_ray,
     )
     if reinforces:

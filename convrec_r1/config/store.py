@@ -25,7 +25,7 @@ from convrec_r1.distill.config import (
 )
 from convrec_r1.matching import AutoConfig, FoldedConfig, NormalisedConfig
 from convrec_r1.reward.config import RankRewardConfig
-from convrec_r1.rollout.config import HFConfig, VLLMConfig, VLLMServerConfig
+from convrec_r1.rollout.config import HFConfig, VLLMConfig
 from convrec_r1.studies.config import RayLauncherConfig
 
 USER_ERROR = 2
@@ -34,7 +34,7 @@ SCHEMAS = {
     "data": {"films": FilmsConfig, "titles": TitlesConfig},
     "match": {"auto": AutoConfig, "folded": FoldedConfig, "normalised": NormalisedConfig},
     "reward": {"rank": RankRewardConfig},
-    "rollout": {"hf": HFConfig, "vllm": VLLMConfig, "vllm_server": VLLMServerConfig},
+    "rollout": {"hf": HFConfig, "vllm": VLLMConfig},
     "teacher": {"simulated": SimulatedTeacherConfig, "openai": OpenAITeacherConfig, "vllm": VLLMTeacherConfig},
     "embedder": {"tfidf": TfidfConfig, "sentence-transformers": SentenceTransformersConfig},
 }

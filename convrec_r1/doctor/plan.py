@@ -9,7 +9,7 @@ from convrec_r1.modules.config import Optimizer
 from convrec_r1.modules.forecast import Plan
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.rl.config import Stage
-from convrec_r1.rollout.config import VLLMOptions, choose_engine
+from convrec_r1.rollout.config import VLLMConfig, choose_engine
 
 _SAMPLE = 256
 """Conversations whose tokens are counted."""
@@ -38,7 +38,7 @@ def plan_of(cfg: Config, data: Dataset, encoder: PromptEncoder, *, packs: bool =
     engine = choose_engine(cfg.rollout)[0]
     sharing = cfg.algo.group_size if rl and packs else 1
     limit = cfg.trainer.pass_limit.rows(cfg.model.max_prompt_length, cfg.model.max_completion_length, sharing)
-    width = engine.max_num_seqs if isinstance(engine, VLLMOptions) else getattr(engine, "batch_size", rows or 1)
+    width = engine.max_num_seqs if isinstance(engine, VLLMConfig) else getattr(engine, "batch_size", rows or 1)
     return Plan(
         prompt=cfg.model.max_prompt_length,
         completion=cfg.model.max_completion_length,

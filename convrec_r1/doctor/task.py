@@ -28,7 +28,6 @@ from convrec_r1.modules.step import optimizer_maker
 from convrec_r1.policy import Policy
 from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.engines import run_engine
-from convrec_r1.rollout.hf import HFEngine
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
@@ -93,10 +92,7 @@ def look_at_data(run: Config) -> tuple[Finding, Dataset | None]:
 def look_ahead(run: Config, policy: Policy, data: Dataset, budget: float) -> Forecast:
     """Measure the longest step and forecast the run."""
     plan = plan_of(run, data, encoder_for(run, policy), packs=policy.packs)
-    if getattr(run.rollout, "servers", None):  # a run may be using them
-        engine = HFEngine(policy, batch_size=plan.engine_batch)
-    else:
-        engine = run_engine(run.rollout, policy, max_length=run.model.max_length, cluster=run.cluster)
+    engine = run_engine(run.rollout, policy, max_length=run.model.max_length, cluster=run.cluster)
     on_gpu = policy.device.type == "cuda"
     bf16 = (run.trainer.precision or ("bf16" if on_gpu else "32")).startswith("bf16")
     choice = measurable(run, policy.device)

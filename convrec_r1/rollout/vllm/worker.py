@@ -6,17 +6,13 @@ vLLM imports this module by name (`worker_extension_cls`); the trainer never doe
 # vLLM is optional.
 # pyright: reportMissingImports=none
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.linear import LinearBase, QKVParallelLinear, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
@@ -29,9 +25,7 @@ ROWS = 512
 class WeightSync:
     """Methods that vLLM adds to its workers, for `collective_rpc`."""
 
-    model_runner: Any  # these four are the worker's own
-    vllm_config: Any
-    device: torch.device
+    model_runner: Any  # these two are the worker's own
     reload_weights: Any
 
     def weight_sums(self) -> dict[str, int]:
@@ -49,22 +43,6 @@ class WeightSync:
         """Load weights from a safetensors file. names: in the order of loading."""
         with safe_open(path, framework="pt") as file:
             self.reload_weights(weights_iterator=((name, file.get_tensor(name)) for name in names))
-
-    def describe_engine(self) -> dict[str, Any]:
-        """Return the fields of `agreement.Engine`."""
-        model = self.vllm_config.model_config
-        transfer = self.vllm_config.weight_transfer_config
-        return {
-            "model": json.loads(model.hf_text_config.to_json_string(use_diff=False)),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "max_length": model.max_model_len,
-            "max_num_seqs": self.vllm_config.scheduler_config.max_num_seqs,
-            "prompts_in_pieces": self.vllm_config.scheduler_config.enable_chunked_prefill,
-            "logprobs_mode": model.logprobs_mode,
-            "generation_config": model.generation_config,
-            "device": self.device.type,
-            "transfer": transfer.backend if transfer else None,
-        }
 
 
 def _shares(model: nn.Module, rank: int) -> Iterator[tuple[str, Tensor]]:
@@ -115,51 +93,3 @@ def _own(module: nn.Module, key: str, weight: Tensor, rank: int) -> Tensor | Non
     if isinstance(module, ReplicatedLinear) or (isinstance(module, RowParallelLinear) and key == "bias"):
         return None
     return weight if isinstance(module, LinearBase | VocabParallelEmbedding) else None
-
-
-@dataclass
-class FileInitInfo(WeightTransferInitInfo):
-    """Empty: both sides only need the file's path."""
-
-
-@dataclass
-class FileUpdateInfo(WeightTransferUpdateInfo):
-    path: str
-    """A safetensors file with every weight, named as in the model's checkpoint."""
-    names: list[str]
-    """The names in the order of loading."""
-
-
-class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
-    """Loads weights from a file that both sides see. vLLM has no transfer engine of its own for CPUs."""
-
-    init_info_cls = FileInitInfo
-    update_info_cls = FileUpdateInfo
-
-    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
-        pass
-
-    def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
-
-    def update_weights(self, update_info: dict) -> None:
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        model: Any = self.model  # vLLM declares it as any nn.Module
-        with safe_open(update_info.path, framework="pt", device=str(self.device)) as file:
-            model.load_weights((name, file.get_tensor(name)) for name in update_info.names)
-
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-
-    def shutdown(self) -> None:
-        pass
-
-
-if "convrec_file" not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine("convrec_file", FileTransferEngine)

@@ -19,7 +19,7 @@ from convrec_r1.policy.skeleton import skeleton
 from convrec_r1.policy.weights import stream_weights
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.checksums import SyncCheck
-from convrec_r1.rollout.config import RolloutConfig, VLLMOptions, vllm_for_gpus
+from convrec_r1.rollout.config import RolloutConfig, VLLMConfig, vllm_for_gpus
 from convrec_r1.rollout.workers.bundles import Request, compose
 from convrec_r1.rollout.workers.pool import Bundle, Job, Pool
 from convrec_r1.rollout.workers.weights import Version, publish
@@ -209,6 +209,6 @@ def gpus_of_worker(rollout: RolloutConfig, device: str) -> float:
     """
     if rollout.worker_gpus is not None:
         return rollout.worker_gpus
-    if isinstance(rollout, VLLMOptions):
+    if isinstance(rollout, VLLMConfig):
         return rollout.tensor_parallel_size if vllm_for_gpus() else 0
     return float(device == "cuda")

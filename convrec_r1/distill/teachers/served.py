@@ -1,4 +1,4 @@
-"""vLLM servers as child processes on this machine, and the GPUs that they use."""
+"""A vLLM server as a child process on this machine."""
 
 import contextlib
 import os
@@ -8,14 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+import httpx
 
 from convrec_r1.base import guard
-from convrec_r1.rollout.config import vllm_for_gpus
 
 # `vllm serve` by its module: the command looks up the distribution "vllm", and the wheels for CPUs have another name.
 SERVE = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
@@ -23,9 +22,9 @@ PORTS = range(20_000, 32_000)
 """Below the ports that systems give to outgoing connections."""
 TRAINERS_OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR",
                 "MASTER_PORT", "VLLM_ENABLE_V1_MULTIPROCESSING")  # fmt: skip
-"""Environment variables about the trainer's processes, which a server must not see."""
-TAKES_WEIGHTS = {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"}
-"""Environment of a server that takes weights: it has the routes for them, and downloads nothing."""
+"""Environment variables about the run's processes, which a server must not see."""
+PROBE = 5.0
+"""Seconds until a server must say whether it is well."""
 ERROR = re.compile(r"^(?:\(.*?\] )?([\w.]+(?:Error|Exception): .+)$", re.MULTILINE)
 """The last line of a traceback in a log."""
 
@@ -36,33 +35,22 @@ class LocalProcess:
     It ends with this process at the latest.
     """
 
-    def __init__(
-        self,
-        flags: list[str],
-        log: Path,
-        scratch: Path,
-        gpus: list[str] | None = None,
-        settings: Mapping[str, str] = TAKES_WEIGHTS,
-    ) -> None:
+    def __init__(self, flags: list[str], log: Path, scratch: Path) -> None:
         """Start it.
 
         Args:
             flags: of `vllm serve`.
             log: file to which the output is appended.
             scratch: folder that is removed if this process is killed.
-            gpus: that it sees, by their names in CUDA_VISIBLE_DEVICES. None: those that this process sees.
-            settings: environment variables, in addition to this process's.
         """
         port = free_port()
         self.address, self.log = f"http://127.0.0.1:{port}", log
         env = {name: value for name, value in os.environ.items() if name not in TRAINERS_OWN}
-        if gpus is not None:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         command = [*SERVE, *flags, "--host", "127.0.0.1", "--port", str(port)]
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", guard.__file__, str(os.getpid()), str(scratch), *command],
-                env={**env, "PYTHONUNBUFFERED": "1", **settings},
+                env={**env, "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -112,19 +100,21 @@ def free_port() -> int:
     raise OSError("no port is free on this machine")
 
 
-def computes_on_cpu() -> bool:
-    """Whether servers that are started here compute on the CPU. Does not import vLLM, which takes ten seconds."""
-    return not (vllm_for_gpus() and torch.cuda.is_available())
+def wait_until_up(process: LocalProcess, seconds: float) -> None:
+    """Wait until the server reports that it is well.
 
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process sees, by their names in CUDA_VISIBLE_DEVICES."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [name for name in named.split(",") if name] if named else list(map(str, range(torch.cuda.device_count())))
-
-
-def assign_gpus(visible: list[str], trainers: int, servers: int, each: int) -> list[list[str]]:
-    """Assign `each` GPUs to every server: those that the trainers (one GPU each) leave free; shared GPUs if too few are."""
-    free = visible[trainers:]
-    pool = free if len(free) >= each else visible
-    return [[pool[(k * each + i) % len(pool)] for i in range(each)] for k in range(servers)]
+    Raises:
+        TimeoutError: it is not up after so many seconds.
+        ChildProcessError: its process ended.
+    """
+    end = time.monotonic() + seconds
+    with httpx.Client(trust_env=False) as client:  # no proxy for this machine's own servers
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get(f"{process.address}/health", timeout=PROBE).is_success:
+                    return
+            if not process.alive():
+                raise ChildProcessError("its process ended")
+            if time.monotonic() >= end:
+                raise TimeoutError("it is not up")
+            time.sleep(0.3)
