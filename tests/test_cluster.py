@@ -256,6 +256,7 @@ def on_ray(address: str) -> tuple[str, ...]:
     return (*JOB, "trainer.devices=1", "trainer.nodes=2", "cluster=ray", f"cluster.address={address}")
 
 
+@pytest.mark.slow("two starts of Ray Train, one of which is killed")
 def test_training_on_two_nodes_is_that_of_two_processes(address, alone, tmp_path):
     """One of them is killed with -9 on the way, and restarts; SIGTERM saves."""
     command = start_command(*on_ray(address), cwd=tmp_path)

@@ -8,6 +8,7 @@ from support import SHARED, make_config
 from test_distill import SMALL, asked_of, setup_of
 
 from convrec_r1.base.errors import UserError
+from convrec_r1.cluster.blocks import LOOP
 from convrec_r1.data import Catalog
 from convrec_r1.data.load import load_data
 from convrec_r1.data.schema import Conversation, Message
@@ -175,10 +176,10 @@ def test_stage_1_finds_seen_titles_and_truths_by_the_rule_of_the_reward(monkeypa
     talk = Conversation("c", "c", (Message("user", "?"),), truths, seen=("heat (1995)",))
     assert [places.tolist() for places in pipeline._seen([talk], items, Normalised())] == [[1]]
     given = []
-    monkeypatch.setattr(pipeline, "fit_adjust", lambda store, rows, truths, strength: given.extend(truths))
+    monkeypatch.setattr(pipeline, "fit_adjust", lambda store, rows, truths, strength, each: given.extend(truths))
     cfg = make_config("match=normalised", "distill.adjust.strength=0.01")
     found = SimpleNamespace(conversations=[talk], train=1)
-    pipeline._adjust(setup_of(cfg), Catalog(items), None, found)  # pyright: ignore[reportArgumentType]
+    pipeline._adjust(setup_of(cfg), Catalog(items), None, found, LOOP)  # pyright: ignore[reportArgumentType]
     assert [places.tolist() for places in given] == [[0, 2]]
 
 
