@@ -223,7 +223,7 @@ def test_a_node_leaves_and_another_one_joins(nodes, engine, warm):
     gone = nodes.worker_nodes.copy().pop()
     nodes.remove_node(gone, allow_graceful=False)
     assert same(ordered.result(), expected(warm, prompts, seeds))
-    assert engine.metrics()["rollout/workers"] == 1, "the run goes on with those left"
+    assert engine.metrics()["rollout/workers"] == 1, "the run continues with the workers that are left"
     assert same(engine.generate(PROMPTS, SEEDS, SAMPLING), expected(warm))
     nodes.add_node(num_cpus=1, object_store_memory=STORE)
     until(lambda: engine.metrics()["rollout/workers"] == 2)

@@ -233,7 +233,7 @@ def _join(cfg: ClusterConfig, made: _Started) -> None:
     except GetTimeoutError as error:
         raise UserError(
             f"cluster.address={cfg.address}: not every node of {listed(nodes)} ran a task within {cfg.start_timeout:g} s "
-            "(cluster.start_timeout). Look at /tmp/ray/session_latest/logs there."
+            "(cluster.start_timeout). Look at the logs of Ray there."
         ) from error
     except Exception as error:
         raise UserError(f"cluster.address={cfg.address}: a node could not run a task: {first_line(error)}") from error

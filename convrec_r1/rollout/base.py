@@ -133,7 +133,7 @@ def make_engine(cfg: RolloutConfig, policy: Policy, *, max_length: int) -> Rollo
         UserError: the class cannot be imported or built, or is no `RolloutEngine`.
     """
     cfg, _ = choose_engine(cfg)
-    shared = {f.name for f in fields(RolloutConfig)} - getattr(cfg, "redeclared", set())
+    shared = {f.name for f in fields(RolloutConfig)}
     own = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in shared}
     node = {"_target_": cfg._target_, **own, **cfg.options}
     return build(node, "rollout", RolloutEngine, policy=policy, max_length=max_length)
