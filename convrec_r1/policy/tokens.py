@@ -39,7 +39,7 @@ def token_tables(tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: Sequenc
     newline, blank, opens, eos = (torch.zeros(size, dtype=torch.bool) for _ in range(4))
     thought = torch.zeros(size, dtype=torch.int8)
     special = set(tokenizer.all_special_ids)
-    texts = _texts(tokenizer, size)
+    _, texts = token_texts(tokenizer, size)
     blank[len(texts) :] = True
     for i, text in enumerate(texts):
         thought[i] = thought_mark(text)
@@ -52,14 +52,17 @@ def token_tables(tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: Sequenc
     return TokenTables(newline, blank & ~eos, opens, eos, thought)
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """Return what each id writes inside a text. Alone, a space at the beginning is lost (SentencePiece)."""
+def token_texts(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str], list[str]]:
+    """Return what each id writes alone, and inside a text. Alone, a space at the beginning is lost (SentencePiece).
+
+    size: rows of the embedding. Ids from there on, and ids that the tokenizer does not know, are left out.
+    """
     known = [[i] for i in range(min(size, len(tokenizer)))]
     alone = tokenizer.batch_decode(known, clean_up_tokenization_spaces=False)
     letter = tokenizer("A", add_special_tokens=False)["input_ids"][-1:]
     before = str(tokenizer.decode(letter, clean_up_tokenization_spaces=False))
     inside = tokenizer.batch_decode([[*letter, *ids] for ids in known], clean_up_tokenization_spaces=False)
-    return [
+    return alone, [
         pair[len(before) :] if letter and pair.startswith(before) else text
         for pair, text in zip(inside, alone, strict=True)
     ]

@@ -1,0 +1,97 @@
+"""The catalog constraint of a run: a catalog, a vocabulary, and a rule for "the same item"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from convrec_r1.base.errors import UserError
+from convrec_r1.data.catalog import Catalog
+from convrec_r1.lists import Item
+from convrec_r1.matching import Matching, unnameable
+from convrec_r1.rollout.constraint.lines import CatalogLines, Opening, Subset
+from convrec_r1.rollout.constraint.state import ListState
+from convrec_r1.rollout.constraint.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from convrec_r1.policy import Policy
+
+_log = logging.getLogger(__name__)
+
+
+class Constraint:
+    """Holds lists to a catalog: n lines, each an item of the catalog, none twice, none that the user has seen."""
+
+    def __init__(self, catalog: Catalog, match: Matching, vocabulary: Vocabulary) -> None:
+        """
+        Args:
+            match: rule for "the same item", for repeats and for seen titles.
+        Raises:
+            UserError: no item of the catalog can be written.
+        """
+        self.match = match
+        lost = set(unnameable(catalog))
+        self.lines = CatalogLines((item for item in catalog if item not in lost), vocabulary, match.item_key)
+        if not len(self.lines):
+            raise UserError(
+                "constraint=catalog: the model's tokenizer can write no line of the catalog (it lacks the newline, or the "
+                "characters of the titles). Use constraint=none, or another model."
+            )
+        if left_out := [*lost, *self.lines.unwritable]:
+            examples = ", ".join(repr(str(item)) for item in left_out[:3])
+            _log.warning(
+                "constraint=catalog: %d items cannot be recommended (%s): no list names them.", len(left_out), examples
+            )
+
+    @classmethod
+    def of(cls, catalog: Catalog, match: Matching, policy: Policy) -> Constraint:
+        """Return the constraint for the lists of a policy. Arguments and errors as above."""
+        size = policy.head_weight.shape[0]
+        return cls(catalog, match, Vocabulary.of(policy.tokenizer, size, policy.eos_ids))
+
+    def opening(
+        self, n: int, seen: Collection[str] = (), exclude: Iterable[Item] = (), subset: Subset | None = None
+    ) -> Opening:
+        """Return what a list may hold.
+
+        Args:
+            n: lines. A list has fewer if fewer items are open.
+            seen: titles that the user has seen. Every item with such a title is closed.
+            exclude: more items that are closed, with all that are the same.
+            subset: the part of the catalog that the list may take its items from. None: all of it.
+        """
+        closed: set[int] = set()
+        for title in self.match.seen_keys(seen):
+            closed.update(self._by_title.get(title, ()))
+        keys = {self.match.item_key(item) for item in exclude}
+        for title, year in keys:
+            closed.update(line for line in self._by_title.get(title, ()) if self.lines.items[line].year == year)
+        return Opening(n, tuple(sorted(closed)), subset)
+
+    def subset(self, items: Collection[Item]) -> Subset:
+        """Return the part of the catalog that holds these items. Others than the catalog's do not count."""
+        return Subset((line for line, item in enumerate(self.lines.items) if item in items), len(self.lines))
+
+    def state(self, opening: Opening) -> ListState:
+        """Return the state of a list that begins."""
+        return ListState(self.lines, opening)
+
+    def replay(self, opening: Opening, ids: Sequence[int]):
+        """Yield the tokens that might have come at each token of a list.
+
+        Raises:
+            ValueError: the list does not keep to the constraint.
+        """
+        state = self.state(opening)
+        for token in ids:
+            yield state.allowed()
+            state.advance(int(token))
+
+    @cached_property
+    def _by_title(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for line, item in enumerate(self.lines.items):
+            found.setdefault(self.match.key(item.title), []).append(line)
+        return found

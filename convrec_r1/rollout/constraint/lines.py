@@ -1,0 +1,175 @@
+"""A catalog's lines as an automaton over bytes: which tokens continue a line that has been begun."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from convrec_r1.lists import Item
+from convrec_r1.rollout.constraint.vocabulary import Pieces, Vocabulary
+
+END = b"\n"
+_AFTER = b"\xff"
+"""Larger than any byte of UTF-8."""
+_KEPT = 1 << 16
+"""Nodes whose continuations stay in memory."""
+
+Across = tuple[int, int, bytes]
+"""A token that ends a line and writes more: its id, the line, and what it writes of the next one."""
+
+
+class Node(NamedTuple):
+    """A line that has been begun: the lines `lo` to before `hi` of the sorted ones share its first `depth` bytes."""
+
+    lo: int
+    hi: int
+    depth: int
+    first: bool = False
+    """Whether no token of the list has been written."""
+
+
+class Subset:
+    """The part of a catalog that a list may take its items from."""
+
+    def __init__(self, lines: Iterable[int], total: int) -> None:
+        """lines: indices of the lines. total: number of all lines."""
+        inside = np.zeros(total, dtype=np.int64)
+        inside[np.fromiter(lines, dtype=np.int64)] = 1
+        self.before: list[int] = [0, *inside.cumsum().tolist()]
+        """How many lines before each one are inside, [total + 1]."""
+
+    def count(self, lo: int, hi: int) -> int:
+        """Return how many of the lines from `lo` to before `hi` are inside."""
+        return self.before[hi] - self.before[lo]
+
+    def __contains__(self, line: int) -> bool:
+        return self.before[line + 1] > self.before[line]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a list may hold when it begins."""
+
+    n: int
+    """Lines."""
+    closed: tuple[int, ...] = ()
+    """Lines that it may not hold, ascending."""
+    subset: Subset | None = None
+    """None: the whole catalog."""
+
+
+class Continuations:
+    """The tokens that may follow at a node as long as no line is closed.
+
+    Tokens that write the same bytes stand together. Those that end a line stand last.
+    """
+
+    def __init__(
+        self, found: Iterable[tuple[bytes, int, int, np.ndarray]], across: Sequence[Across], longest: int
+    ) -> None:
+        """
+        Args:
+            found: bytes after the node, the lines that begin with them (from, to), and the ids of the tokens that write them.
+            across: tokens that end a line of the node and write more.
+            longest: bytes of the longest.
+        """
+        ordered = sorted(found, key=lambda one: one[0].endswith(END))
+        sizes = np.array([len(ids) for *_, ids in ordered], dtype=np.int64)
+        self._starts: list[int] = [0, *sizes.cumsum().tolist()]
+        self._at = {text: k for k, (text, *_) in enumerate(ordered)}
+        self._longest = longest
+        self.ids = np.concatenate([ids for *_, ids in ordered]) if ordered else np.zeros(0, dtype=np.int32)
+        self.ranges = [(lo, hi) for _, lo, hi, _ in ordered]
+        """Lines that begin with each bytes."""
+        self.ends = [(k, lo) for k, (text, lo, *_) in enumerate(ordered) if text.endswith(END)]
+        """Of the bytes that end a line: their place in `ranges`, and the line."""
+        self.within = self.ids[: self._starts[len(ordered) - len(self.ends)]]
+        """Those of `ids` that do not end a line."""
+        self.across = across
+
+    def places(self, k: int) -> range:
+        """Return where in `ids` the tokens stand that write the bytes of `ranges[k]`."""
+        return range(self._starts[k], self._starts[k + 1])
+
+    def along(self, rest: bytes) -> Iterator[int]:
+        """Yield the places in `ranges` of the bytes that begin the rest of a line."""
+        for length in range(min(len(rest), self._longest) + 1):
+            k = self._at.get(rest[:length])
+            if k is not None:
+                yield k
+
+
+class CatalogLines:
+    """The lines of a catalog's items in the order of their bytes, each with the newline that ends it.
+
+    Every line can be written, whatever part of it is written already: lines with a character that the vocabulary cannot write
+    are left out (`unwritable`).
+    """
+
+    def __init__(self, items: Iterable[Item], vocabulary: Vocabulary, same: Callable[[Item], Hashable]) -> None:
+        """same: key of an item. Items with equal keys are the same one: a list can have one line of them."""
+        lines = {str(item).encode() + END: item for item in items}
+        self.vocabulary = vocabulary.for_text(b"".join(lines))
+        self.texts = sorted(text for text in lines if self.vocabulary.writes(text))
+        self.items = [lines[text] for text in self.texts]
+        self.unwritable = [item for text, item in lines.items() if not self.vocabulary.writes(text)]
+        self.root = Node(0, len(self.texts), 0)
+        groups: dict[Hashable, list[int]] = {}
+        for line, item in enumerate(self.items):
+            groups.setdefault(same(item), []).append(line)
+        self._same = {line: group for group in groups.values() if len(group) > 1 for line in group}
+        self.most_of_an_item = max((len(group) for group in groups.values()), default=0)
+        """Lines of the item that has the most."""
+        self.continuations = lru_cache(maxsize=_KEPT)(self._continuations)
+        """(node, subset | None) -> the tokens that may follow at the node, in the whole catalog or in a part of it."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def same_item(self, line: int) -> Sequence[int]:
+        """Return the lines of the item that a line names, with itself."""
+        return self._same.get(line) or (line,)
+
+    def narrow(self, node: Node, text: bytes) -> Node | None:
+        """Return the node after more bytes, which have no newline before their end. None: no line begins so."""
+        if node.lo == node.hi:
+            return None
+        begun = self.texts[node.lo][: node.depth] + text
+        lo = bisect_left(self.texts, begun, node.lo, node.hi)
+        hi = bisect_left(self.texts, begun + _AFTER, lo, node.hi)
+        return Node(lo, hi, node.depth + len(text)) if lo < hi else None
+
+    def complete(self, node: Node) -> int | None:
+        """Return the line that is complete at a node but for its newline. None: there is none."""
+        end = self.narrow(node, END)
+        return None if end is None else end.lo
+
+    def _continuations(self, node: Node, subset: Subset | None) -> Continuations:
+        pieces = self.vocabulary.first if node.first else self.vocabulary.inside
+        ranges: dict[bytes, list[int]] = {}  # by what tokens begin with: the first line, and the one after the last
+        across: list[Across] = []
+        for line in range(node.lo, node.hi):
+            if subset is None or line in subset:
+                self._walk(line, node.depth, pieces, ranges, across)
+        found = [(text, lo, hi, pieces.ids[text]) for text, (lo, hi) in ranges.items() if text in pieces.ids]
+        return Continuations(found, across, max(map(len, ranges), default=0))
+
+    def _walk(
+        self, line: int, depth: int, pieces: Pieces, ranges: dict[bytes, list[int]], across: list[Across]
+    ) -> None:
+        """Take in what tokens can write of a line from its byte `depth` on."""
+        rest = self.texts[line][depth:]
+        for length in range(len(rest) + 1):
+            text = rest[:length]
+            if text not in pieces.prefixes:
+                return
+            ranges.setdefault(text, [line, line])[1] = line + 1
+        across += [(token, line, tail) for token, tail in pieces.across.get(rest, ()) if self._begins(tail)]
+
+    def _begins(self, text: bytes) -> bool:
+        """Return whether a list could go on with whole lines and the beginning of one."""
+        *whole, begun = text.split(END)
+        return all(self.narrow(self.root, line + END) for line in whole) and self.narrow(self.root, begun) is not None
