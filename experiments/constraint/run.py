@@ -3,8 +3,8 @@
     python experiments/constraint/run.py --seeds 1,2,3
 
 GRPO and Rank-GRPO (exp_inf) are trained without a constraint, with rollouts held to the catalog, and with a penalty for repeats
-and for lines outside the catalog. Policies that were trained without the constraint are evaluated with it, too. The same command
-resumes: runs that are complete are not repeated.
+and for lines outside the catalog. Policies that were trained without the constraint are evaluated with it, too.
+The same command resumes: runs that are complete are not repeated.
 """
 
 import argparse
