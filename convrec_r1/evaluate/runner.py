@@ -141,7 +141,7 @@ def greedy_lists(
     """
     asked = list(zip(map(tuple, prompts), openings or [None] * len(prompts), strict=True))
     unique = list(dict.fromkeys(asked))
-    held = {} if openings is None else {"openings": [opening for _, opening in unique]}
+    held = {} if openings is None else {"openings": [opening for _, opening in unique if opening]}
     with bar(title, len(unique)) as progress:
         groups = engine.generate(
             [prompt for prompt, _ in unique], [0] * len(unique), greedy, on_progress=progress.advance, **held

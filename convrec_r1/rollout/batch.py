@@ -58,7 +58,7 @@ def make_batch(
     )
     if constraint is not None:
         lists = ((opening, c.ids) for opening, group in zip(openings, groups, strict=True) for c in group)
-        sets = [list(constraint.replay(opening, ids)) for opening, ids in lists]
+        sets = [list(constraint.replay(opening, ids.tolist())) for opening, ids in lists]
         tokens.allowed = Allowed.collate(sets, tokens.mask.shape[1]).to(policy.device)
     sampled = torch.zeros(tokens.mask.shape)
     for i, completion in enumerate(completions):

@@ -38,14 +38,14 @@ class Constraint:
             UserError: no item of the catalog can be written.
         """
         self.match = match
-        lost = set(unnameable(catalog))
+        lost = set(unnameable(catalog)) | {item for item in catalog if "\n" in str(item)}
         self.lines = CatalogLines((item for item in catalog if item not in lost), vocabulary, match.item_key)
         if not len(self.lines):
             raise UserError(
                 "constraint=catalog: the model's tokenizer can write no line of the catalog (it lacks the newline, or the "
                 "characters of the titles). Use constraint=none, or another model."
             )
-        if left_out := [*lost, *self.lines.unwritable]:
+        if left_out := [*sorted(lost, key=str), *self.lines.unwritable]:
             examples = ", ".join(repr(str(item)) for item in left_out[:3])
             _log.warning(
                 "constraint=catalog: %d items cannot be recommended (%s): no list names them.", len(left_out), examples
