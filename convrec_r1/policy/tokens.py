@@ -1,7 +1,7 @@
 """Tables of token ids: newlines, white space, ends of completions, marks of thoughts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,9 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from convrec_r1.lists import WHITESPACE, thought_mark
 
-
-_texts: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[int, int], tuple[list[str], list[str]]]]
-_texts = WeakKeyDictionary()
+_texts: WeakKeyDictionary[PreTrainedTokenizerBase, Any] = WeakKeyDictionary()
+"""What `token_texts` found, with what it depends on besides the tokenizer."""
 
 
 class TokenTables(NamedTuple):
