@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -77,8 +78,7 @@ class Continuations:
             longest: bytes of the longest.
         """
         ordered = sorted(found, key=lambda one: one[0].endswith(END))
-        sizes = np.array([len(ids) for *_, ids in ordered], dtype=np.int64)
-        self._starts: list[int] = [0, *sizes.cumsum().tolist()]
+        self._starts = list(accumulate((len(ids) for *_, ids in ordered), initial=0))
         self._at = {text: k for k, (text, *_) in enumerate(ordered)}
         self._longest = longest
         self.ids = np.concatenate([ids for *_, ids in ordered]) if ordered else np.zeros(0, dtype=np.int32)
@@ -123,6 +123,7 @@ class CatalogLines:
         self._same = {line: group for group in groups.values() if len(group) > 1 for line in group}
         self.most_of_an_item = max((len(group) for group in groups.values()), default=0)
         """Lines of the item that has the most."""
+        self._begins = lru_cache(maxsize=_KEPT)(self._could_begin)
         self.continuations = lru_cache(maxsize=_KEPT)(self._continuations)
         """(node, subset | None) -> the tokens that may follow at the node, in the whole catalog or in a part of it."""
 
@@ -169,7 +170,7 @@ class CatalogLines:
             ranges.setdefault(text, [line, line])[1] = line + 1
         across += [(token, line, tail) for token, tail in pieces.across.get(rest, ()) if self._begins(tail)]
 
-    def _begins(self, text: bytes) -> bool:
+    def _could_begin(self, text: bytes) -> bool:
         """Return whether a list could go on with whole lines and the beginning of one."""
         *whole, begun = text.split(END)
         return all(self.narrow(self.root, line + END) for line in whole) and self.narrow(self.root, begun) is not None

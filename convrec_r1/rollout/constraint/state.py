@@ -67,7 +67,7 @@ class ListState:
         if known.across and not last:
             more += [token for token, line, tail in known.across if self._could_write(line, tail)]
         without = np.array(sorted(dead), dtype=np.int64) if dead else _NO_PLACES
-        if len(ids) > WIDE and not more:
+        if not more:
             return TokenSet(ids, without)
         return TokenSet(np.append(TokenSet(ids, without).tokens(), np.array(more, dtype=np.int32)))
 
