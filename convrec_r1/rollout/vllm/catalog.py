@@ -32,7 +32,9 @@ class HoldToCatalog(LogitsProcessor):
         self.constraint = read_constraint(Path(vllm_config.model_config.model))
         self.device = device
         self.lists: dict[int, _List] = {}  # by row of the batch
-        self._wide: dict[int, tuple[np.ndarray, Tensor]] = {}  # by id of the array, which is kept so that the id stays its own
+        self._wide: dict[
+            int, tuple[np.ndarray, Tensor]
+        ] = {}  # by id of the array, which is kept so that the id stays its own
 
     def is_argmax_invariant(self) -> bool:
         return False

@@ -66,9 +66,7 @@ class VLLMEngine:
         parts, place = _gather(list(own))
         start = sum(map(len, parts[:place]))
         requests = list(chain(*parts))
-        sampled = [
-            sampling_arguments(sampling, seed, self._policy.eos_ids, opening) for _, seed, opening in requests
-        ]
+        sampled = [sampling_arguments(sampling, seed, self._policy.eos_ids, opening) for _, seed, opening in requests]
         outputs: list[Any] = []
         if requests:
             outputs = self._llm.generate(
