@@ -3,7 +3,7 @@
 # vLLM is optional.
 # pyright: reportMissingImports=none
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ class HoldToCatalog(LogitsProcessor):
     def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool) -> None:
         self.constraint = read_constraint(Path(vllm_config.model_config.model))
         self.device = device
+        self._never = torch.tensor(-torch.inf, device=device)
         self.lists: dict[int, _List] = {}  # by row of the batch
         self._wide: dict[
             int, tuple[np.ndarray, Tensor]
@@ -45,7 +46,7 @@ class HoldToCatalog(LogitsProcessor):
     def apply(self, logits: Tensor) -> Tensor:
         """logits: float [B, V], changed in place."""
         if self.lists:
-            _hold(logits, {row: one.allowed() for row, one in self.lists.items()}, self._on_device)
+            self._hold(logits, {row: one.allowed() for row, one in self.lists.items()})
         return logits
 
     def _begin(self, params: SamplingParams, _: list[int] | None, output: list[int]) -> "_List | None":
@@ -56,6 +57,26 @@ class HoldToCatalog(LogitsProcessor):
         if self.constraint is None:
             raise ValueError("a request has an opening, and the engine no constraint")
         return _List(self.constraint.state(Opening.unpack(packed)), output)
+
+    def _hold(self, logits: Tensor, allowed: dict[int, TokenSet]) -> None:
+        """Set the logits of all other tokens of these rows to -inf."""
+        narrow = [(row, ids) for row, (ids, _) in allowed.items() if len(ids) <= WIDE]
+        wide: dict[int, tuple[np.ndarray, list[int]]] = {}  # rows by their set
+        closed: list[tuple[int, np.ndarray]] = []
+        for row, (ids, without) in allowed.items():
+            if len(ids) > WIDE:
+                wide.setdefault(id(ids), (ids, []))[1].append(row)
+                closed.append((row, ids[without]))
+        parts = [*_pairs(narrow), *_pairs(closed), list(allowed), *(rows for _, rows in wide.values())]
+        moved = async_tensor_h2d(np.concatenate(parts, dtype=np.int64, casting="unsafe"), self.device)
+        rows, ids, closed_rows, closed_ids, every, *shared = moved.split([len(part) for part in parts])
+        kept = [(rows, ids)]
+        kept += [(at[:, None], self._on_device(one)[None]) for (one, _), at in zip(wide.values(), shared, strict=True)]
+        values = [logits[place] for place in kept]
+        logits.index_fill_(0, every, -torch.inf)
+        for place, value in zip(kept, values, strict=True):
+            logits.index_put_(place, value)
+        logits.index_put_((closed_rows, closed_ids), self._never)
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
         """Return a wide set's ids on the device. They stay there: lists come back to the same few sets."""
@@ -82,33 +103,6 @@ class _List:
             self.read = len(self.output)
             self._allowed = self.state.allowed()
         return self._allowed
-
-
-def _hold(logits: Tensor, allowed: dict[int, TokenSet], on_device: Callable[[np.ndarray], Tensor]) -> None:
-    """Set the logits of all tokens that are not allowed to -inf.
-
-    Args:
-        logits: float [B, V], changed in place.
-        allowed: by row. Others are left as they are.
-        on_device: copies ids to the device of the logits.
-    """
-    narrow = [(row, ids) for row, (ids, _) in allowed.items() if len(ids) <= WIDE]
-    wide: dict[int, tuple[np.ndarray, list[int]]] = {}  # rows by their set
-    dead: list[tuple[int, np.ndarray]] = []
-    for row, (ids, without) in allowed.items():
-        if len(ids) > WIDE:
-            wide.setdefault(id(ids), (ids, []))[1].append(row)
-            dead.append((row, ids[without]))
-    parts = [*_pairs(narrow), *_pairs(dead), np.array(list(allowed)), *(np.array(rows) for _, rows in wide.values())]
-    moved = async_tensor_h2d(np.concatenate(parts, dtype=np.int64), logits.device)
-    rows, ids, dead_rows, dead_ids, every, *shared = moved.split([len(part) for part in parts])
-    kept = [(rows, ids)]
-    kept += [(at[:, None], on_device(one)[None]) for (one, _), at in zip(wide.values(), shared, strict=True)]
-    values = [logits[place] for place in kept]
-    logits.index_fill_(0, every, -torch.inf)
-    for place, value in zip(kept, values, strict=True):
-        logits[place] = value
-    logits[dead_rows, dead_ids] = -torch.inf
 
 
 def _pairs(sets: Sequence[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
