@@ -158,10 +158,12 @@ class CatalogLines:
     def _remember(self) -> None:
         self.continuations = lru_cache(maxsize=_KEPT)(self._continuations)
         """(node, subset | None) -> the tokens that may follow at the node, in the whole catalog or in a part of it."""
+        self.step = lru_cache(maxsize=4 * _KEPT)(self._step)
+        """(node, token) -> the node after a token that ends no line. None: no line goes on so, or the token ends one."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the lines without what is remembered of them: it is quickly made again, and is larger than they are."""
-        return {name: value for name, value in vars(self).items() if name != "continuations"}
+        return {name: value for name, value in vars(self).items() if name not in ("continuations", "step")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -187,6 +189,10 @@ class CatalogLines:
         """Return the line that is complete at a node but for its newline. None: there is none."""
         end = self.narrow(node, END)
         return None if end is None else end.lo
+
+    def _step(self, node: Node, token: int) -> Node | None:
+        text = self.vocabulary.written(token, first=node.first)
+        return None if not text or END in text else self.narrow(node, text)
 
     def _continuations(self, node: Node, subset: Subset | None) -> Continuations:
         pieces = self.vocabulary.first if node.first else self.vocabulary.inside

@@ -81,6 +81,10 @@ class ListState:
         Raises:
             ValueError: it may not come next.
         """
+        after = self.lines.step(self.node, token)
+        if after is not None and not self.ended and self._count(after.lo, after.hi):
+            self.node = after  # most tokens
+            return
         vocabulary = self.lines.vocabulary
         if token == vocabulary.eos and not self.ended and self._may_end():
             self.ended = True
@@ -146,7 +150,7 @@ class ListState:
 
     def _dead(self, known: Continuations) -> Set[int]:
         """Return the places of the tokens that begin closed lines only."""
-        root = self.node == self.lines.root
+        root = self.node.depth == 0 and not self.node.first
         if root and self._dead_at_root is not None:
             return self._dead_at_root
         lo, hi = bisect_left(self.closed, self.node.lo), bisect_left(self.closed, self.node.hi)
