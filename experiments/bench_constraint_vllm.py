@@ -1,6 +1,6 @@
-"""What holding lists to the catalog costs with rollout=vllm (rollout=hf: bench_constraint.py). Writes experiments/bench_constraint_vllm.json.
+"""What holding lists to the catalog costs with rollout=vllm. Writes experiments/bench_constraint_vllm.json.
 
-python experiments/bench_constraint_vllm.py --catalog CATALOG.csv --vocabulary QWEN.tiktoken
+python experiments/bench_constraint_vllm.py --catalog CATALOG.csv --vocabulary QWEN.tiktoken    # rollout=hf: bench_constraint.py
 
 7,404 items (Reddit-v2's catalog, title and year) and 151,936 tokens (Qwen's vocabulary: dashscope/resources/qwen.tiktoken of
 the package dashscope), 64 lists at a time, a model of Qwen2.5-0.5B's shape with random weights. The constraint's part of a step
@@ -100,14 +100,15 @@ def vllm(policy: Policy, constraint: Constraint, tokens: int, repeats: int) -> d
                 f"ms a step, {name}": 1e3 * statistics.median(apply.seconds),
                 f"us a list and token to find the tokens, {name}": 1e6 * sum(find.seconds) / len(find.seconds),
             }
-        began = time.perf_counter()
-        engine.generate(prompts, seeds, sampling)
-        without.append(time.perf_counter() - began)
+        if turn:
+            began = time.perf_counter()
+            engine.generate(prompts, seeds, sampling)
+            without.append(time.perf_counter() - began)
     engine.close()
     return results | {
         "ms a step of the engine": 1e3 * statistics.median(without) / tokens,
         "steps with the constraint / without": statistics.median(
-            a / b for a, b in zip(with_it[1:], without[1:], strict=True)
+            a / b for a, b in zip(with_it[1:], without, strict=True)
         ),
     }
 
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--catalog", type=Path, required=True, help="CSV with title and year")
     parser.add_argument("--vocabulary", type=Path, required=True, help="lines of a token in base64 and its id")
     parser.add_argument("--layers", type=int, default=QWEN_05B["num_hidden_layers"])
-    parser.add_argument("--tokens", type=int, default=32, help="of a list")
+    parser.add_argument("--tokens", type=int, default=24, help="of a list")
     parser.add_argument("--repeats", type=int, default=1)
     given = parser.parse_args()
     QWEN_05B["num_hidden_layers"] = given.layers
