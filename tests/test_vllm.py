@@ -297,6 +297,19 @@ def test_requests_of_both_kinds_share_batches_and_survive_preemption(engine, pol
         list(constraint.replay(opening, ids))
 
 
+def test_a_policy_of_nan_does_not_end_sampling(engine, policy, constraint):
+    """Its lists are valid, and whoever computes with the policy finds out: an exception inside vLLM would say nothing."""
+    policy = copy.deepcopy(policy)
+    policy.head_weight.data.fill_(torch.nan)
+    engine.sync(policy)
+    prompts, seeds, openings, _ = held(constraint, 4)
+    for opening, group in zip(
+        openings, engine.generate(prompts, seeds, Sampling(n=2, max_tokens=60), openings=openings), strict=True
+    ):
+        for completion in group:
+            list(constraint.replay(opening, completion.ids))
+
+
 def test_another_process_reads_the_constraint_from_the_model_folder(constraint, tmp_path):
     copied = pickle.loads(pickle.dumps(constraint))
     opening = constraint.opening(3, ["The Matrix"], subset=constraint.subset(constraint.lines.items[1:]))

@@ -72,7 +72,9 @@ class HoldToCatalog(LogitsProcessor):
         rows, ids, closed_rows, closed_ids, every, *shared = moved.split([len(part) for part in parts])
         kept = [(rows, ids)]
         kept += [(at[:, None], self._on_device(one)[None]) for (one, _), at in zip(wide.values(), shared, strict=True)]
-        values = [logits[place] for place in kept]
+        values = [
+            logits[place].nan_to_num_() for place in kept
+        ]  # without finite logits, any token of the list's may come
         logits.index_fill_(0, every, -torch.inf)
         for place, value in zip(kept, values, strict=True):
             logits.index_put_(place, value)
