@@ -1,6 +1,6 @@
-"""What holding lists to the catalog costs with rollout=vllm. Writes experiments/bench_constraint_vllm.json.
+"""What holding lists to the catalog costs with rollout=vllm (hf: bench_constraint.py). Writes a JSON file of its name.
 
-python experiments/bench_constraint_vllm.py --catalog CATALOG.csv --vocabulary QWEN.tiktoken    # rollout=hf: bench_constraint.py
+python experiments/bench_constraint_vllm.py --catalog CATALOG.csv --vocabulary QWEN.tiktoken
 
 7,404 items (Reddit-v2's catalog, title and year) and 151,936 tokens (Qwen's vocabulary: dashscope/resources/qwen.tiktoken of
 the package dashscope), 64 lists at a time, a model of Qwen2.5-0.5B's shape with random weights. The constraint's part of a step

@@ -319,7 +319,9 @@ def test_another_process_reads_the_constraint_from_the_model_folder(constraint, 
         assert copied.state(made).allowed().tokens().tolist() == constraint.state(opening).allowed().tokens().tolist()
     assert read_constraint(tmp_path) is None
     (tmp_path / CONSTRAINT).write_bytes(pickle.dumps(constraint))
-    assert read_constraint(tmp_path).lines.texts == constraint.lines.texts
+    copied = read_constraint(tmp_path)
+    assert copied is not None
+    assert copied.lines.texts == constraint.lines.texts
 
 
 def test_progress_counts_completions(engine, policy):

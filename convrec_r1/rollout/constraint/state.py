@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Set
 from copy import copy
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -119,7 +120,8 @@ class ListState:
         self.node = root = self.lines.root
         if self._dead_at_root is not None:
             known = self.lines.continuations(root, self.opening.subset)
-            self._dead_at_root = self._dead_at_root.union(*(self._dead_on(known, root, other) for other in closing))
+            closed = (self._dead_on(known, root, other) for other in closing)
+            self._dead_at_root = self._dead_at_root | set(chain.from_iterable(closed))
 
     def _count(self, lo: int, hi: int) -> int:
         """Return how many of the lines from `lo` to before `hi` are open."""

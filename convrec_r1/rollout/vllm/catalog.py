@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.utils.torch_utils import async_tensor_h2d
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from convrec_r1.rollout.constraint import ListState, Opening, TokenSet
 from convrec_r1.rollout.constraint.state import WIDE
