@@ -298,7 +298,7 @@ def test_requests_of_both_kinds_share_batches_and_survive_preemption(engine, pol
 
 
 def test_a_policy_of_nan_does_not_end_sampling(engine, policy, constraint):
-    """Its lists are valid, and whoever computes with the policy finds out: an exception inside vLLM would say nothing."""
+    """The trainer finds out, when it computes with the policy. What a sampler makes of NaN is not for a list to depend on."""
     policy = copy.deepcopy(policy)
     policy.head_weight.data.fill_(torch.nan)
     engine.sync(policy)
@@ -308,6 +308,7 @@ def test_a_policy_of_nan_does_not_end_sampling(engine, policy, constraint):
     ):
         for completion in group:
             list(constraint.replay(opening, completion.ids))
+            assert np.isfinite(completion.logprobs).all()
 
 
 def test_another_process_reads_the_constraint_from_the_model_folder(constraint, tmp_path):
