@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,6 +56,10 @@ class Constraint:
         """Return the constraint for the lists of a policy. Arguments and errors as above."""
         size = policy.head_weight.shape[0]
         return cls(catalog, match, Vocabulary.of(policy.tokenizer, size, policy.eos_ids))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the constraint without what is made of it when it is needed."""
+        return {name: value for name, value in vars(self).items() if name != "_by_title"}
 
     def opening(
         self, n: int, seen: Collection[str] = (), exclude: Iterable[Item] = (), subset: Subset | None = None
