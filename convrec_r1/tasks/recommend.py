@@ -9,6 +9,7 @@ from convrec_r1.config.schema import Config
 from convrec_r1.run.checkpoints import policy_path
 from convrec_r1.serve.answers import answer_file, read_requests
 from convrec_r1.serve.chat import table
+from convrec_r1.serve.filters import Condition
 from convrec_r1.serve.recommender import Recommender
 from convrec_r1.serve.request import Request
 
@@ -46,8 +47,10 @@ def open_recommender(cfg: Config) -> Recommender:
 
 
 def asked(cfg: Config) -> dict[str, Any]:
-    """Return the options of requests."""
+    """Return the options of requests. Raises UserError for a condition that cannot be read."""
     serve = cfg.serve
+    if cfg.where is not None:
+        Condition.parse(cfg.where)
     return {
         "n": serve.n, "seen": list(cfg.seen), "exclude": list(cfg.exclude), "where": cfg.where,
         "temperature": serve.temperature, "top_p": serve.top_p, "top_k": serve.top_k, "seed": serve.seed,
