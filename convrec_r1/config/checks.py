@@ -27,6 +27,7 @@ from convrec_r1.modules.config import Optimizer
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
+from convrec_r1.serve import config as serve_config
 
 
 def check(cfg: Config) -> None:
@@ -42,7 +43,9 @@ def problems(cfg: Config) -> list[str]:
         return []
     wrong = out_of_bounds(cfg)
     within = not wrong
-    if task in LOADS_NOTHING:
+    if task in serve_config.TASKS:
+        wrong += [*serve_config.problems(cfg, task, cfg.checkpoint), *_use(cfg)]
+    elif task in LOADS_NOTHING:
         wrong += _runs(cfg) if task == "compare" else []
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
@@ -182,10 +185,7 @@ def _hardware(cfg: Config) -> list[str]:
             "model.dtype=float32 with trainer.precision=bf16-mixed."
         )
     elsewhere = cfg.cluster.on_ray and cfg.cluster.address is not None and trainer.world > 1  # on the cluster's GPUs
-    if trainer.accelerator == "gpu" and not elsewhere and not _sees_gpu():
-        wrong.append(
-            f"trainer={trainer.name} asks for a GPU and torch sees none here: use trainer=auto, or check the driver."
-        )
+    wrong += [] if elsewhere else _gpu(cfg)
     wrong += _optimizer(cfg)
     if trainer.strategy == "fsdp" and trainer.accelerator != "gpu":
         wrong.append("trainer.strategy=fsdp shards over GPUs: set trainer.accelerator=gpu, or use trainer=ddp on CPUs.")
@@ -197,6 +197,19 @@ def _hardware(cfg: Config) -> list[str]:
     if trainer.strategy == "fsdp" and trainer.world < 2:
         wrong.append("trainer.strategy=fsdp with one device shards nothing: set trainer.devices, or use trainer=gpu.")
     return wrong
+
+
+def _use(cfg: Config) -> list[str]:
+    """Check what a task that only uses a policy needs."""
+    return [*rollout_config.problems(cfg.rollout, accelerator=cfg.trainer.accelerator, world=1), *_gpu(cfg)]
+
+
+def _gpu(cfg: Config) -> list[str]:
+    if cfg.trainer.accelerator != "gpu" or _sees_gpu():
+        return []
+    return [
+        f"trainer={cfg.trainer.name} asks for a GPU and torch sees none here: use trainer=auto, or check the driver."
+    ]
 
 
 def _optimizer(cfg: Config) -> list[str]:

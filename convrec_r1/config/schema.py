@@ -15,6 +15,8 @@ from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import KeptConfig, LoggerConfig
+from convrec_r1.serve import config as serve
+from convrec_r1.serve.config import AskKeys, ServeConfig
 from convrec_r1.studies.config import CompareConfig
 
 
@@ -22,7 +24,9 @@ from convrec_r1.studies.config import CompareConfig
 class TaskConfig:
     """The task of a command: conf/task."""
 
-    name: str = option(MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor"))
+    name: str = option(
+        MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", *serve.TASKS)
+    )
 
 
 @dataclass
@@ -33,7 +37,7 @@ class RecipeConfig:
 
 
 @dataclass
-class Config:
+class Config(AskKeys):
     """The config of a run. Slots of type Any name a class by `_target_`: docs/extend.md."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -71,7 +75,8 @@ class Config:
     warm_start: str | None = "sft"
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval: a run's folder, a policy's folder or a Hub id."""
+    """task=eval, recommend, chat: a run's folder, a policy's folder or a Hub id."""
+    serve: ServeConfig = option(factory=ServeConfig, identity=False)
     lists: str | None = None
     """task=score: a file or folder of lists that any system wrote."""
     name: str | None = None
