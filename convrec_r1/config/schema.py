@@ -15,6 +15,7 @@ from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import KeptConfig, LoggerConfig
+from convrec_r1.serve.config import ServeConfig
 from convrec_r1.studies.config import CompareConfig
 
 
@@ -22,7 +23,9 @@ from convrec_r1.studies.config import CompareConfig
 class TaskConfig:
     """The task of a command: conf/task."""
 
-    name: str = option(MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor"))
+    name: str = option(
+        MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", "serve")
+    )
 
 
 @dataclass
@@ -71,7 +74,12 @@ class Config:
     warm_start: str | None = "sft"
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval: a run's folder, a policy's folder or a Hub id."""
+    """task=eval, task=serve: a run's folder, a policy's folder or a Hub id."""
+    host: str = option("127.0.0.1", identity=False)
+    """task=serve: where it listens. 0.0.0.0 and ::: on all networks of this machine."""
+    port: int = option(8000, least=0, most=65535, identity=False)
+    """task=serve. 0: any port that is free."""
+    serve: ServeConfig = option(factory=ServeConfig, identity=False)
     lists: str | None = None
     """task=score: a file or folder of lists that any system wrote."""
     name: str | None = None

@@ -40,9 +40,7 @@ class Asked(Body):
     """What a list may hold, and how it is sampled: the same for both ways to ask."""
 
     seen: list[Title] = Field([], description="Titles, or `Title (Year)`, that the user has seen.")
-    where: Text | None = Field(
-        None, description="Condition on the items.", examples=["genre=comedy and year>1990"]
-    )
+    where: Text | None = Field(None, description="Condition on the items.", examples=["genre=comedy and year>1990"])
     temperature: float | None = Field(None, ge=0, le=2, description="0, the default: the most probable list.")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**62, description="Of a list with a temperature.")
@@ -55,7 +53,9 @@ class RecommendationsRequest(Asked):
         description="The user's only message, or the conversation so far.",
         examples=["I loved Alien. Something scary in space?"],
     )
-    n: int | None = Field(None, ge=1, description="Recommendations. Left out: as many as the policy was trained to give.")
+    n: int | None = Field(
+        None, ge=1, description="Recommendations. Left out: as many as the policy was trained to give."
+    )
     exclude: list[Title | ItemName] = Field([], description="Items that are left out, as `Title (Year)` or objects.")
     model: Text | None = Field(None, description="A name of /v1/models. Left out: the first.")
     stream: bool = Field(False, description="Send each item as a server-sent event as soon as it is written.")

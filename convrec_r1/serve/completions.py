@@ -68,7 +68,12 @@ async def _answer(service: Service, served: Served, request: ListRequest) -> bod
 
 async def _chunks(writing: Writing, timeout: float, *, usage_too: bool) -> AsyncIterator[str]:
     """Yield a list as OpenAI's chunks: the role, each line, the reason for the end, and what was counted."""
-    head = {"id": _identifier(), "object": "chat.completion.chunk", "created": int(time()), "model": writing.served.name}
+    head = {
+        "id": _identifier(),
+        "object": "chat.completion.chunk",
+        "created": int(time()),
+        "model": writing.served.name,
+    }
 
     def chunk(choices: Sequence[Any], **more: Any) -> str:
         return event({**head, "choices": choices, **({"usage": None} if usage_too else {}), **more})
@@ -93,7 +98,7 @@ def _line(found: Recommendation) -> str:
 
 
 def _finished(writing: Writing) -> Literal["stop", "length"]:
-    return "length" if writing.reply.cut else "stop"
+    return writing.reply.finish_reason or "stop"
 
 
 def _identifier() -> str:

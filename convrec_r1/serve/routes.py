@@ -53,7 +53,9 @@ def routes(service: Service) -> APIRouter:
         request = _request(asked)
         if asked.stream:
             until = AsyncExitStack()
-            writing = await while_connected(http, until.enter_async_context(service.writing(served, request)), service.cfg.timeout)
+            writing = await while_connected(
+                http, until.enter_async_context(service.writing(served, request)), service.cfg.timeout
+            )
             return Events(_events(writing, service.cfg.timeout), until)
         return await while_connected(http, _answer(service, served, request), service.cfg.timeout)
 
@@ -106,7 +108,9 @@ def routes(service: Service) -> APIRouter:
             return body
         return JSONResponse(body.model_dump(), 503, {"Retry-After": "1"})  # pyright: ignore[reportReturnType]
 
-    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
+    @router.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"]
+    )
     async def metrics() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")

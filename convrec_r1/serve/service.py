@@ -44,6 +44,13 @@ class Served:
     created: int = field(default_factory=lambda: int(time()))
     """When it was loaded, in seconds since 1970."""
 
+    @classmethod
+    def of(cls, name: str, session: Session) -> Served:
+        """Return a session's policy under a name."""
+        planner = session.planner
+        held: Literal["none", "catalog"] = "none" if planner.constraint is None else "catalog"
+        return cls(name, session, planner.settings.n, held, planner.known.catalog, planner.known.fields)
+
     @cached_property
     def titles(self) -> Titles:
         return Titles(self.catalog or ())
@@ -59,6 +66,8 @@ class Service:
         """By name. Empty while they are loaded."""
         self.under_way = 0
         """Requests for lists that are not answered to their end."""
+        self.answered = 0
+        """Lists that were written to their end."""
         self.stopping = False
         self.metrics = Metrics(
             waiting=lambda: sum(served.session.waiting for served in self.models.values()),
@@ -73,6 +82,12 @@ class Service:
     def stop(self) -> None:
         """Take no more requests. Called by any thread."""
         self.stopping = True
+
+    @property
+    def farewell(self) -> str:
+        """What became of the requests, at the end."""
+        left = f", {self.under_way} cancelled after {self.cfg.drain:g} s (serve.drain)" if self.under_way else ""
+        return f"The server has ended: {self.answered:,} lists answered{left}."
 
     @property
     def status(self) -> Status:
@@ -111,7 +126,7 @@ class Service:
         finally:
             self.under_way -= 1
             if writing is not None:
-                writing.end()
+                self.answered += writing.end()
 
     def close(self) -> None:
         """End the sessions, without what is under way. Called by any thread, once the server has ended."""
@@ -185,12 +200,13 @@ class Writing:
             _log.error("A list failed: %s", error)
             raise ApiError(500, "The engine failed. The server's log says why.", "engine_failed", FAILED) from None
 
-    def end(self) -> None:
-        """Cancel what is not written, and count what is."""
+    def end(self) -> bool:
+        """Cancel what is not written, and count what is. Return whether the list is complete."""
         if not self.reply.done():
             self.reply.cancel()
-            self._metrics.cancelled.labels("left").inc()
+            self._metrics.cancelled.inc()
         self._metrics.tokens.labels("completion").inc(self.reply.completion_tokens)
+        return self.reply.state == "done"
 
 
 def _cancel(submitted: Future[Reply]) -> None:
