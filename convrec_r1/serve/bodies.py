@@ -121,8 +121,11 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(Asked):
-    """OpenAI's chat completion. `n_items`, `seen`, `exclude` and `where` are ours: the official client sends them in
-    `extra_body`. What a list of a policy cannot have (tools, several choices, stop sequences, penalties, logprobs) is refused."""
+    """OpenAI's chat completion.
+
+    `n_items`, `seen`, `exclude` and `where` are ours: the official client sends them in `extra_body`. What a list cannot have
+    (tools, several choices, stop sequences, penalties, logprobs) is refused.
+    """
 
     messages: Annotated[list[ChatTurn], Field(min_length=1)]
     model: str | None = Field(None, description="A name of /v1/models. Left out: the first.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from time import time
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from convrec_r1.serve import bodies, limits
 from convrec_r1.serve.errors import ApiError
 from convrec_r1.serve.request import Recommendation
 from convrec_r1.serve.request import Request as ListRequest
-from convrec_r1.serve.routes import WRONG, common, rest, usage
+from convrec_r1.serve.routes import WRONG, begin, common, rest, usage
 from convrec_r1.serve.service import Served, Service, Writing
 from convrec_r1.serve.streams import Events, event, while_connected, within
 
@@ -35,9 +34,7 @@ def completions(service: Service) -> APIRouter:
         served, request = service.model(asked.model), _request(asked)
         if not asked.stream:
             return await while_connected(http, _answer(service, served, request), service.cfg.timeout)
-        until = AsyncExitStack()
-        entering = until.enter_async_context(service.writing(served, request))
-        writing = await while_connected(http, entering, service.cfg.timeout)
+        writing, until = await begin(http, service, served, request)
         counted = bool(asked.stream_options and asked.stream_options.include_usage)
         return Events(_chunks(writing, service.cfg.timeout, usage_too=counted), until)
 

@@ -52,10 +52,7 @@ def routes(service: Service) -> APIRouter:
         served = service.model(asked.model)
         request = _request(asked)
         if asked.stream:
-            until = AsyncExitStack()
-            writing = await while_connected(
-                http, until.enter_async_context(service.writing(served, request)), service.cfg.timeout
-            )
+            writing, until = await begin(http, service, served, request)
             return Events(_events(writing, service.cfg.timeout), until)
         return await while_connected(http, _answer(service, served, request), service.cfg.timeout)
 
@@ -116,6 +113,15 @@ def routes(service: Service) -> APIRouter:
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
+
+
+async def begin(
+    http: Request, service: Service, served: Served, request: ListRequest
+) -> tuple[Writing, AsyncExitStack]:
+    """Ask for a list that is streamed. The stack ends it."""
+    until = AsyncExitStack()
+    entering = until.enter_async_context(service.writing(served, request))
+    return await while_connected(http, entering, service.cfg.timeout), until
 
 
 async def _answer(service: Service, served: Served, request: ListRequest) -> bodies.RecommendationsBody:
