@@ -15,7 +15,7 @@ from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import KeptConfig, LoggerConfig
-from convrec_r1.serve.config import ServeConfig
+from convrec_r1.serve.http.config import HttpConfig
 from convrec_r1.studies.config import CompareConfig
 
 
@@ -79,7 +79,7 @@ class Config:
     """task=serve: where it listens. 0.0.0.0 and ::: on all networks of this machine."""
     port: int = option(8000, least=0, most=65535, identity=False)
     """task=serve. 0: any port that is free."""
-    serve: ServeConfig = option(factory=ServeConfig, identity=False)
+    serve: HttpConfig = option(factory=HttpConfig, identity=False)
     lists: str | None = None
     """task=score: a file or folder of lists that any system wrote."""
     name: str | None = None

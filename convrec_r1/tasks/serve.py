@@ -8,12 +8,12 @@ from pathlib import Path
 from convrec_r1.base.signals import Interrupted
 from convrec_r1.config.schema import Config
 from convrec_r1.run.checkpoints import run_of
-from convrec_r1.serve.app import make_app
-from convrec_r1.serve.config import KEY, LOOPBACK
-from convrec_r1.serve.feedback import Feedback
+from convrec_r1.serve.http.app import make_app
+from convrec_r1.serve.http.config import KEY, LOOPBACK
+from convrec_r1.serve.http.feedback import Feedback
+from convrec_r1.serve.http.server import Listening, address, listen, names
+from convrec_r1.serve.http.service import Served, Service
 from convrec_r1.serve.load import load_session
-from convrec_r1.serve.server import Listening, address, listen, names
-from convrec_r1.serve.service import Served, Service
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convrec_r1.serve.errors import INVALID, REFUSED, ApiError, unavailable
+from convrec_r1.serve.http.errors import INVALID, REFUSED, ApiError, unavailable
 
 _PAGE = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "

@@ -13,12 +13,12 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Literal
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.serve.config import ServeConfig
-from convrec_r1.serve.errors import FAILED, LIMITED, ApiError, unavailable
-from convrec_r1.serve.feedback import Feedback
-from convrec_r1.serve.metrics import Metrics
+from convrec_r1.serve.http.config import HttpConfig
+from convrec_r1.serve.http.errors import FAILED, LIMITED, ApiError, unavailable
+from convrec_r1.serve.http.feedback import Feedback
+from convrec_r1.serve.http.metrics import Metrics
+from convrec_r1.serve.http.titles import Titles
 from convrec_r1.serve.request import Fields, Recommendation, Request
-from convrec_r1.serve.titles import Titles
 
 if TYPE_CHECKING:
     from convrec_r1.data.catalog import Catalog
@@ -60,8 +60,13 @@ class Service:
     """Takes requests, passes them on to the policies' sessions, and counts them. All methods but those that say so are called
     in the server's event loop."""
 
-    def __init__(self, cfg: ServeConfig, feedback: Feedback | None = None) -> None:
-        self.cfg, self.feedback = cfg, feedback
+    def __init__(self, cfg: HttpConfig, limit: int = 256, feedback: Feedback | None = None) -> None:
+        """
+        Args:
+            limit: lists under way, waiting or being written, from which on another one gets 429.
+            feedback: where thumbs are kept. None: they are not.
+        """
+        self.cfg, self.limit, self.feedback = cfg, limit, feedback
         self.models: dict[str, Served] = {}
         """By name. Empty while they are loaded."""
         self.under_way = 0
@@ -116,7 +121,7 @@ class Service:
             ApiError: the request cannot be answered (400), too much is under way (429), or the server stops (503).
         """
         self._check()
-        if self.under_way >= self.cfg.queue:
+        if self.under_way >= self.limit:
             raise self._busy()
         self.under_way += 1
         writing = None

@@ -10,13 +10,13 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 
 from convrec_r1.data.schema import Message
-from convrec_r1.serve import bodies, limits
-from convrec_r1.serve.errors import ApiError
+from convrec_r1.serve.http import bodies, limits
+from convrec_r1.serve.http.errors import ApiError
+from convrec_r1.serve.http.routes import WRONG, begin, common, rest, usage
+from convrec_r1.serve.http.service import Served, Service, Writing
+from convrec_r1.serve.http.streams import Events, event, while_connected, within
 from convrec_r1.serve.request import Recommendation
 from convrec_r1.serve.request import Request as ListRequest
-from convrec_r1.serve.routes import WRONG, begin, common, rest, usage
-from convrec_r1.serve.service import Served, Service, Writing
-from convrec_r1.serve.streams import Events, event, while_connected, within
 
 
 def completions(service: Service) -> APIRouter:

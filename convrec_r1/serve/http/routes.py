@@ -11,12 +11,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from convrec_r1.data.schema import Message
-from convrec_r1.serve import bodies, limits
-from convrec_r1.serve.errors import ApiError, ErrorBody, unavailable
-from convrec_r1.serve.feedback import Feedback, Full
+from convrec_r1.serve.http import bodies, limits
+from convrec_r1.serve.http.errors import ApiError, ErrorBody, unavailable
+from convrec_r1.serve.http.feedback import Feedback, Full
+from convrec_r1.serve.http.service import Served, Service, Writing
+from convrec_r1.serve.http.streams import Events, event, while_connected, within
 from convrec_r1.serve.request import Request as ListRequest
-from convrec_r1.serve.service import Served, Service, Writing
-from convrec_r1.serve.streams import Events, event, while_connected, within
 
 WRONG: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": words}
