@@ -22,8 +22,8 @@ from convrec_r1.serve.package import Package, Settings, write_package
 from convrec_r1.serve.session import Session
 
 N = 5
-LONG = {"messages": "Anything at all", "n": 100}
-"""A request whose list takes a second or more."""
+LONG = {"messages": "Anything at all", "n": 60}
+"""A request whose list takes half a second at least."""
 
 
 def write_policy(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import LONG, N, open_session, running, write_policy
+from serving import LONG, N, open_session, write_policy
 from starlette.testclient import TestClient
 from support import examples
 
@@ -361,9 +361,13 @@ def test_thumbs_are_read_back_as_conversations(session, tmp_path):
     assert client.get("/v1/models").json()["data"][0]["feedback"]
 
 
+THUMBS = st.lists(
+    st.tuples(st.sampled_from([HEAT, FARGO]), st.sampled_from(["a", "b"]), st.none() | st.booleans()), max_size=12
+)
+
+
 @settings(max_examples=examples(50))
-@given(st.lists(st.tuples(st.sampled_from([HEAT, FARGO]), st.sampled_from(["a", "b"]), st.sampled_from([True, False, None])), max_size=12),
-       st.integers(0, 12))  # fmt: skip
+@given(THUMBS, st.integers(0, 12))
 def test_the_last_thumb_counts_also_after_a_restart(tmp_path_factory, thumbs, at):
     path = tmp_path_factory.mktemp("thumbs") / "thumbs.jsonl"
     file, wanted = Feedback(path, 1 << 20), {}
@@ -402,9 +406,9 @@ def test_a_file_of_thumbs_is_bounded_and_belongs_to_one_server(tmp_path):
     file = Feedback(path, 1024)
     with pytest.raises(UserError, match="another server"):
         Feedback(path, 1024)
+    file.keep(SAID, HEAT, True)
     with pytest.raises(Full):
-        for number in range(20):
-            file.keep(SAID, HEAT, True, conversation=str(number))
+        file.keep([Message("user", "a" * 1000)], HEAT, True)
     file.close()
     assert path.stat().st_size <= 1024
     (tmp_path / "other.jsonl").write_text("[1, 2]\n")

@@ -73,6 +73,8 @@ class Service:
         """Requests for lists that are not answered to their end."""
         self.answered = 0
         """Lists that were written to their end."""
+        self.given_up = 0
+        """Requests that were cancelled at the end."""
         self.stopping = False
         self.metrics = Metrics(
             waiting=lambda: sum(served.session.waiting for served in self.models.values()),
@@ -91,7 +93,7 @@ class Service:
     @property
     def farewell(self) -> str:
         """What became of the requests, at the end."""
-        left = f", {self.under_way} cancelled after {self.cfg.drain:g} s (serve.drain)" if self.under_way else ""
+        left = f", {self.given_up} cancelled after {self.cfg.drain:g} s (serve.drain)" if self.given_up else ""
         return f"The server has ended: {self.answered:,} lists answered{left}."
 
     @property
@@ -133,8 +135,14 @@ class Service:
             if writing is not None:
                 self.answered += writing.end()
 
+    def give_up(self) -> None:
+        """Cancel what is under way: it is answered with 503. Called by any thread."""
+        self.given_up = self.under_way
+        for served in self.models.values():
+            served.session.close(wait=False)
+
     def close(self) -> None:
-        """End the sessions, without what is under way. Called by any thread, once the server has ended."""
+        """Free everything, once the server has ended. Called by any thread."""
         self._submitting.shutdown(wait=False, cancel_futures=True)
         for served in self.models.values():
             served.session.close(wait=False)
