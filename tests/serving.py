@@ -13,8 +13,8 @@ from support import tiny_policy
 
 from convrec_r1.data import movieland
 from convrec_r1.rollout.config import HFConfig
+from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http.app import make_app
-from convrec_r1.serve.http.config import HttpConfig
 from convrec_r1.serve.http.server import Listening, listen
 from convrec_r1.serve.http.service import Served, Service
 from convrec_r1.serve.load import load_session
@@ -68,9 +68,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*models: Served, limit: int = 256, key: str | None = None, **options) -> Iterator[Running]:
-    """Serve models. options: of `HttpConfig`. The sessions stay open."""
-    service = Service(HttpConfig(**options), limit)
+def running(*models: Served, key: str | None = None, **options) -> Iterator[Running]:
+    """Serve models. options: of `ServeConfig`. The sessions stay open."""
+    service = Service(ServeConfig(**options))
     service.open(models)
     listener = listen("127.0.0.1", 0)
     with Listening(make_app(service, key=key), listener, service):

@@ -16,8 +16,8 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.jsonl import read
 from convrec_r1.data.schema import Message
 from convrec_r1.lists import Item, fold
+from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http.app import make_app
-from convrec_r1.serve.http.config import HttpConfig
 from convrec_r1.serve.http.feedback import Feedback, Full
 from convrec_r1.serve.http.service import Served, Service
 from convrec_r1.serve.http.titles import Titles
@@ -43,8 +43,8 @@ def session(folder):
 
 def client_of(*sessions: Session, key: str | None = None, hosts: tuple[str, ...] = (), **options) -> TestClient:
     """A client of an application without sockets."""
-    limit, feedback = options.pop("limit", 256), options.pop("feedback_file", None)
-    service = Service(HttpConfig(**options), limit, feedback)
+    feedback = options.pop("feedback_file", None)
+    service = Service(ServeConfig(**options), feedback)
     service.open([Served.of(f"policy-{number}", one) for number, one in enumerate(sessions)])
     app: FastAPI = make_app(service, key=key, hosts=hosts)
     app.state.service = service
@@ -261,7 +261,7 @@ def test_models_and_health(client, session):
 
 
 def test_health_says_what_it_cannot_do(folder):
-    service = Service(HttpConfig())
+    service = Service(ServeConfig())
     client = TestClient(make_app(service))
 
     def state() -> tuple[int, str, int]:

@@ -15,7 +15,8 @@ from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import KeptConfig, LoggerConfig
-from convrec_r1.serve.http.config import HttpConfig
+from convrec_r1.serve import config as serve
+from convrec_r1.serve.config import AskKeys, ServeConfig
 from convrec_r1.studies.config import CompareConfig
 
 
@@ -24,7 +25,7 @@ class TaskConfig:
     """The task of a command: conf/task."""
 
     name: str = option(
-        MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", "serve")
+        MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", *serve.TASKS)
     )
 
 
@@ -36,7 +37,7 @@ class RecipeConfig:
 
 
 @dataclass
-class Config:
+class Config(AskKeys):
     """The config of a run. Slots of type Any name a class by `_target_`: docs/extend.md."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -74,12 +75,8 @@ class Config:
     warm_start: str | None = "sft"
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval, task=serve: a run's folder, a policy's folder or a Hub id."""
-    host: str = option("127.0.0.1", identity=False)
-    """task=serve: where it listens. 0.0.0.0 and ::: on all networks of this machine."""
-    port: int = option(8000, least=0, most=65535, identity=False)
-    """task=serve. 0: any port that is free."""
-    serve: HttpConfig = option(factory=HttpConfig, identity=False)
+    """task=eval, recommend, chat, serve: a run's folder, a policy's folder or a Hub id."""
+    serve: ServeConfig = option(factory=ServeConfig, identity=False)
     lists: str | None = None
     """task=score: a file or folder of lists that any system wrote."""
     name: str | None = None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -30,7 +33,7 @@ from convrec_r1.serve.stepper import Stepper
 
 _log = logging.getLogger(__name__)
 Engine = Literal["auto", "hf", "vllm"]
-HUB_PACKAGE = (SETTINGS, CATALOG)
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load_session(
@@ -54,8 +57,8 @@ def load_session(
     found = policy_path(str(path))
     if isinstance(found, Path):
         require_whole(found.parent)
-    elif not _may_be_on_hub(found):
-        raise UserError(f"{path}: no such folder. Give a run's folder, a policy's folder, or a Hub id (ORG/NAME).")
+    else:
+        _require_on_hub(found, revision)
     policy = load_policy(found, ModelConfig(name="policy", dtype=dtype, revision=revision))
     policy = policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     package = _package(path, found, revision)
@@ -116,11 +119,8 @@ def _settings_of_run(run: Path) -> Settings:
 
 
 def _from_hub(name: str, revision: str | None) -> Package | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     folder = None
-    for file in HUB_PACKAGE:
+    for file in (SETTINGS, CATALOG):
         try:
             folder = Path(hf_hub_download(name, file, revision=revision)).parent
         except (EntryNotFoundError, LocalEntryNotFoundError):
@@ -128,8 +128,20 @@ def _from_hub(name: str, revision: str | None) -> Package | None:
     return None if folder is None else read_package(folder)
 
 
-def _may_be_on_hub(name: str) -> bool:
-    return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not Path(name).exists()
+def _require_on_hub(name: str, revision: str | None) -> None:
+    """Check that a name that is no policy's folder is a model of the Hub."""
+    if Path(name).expanduser().exists():
+        raise UserError(f"{name} holds no policy: there is no config.json in it, nor in checkpoints/last/policy.")
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"{name}: no such folder. Give a run's folder, a policy's folder, or a Hub id (ORG/NAME).")
+    try:
+        hf_hub_download(name, "config.json", revision=revision)
+    except (OSError, ValueError) as error:  # no connection, no such model, no permission
+        raise UserError(
+            f"{name} is no folder here, and cannot be read from the Hub: {str(error).splitlines()[0]}\n"
+            "Check the name and the network. Gated models need `hf auth login`. Without a network, download the model elsewhere "
+            "(`hf download ORG/NAME --local-dir DIR`) and give its folder."
+        ) from error
 
 
 def _known(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from convrec_r1.base.errors import UserError
@@ -64,34 +64,40 @@ class Planner:
         job = Job(prompt, request.seed, sampling, opening)
         return Plan(job, ListReader(self.known, sieve, LineCounter(*self._tables), self._text), n, notes)
 
+    def knows(self, title: str) -> bool:
+        """Return whether the catalog has an item with this title, or this `Title (Year)`. True if no catalog is known."""
+        catalog, match = self.known.catalog, self.known.match
+        if catalog is None:
+            return True
+        item = split_title(title)
+        return (item.year is not None and catalog.find(item, match) is not None) or match.key(title) in self._titles
+
+    def count(self, where: str) -> int:
+        """Return how many items meet a condition. Raises UserError for one that cannot be read."""
+        return len(self._within(where)[0])
+
     def _text(self, ids: Sequence[int]) -> str:
         with self._lock:
             return self.policy.text(ids)
 
     def _left_out(self, request: Request, notes: list[str]) -> tuple[list[str], list[Item]]:
-        """Return the titles and the items that the list may not have. Titles that the catalog lacks are noted."""
-        seen, exclude = list(request.seen), []
+        """Return the titles and the items that the list may not have. Texts that the catalog lacks are noted."""
+        seen: list[str] = list(request.seen)
+        exclude: list[Item] = []
         for entry in request.exclude:
             item = split_title(entry) if isinstance(entry, str) else Item(*entry)
             if item.year is None:
                 seen.append(item.title)
             else:
                 exclude.append(item)
-        if (catalog := self.known.catalog) is not None:
-            titled = self._titles()
-            unknown = [title for title in seen if not (self.known.match.seen_keys([title]) & titled)]
-            unknown += [str(item) for item in exclude if catalog.find(item, self.known.match) is None]
-            if unknown:
-                notes.append(f"Not in the catalog: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}.")
+        given = [*request.seen, *(entry for entry in request.exclude if isinstance(entry, str))]
+        if unknown := [title for title in given if not self.knows(title)]:
+            notes.append(f"Not in the catalog: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}.")
         return seen, exclude
 
+    @cached_property
     def _titles(self) -> frozenset[str]:
-        if self._known_titles is None:
-            assert self.known.catalog is not None
-            self._known_titles = frozenset(self.known.match.key(item.title) for item in self.known.catalog)
-        return self._known_titles
-
-    _known_titles: frozenset[str] | None = None
+        return frozenset(self.known.match.key(item.title) for item in self.known.catalog or ())
 
     def _select(self, where: str) -> tuple[frozenset[Item], Subset | None]:
         """Return the items that a condition leaves, and their part of the constraint."""

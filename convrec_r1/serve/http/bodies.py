@@ -55,9 +55,11 @@ class Asked(Body):
 
     seen: list[Title] = Field([], description="Titles, or `Title (Year)`, that the user has seen.")
     where: Text | None = Field(None, description="Condition on the items.", examples=["genre=comedy and year>1990"])
-    temperature: float | None = Field(None, ge=0, le=2, description="0, the default: the most probable list.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0: the most probable list. Left out: the server's own."
+    )
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**62, description="Of a list with a temperature.")
+    seed: int | None = Field(None, ge=0, lt=2**62, description="Of a list with a temperature. Left out: a new one.")
 
 
 class RecommendationsRequest(Asked):
