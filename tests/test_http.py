@@ -133,6 +133,8 @@ WRONG = {
     "no UTF-8": ("recommendations", b'{"messages": "\xff"}', 400, "http_error"),
     "not a number": ("recommendations", {**ASKED, "temperature": float("nan")}, 422, "invalid_body"),
     "a number of 5,000 digits": ("recommendations", b'{"n": ' + b"9" * 5000 + b"}", 400, "http_error"),
+    "no object": ("chat/completions", b"null", 422, "invalid_body"),
+    "a list": ("chat/completions", [], 422, "invalid_body"),
     "no messages": ("recommendations", {}, 422, "invalid_body"),
     "blank": ("recommendations", {"messages": " \n"}, 422, "limit_exceeded"),
     "role": ("recommendations", {"messages": [{"role": "tool", "content": "x"}]}, 422, "invalid_body"),
