@@ -178,11 +178,12 @@ class Chat:
 
 
 def table(found: list[Recommendation]) -> Table:
-    """Return a list with scores and metadata."""
-    made = Table("", "item", "score", "metadata", box=None, header_style="dim")
+    """Return a list with scores, and the first field of the metadata."""
+    field = next((name for one in found for name in one.metadata), "")
+    made = Table("", "item", "score", field, box=None, header_style="dim")
     made.columns[2].justify = "right"
     for one in found:
-        known = "; ".join(f"{name}: {', '.join(values)}" for name, values in one.metadata.items())
+        known = ", ".join(one.metadata.get(field, ()))
         item = Text(visible(str(one)))
         if one.item is None:
             item.append("  not in the catalog", "yellow")

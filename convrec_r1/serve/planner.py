@@ -34,9 +34,16 @@ class Plan(NamedTuple):
 class Planner:
     """Knows the policy's tokenizer, its settings and its catalog. Threads may share it."""
 
-    def __init__(self, policy: Policy, settings: Settings, known: Known, constraint: Constraint | None) -> None:
-        """constraint: None: lists are written freely, and lines are left out afterwards."""
+    def __init__(
+        self, policy: Policy, settings: Settings, known: Known, constraint: Constraint | None, max_length: int
+    ) -> None:
+        """
+        Args:
+            constraint: None: lists are written freely, and lines are left out afterwards.
+            max_length: upper limit of prompt and list together, in tokens.
+        """
         self.policy, self.settings, self.known, self.constraint = policy, settings, known, constraint
+        self.max_length = max_length
         self._tables = [t.tolist() for t in (policy.newline, policy.blank, policy.opens, policy.thought)]
         self._lock = threading.Lock()  # tokenizers are not made for several threads
         self._encoder = lru_cache(64)(self._make_encoder)
@@ -57,9 +64,10 @@ class Planner:
         else:
             match = self.known.match
             sieve = Sieve(match.seen_keys(seen), {match.item_key(item) for item in exclude}, within)
+        limit = min(longest(n, self.settings, self.constraint), request.max_tokens or LARGEST)
         sampling = Sampling(
             temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
-            max_tokens=min(self._limit(n, len(prompt)), request.max_tokens or LARGEST), max_lines=lines,
+            max_tokens=max(1, min(limit, self.max_length - len(prompt))), max_lines=lines,
         )  # fmt: skip
         job = Job(prompt, request.seed, sampling, opening)
         return Plan(job, ListReader(self.known, sieve, LineCounter(*self._tables), self._text), n, notes)
@@ -106,24 +114,19 @@ class Planner:
         items = Condition.parse(where).select(self.known.catalog, self.known.fields)
         return items, None if self.constraint is None else self.constraint.subset(items)
 
-    def _limit(self, n: int, prompt: int) -> int:
-        """Return the limit of a list's tokens.
-
-        A list of more lines than the policy was trained for may be longer. With the constraint it has as many as it needs: a
-        token writes one byte at least.
-        """
-        settings = self.settings
-        limit = -(-settings.max_completion_length * max(n, settings.n) // settings.n)
-        if self.constraint is not None:
-            limit = max(limit, n * max(map(len, self.constraint.lines.texts)))
-        window = getattr(self.policy.causal_lm.config, "max_position_embeddings", None)
-        if window is None or limit <= settings.max_completion_length:
-            return limit
-        return max(settings.max_completion_length, min(limit, window - prompt))
-
     def _make_encoder(self, n: int) -> PromptEncoder:
         settings = self.settings
         return PromptEncoder(
             self.policy.tokenizer, settings.instruction, n, settings.max_prompt_length,
             template=settings.template, date=settings.date,
         )  # fmt: skip
+
+
+def longest(n: int, settings: Settings, constraint: Constraint | None) -> int:
+    """Return the limit of the tokens of a list of n lines.
+
+    A list of more lines than the policy was trained for may be longer. With the constraint it has as many as it needs: a token
+    writes one byte at least.
+    """
+    limit = -(-settings.max_completion_length * max(n, settings.n) // settings.n)
+    return limit if constraint is None else max(limit, n * max(map(len, constraint.lines.texts)))

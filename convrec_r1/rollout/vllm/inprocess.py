@@ -126,6 +126,11 @@ class VLLMEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @property
+    def running(self) -> Any:
+        """vLLM's `LLMEngine`, after the first `sync`: it takes requests while it answers others."""
+        return self._llm.llm_engine
+
     def _take(self, weights: Iterable[Named]) -> None:
         if self.options.tensor_parallel_size > processes.world_size():
             self._take_from_file(weights)
