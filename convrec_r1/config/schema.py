@@ -75,7 +75,7 @@ class Config(AskKeys):
     warm_start: str | None = "sft"
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval, recommend, chat: a run's folder, a policy's folder or a Hub id."""
+    """task=eval, recommend, chat, serve: a run's folder, a policy's folder or a Hub id."""
     serve: ServeConfig = option(factory=ServeConfig, identity=False)
     lists: str | None = None
     """task=score: a file or folder of lists that any system wrote."""

@@ -1,11 +1,12 @@
-"""Options of the tasks that use a policy: task=recommend, task=chat."""
+"""Options of the tasks that use a policy: task=recommend, task=chat, task=serve."""
 
 from dataclasses import dataclass
 
 from convrec_r1.base.options import option
 from convrec_r1.rollout.config import ConstraintChoice
+from convrec_r1.serve.http import config as http
 
-TASKS = ("recommend", "chat")
+TASKS = ("recommend", "chat", "serve")
 """Tasks that load a policy and nothing else. They write no run folder."""
 
 
@@ -25,11 +26,16 @@ class AskKeys:
     """Titles that the user has seen."""
     exclude: list[str] = option(factory=list, identity=False)
     """More items that are left out, as Title (Year)."""
+    host: str = option("127.0.0.1", identity=False)
+    """task=serve: where it listens. 0.0.0.0: on all networks of this machine."""
+    port: int = option(8000, least=0, most=65535, identity=False)
+    """task=serve. 0: any port that is free."""
 
 
 @dataclass
-class ServeConfig:
-    """How a policy is used: section `serve`."""
+class ServeConfig(http.HttpConfig):
+    """How a policy is used: section `serve`. With task=serve, n, temperature, top_p and top_k are those of requests that do not
+    say."""
 
     constraint: ConstraintChoice = ConstraintChoice.catalog
     """catalog: every line is an item of the catalog, none twice, none seen. none: the policy writes what it likes."""
@@ -62,4 +68,4 @@ def problems(keys: AskKeys, task: str, checkpoint: str | None) -> list[str]:
             wrong.append('task=recommend needs message="..." or input=FILE.jsonl, one of both.')
         elif (keys.input is None) != (keys.output is None):
             wrong.append("input=FILE.jsonl and output=FILE.jsonl belong together.")
-    return wrong
+    return [*wrong, *(http.problems() if task == "serve" else [])]

@@ -18,7 +18,7 @@ from convrec_r1.rollout.lines import LineCounter
 from convrec_r1.serve.filters import Condition
 from convrec_r1.serve.package import Settings
 from convrec_r1.serve.reader import Known, ListReader, Sieve
-from convrec_r1.serve.request import Request, as_messages
+from convrec_r1.serve.request import LARGEST, Request, as_messages
 from convrec_r1.serve.stepper import Job
 
 
@@ -64,9 +64,10 @@ class Planner:
         else:
             match = self.known.match
             sieve = Sieve(match.seen_keys(seen), {match.item_key(item) for item in exclude}, within)
+        limit = min(longest(n, self.settings, self.constraint), request.max_tokens or LARGEST)
         sampling = Sampling(
             temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
-            max_tokens=max(1, min(longest(n, self.settings, self.constraint), self.max_length - len(prompt))), max_lines=lines,
+            max_tokens=max(1, min(limit, self.max_length - len(prompt))), max_lines=lines,
         )  # fmt: skip
         job = Job(prompt, request.seed, sampling, opening)
         return Plan(job, ListReader(self.known, sieve, LineCounter(*self._tables), self._text), n, notes)

@@ -36,13 +36,13 @@ def recommend(cfg: Config) -> None:
     _log.info("%s answers in %s%s", f"{len(lines):,}", output, before)
 
 
-def open_recommender(cfg: Config) -> Recommender:
-    """Load the policy of `cfg.checkpoint` as `serve`, `rollout` and `trainer` say."""
+def open_recommender(cfg: Config, checkpoint: str | None = None) -> Recommender:
+    """Load a policy as `serve`, `rollout` and `trainer` say. checkpoint: None: `cfg.checkpoint`."""
     serve = cfg.serve
     device = {"cpu": "cpu", "gpu": "cuda"}.get(cfg.trainer.accelerator)
     return Recommender.load(
-        str(cfg.checkpoint), engine=cfg.rollout, constraint=serve.constraint.value, catalog=serve.catalog, device=device,
-        dtype=serve.dtype, revision=serve.revision, limit=serve.limit,
+        str(checkpoint or cfg.checkpoint), engine=cfg.rollout, constraint=serve.constraint.value, catalog=serve.catalog,
+        device=device, dtype=serve.dtype, revision=serve.revision, limit=serve.limit,
     )  # fmt: skip
 
 
