@@ -225,6 +225,9 @@ function showWrong(words) {
   at("examples").replaceChildren(wrong);
 }
 
+new ResizeObserver(() => {
+  document.documentElement.style.setProperty("--bar", `${document.querySelector(".bar").offsetHeight}px`);
+}).observe(document.querySelector(".bar"));
 new TitleSearch(at("search"), at("found"), seen, say);
 at("composer").addEventListener("submit", submit);
 at("compare").addEventListener("click", compare);
