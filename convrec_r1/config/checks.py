@@ -149,6 +149,8 @@ def _combinations(cfg: Config) -> list[str]:
         world=world,
         ray=cfg.cluster.on_ray,
     )
+    if cfg.eval.constraint is not rollout_config.ConstraintChoice.none:
+        wrong += rollout_config.cannot_constrain(cfg.rollout, f"eval.constraint={cfg.eval.constraint.value}")
     if reinforces:
         rows = rl.prompts_per_step * algo.group_size
         if rl.prompts_per_step % world:

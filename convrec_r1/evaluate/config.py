@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 
 from convrec_r1.base.options import option
+from convrec_r1.rollout.config import ConstraintChoice
 
 
 class Select(Enum):
@@ -37,6 +38,8 @@ class EvalConfig:
     """Cut-offs of metrics "at k". Cut-offs above n are ignored."""
     ideal: str = option("standard", choices=("standard", "paper"))
     """Ideal list of NDCG. standard: min(k, ground truths) hits. paper: as in the paper's public code."""
+    constraint: ConstraintChoice = ConstraintChoice.none
+    """What the lists of policies are held to while they are written."""
     split: str = option("test", choices=("train", "validation", "test"))
     every: int = option(50, least=0)
     """RL steps between evaluations on the validation split. 0: no evaluations."""

@@ -12,8 +12,9 @@ import numpy as np
 from convrec_r1.base.plugins import build
 from convrec_r1.rollout.config import RolloutConfig, choose_engine
 
-if TYPE_CHECKING:  # it imports transformers, which takes seconds
+if TYPE_CHECKING:  # they import transformers, which takes seconds
     from convrec_r1.policy import Policy
+    from convrec_r1.rollout.constraint import Constraint, Opening
 
 SEEDS_APART = 1 << 16
 """Distance between the seeds of two prompts. Sample g of a prompt uses seed + g, so groups up to this size never overlap."""
@@ -67,12 +68,15 @@ class RolloutEngine(Protocol):
     The class is called with keyword arguments: its options (`rollout.options`), and, where it has parameters of these names,
         policy: a `Policy` of the architecture that will be sampled. Its weights do not count before `sync`.
         max_length: upper limit of prompt and completion together, in tokens.
+        constraint: a `rollout.constraint.Constraint`, or None if no lists are held to the catalog.
 
     Optional, besides:
+        constrains: class attribute. True for an engine that can hold lists to the catalog: `generate` (and `submit`) take
+            `openings` then. Default False. Without a constraint they are called without it.
         own_weights: class attribute. False for an engine that samples from the policy object itself, with the trainer's
             arithmetic: its log-probs need no correction. Default True.
-        submit(prompts, seeds, sampling) -> Submitted: start to sample, from the weights of the last `sync` before the call,
-            whatever is synced meanwhile. Needed for rollout.overlap without rollout workers.
+        submit(prompts, seeds, sampling, openings=None) -> Submitted: start to sample, from the weights of the last `sync`
+            before the call, whatever is synced meanwhile. Needed for rollout.overlap without rollout workers.
         load(weights): sample from these weights from now on. An iterable of (name, tensor), as in the model's checkpoint;
             LoRA is merged. Tensors must not be changed. Needed for rollout.workers: each worker has an engine, whose policy
             is a `policy.skeleton`, and calls `load` in place of `sync`.
@@ -90,6 +94,7 @@ class RolloutEngine(Protocol):
         seeds: Sequence[int],
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
+        openings: Sequence[Opening] | None = None,
     ) -> list[list[Completion]]:
         """Sample `sampling.n` completions for each prompt, from the weights of the last `sync`.
 
@@ -98,6 +103,8 @@ class RolloutEngine(Protocol):
             seeds: [P]. Sample g of prompt p is drawn with seed `seeds[p] + g`: it does not depend on the rest of the batch.
             sampling: the same for all prompts.
             on_progress: called with numbers of completions as they finish; P * n in total.
+            openings: [P], what the lists of each prompt may hold. None: they are held to nothing. Log-probs are of the
+                distribution over the tokens that the constraint allows. Needs `constrains`.
         Returns:
             P lists of n completions, in the order of `prompts` and of g.
         Raises:
@@ -123,12 +130,15 @@ class RolloutEngine(Protocol):
         ...
 
 
-def make_engine(cfg: RolloutConfig, policy: Policy, *, max_length: int) -> RolloutEngine:
+def make_engine(
+    cfg: RolloutConfig, policy: Policy, *, max_length: int, constraint: Constraint | None = None
+) -> RolloutEngine:
     """Build the engine that `cfg` names, in this process. It samples nothing before its first `sync`.
 
     Args:
         policy: of the architecture that will be sampled.
         max_length: upper limit of prompt and completion together, in tokens.
+        constraint: that `openings` refer to. None: no lists are held to the catalog.
     Raises:
         UserError: the class cannot be imported or built, or is no `RolloutEngine`.
     """
@@ -136,7 +146,7 @@ def make_engine(cfg: RolloutConfig, policy: Policy, *, max_length: int) -> Rollo
     shared = {f.name for f in fields(RolloutConfig)}
     own = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in shared}
     node = {"_target_": cfg._target_, **own, **cfg.options}
-    return build(node, "rollout", RolloutEngine, policy=policy, max_length=max_length)
+    return build(node, "rollout", RolloutEngine, policy=policy, max_length=max_length, constraint=constraint)
 
 
 def prompt_seed(run_seed: int, step: int, prompt: int) -> int:

@@ -26,6 +26,14 @@ class Correction(Enum):
     mask = "mask"
 
 
+class ConstraintChoice(Enum):
+    """What lists are held to while they are written (rollout/constraint)."""
+
+    none = "none"
+    catalog = "catalog"
+    """Each line is an item of the catalog, none twice, none that the user has seen, and lists have n lines."""
+
+
 @dataclass
 class RolloutConfig:
     _target_: str = AUTO
@@ -38,6 +46,8 @@ class RolloutConfig:
     """0: all tokens."""
     stop_at_n: bool = False
     """End a list as soon as its line n is closed, without EOS."""
+    constraint: ConstraintChoice = ConstraintChoice.none
+    """What sampled lists are held to. The trainer's log-probs are of the same constrained distribution."""
     correction: Correction = Correction.auto
     """Correction of the mismatch between the sampler's and the trainer's probabilities (rl/correction.py)."""
     correction_unit: Ratio | None = None
@@ -196,7 +206,18 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, ray: bool 
             f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the trainer's {world} "
             "processes. With rollout=vllm every trainer process is one of the engine's workers."
         )
+    if rollout.constraint is not ConstraintChoice.none:
+        wrong += cannot_constrain(rollout, f"rollout.constraint={rollout.constraint.value}")
     return wrong
+
+
+def cannot_constrain(rollout: RolloutConfig, key: str) -> list[str]:
+    """Return a sentence if the engine cannot hold lists to the catalog. key: the option that asks for it, with its value."""
+    if getattr(rollout.engine, "constrains", False):
+        return []
+    return [
+        f"{key}: {rollout.engine.__name__} cannot hold lists to the catalog. Use rollout=hf, or {key.split('=')[0]}=none."
+    ]
 
 
 def vllm_version() -> str | None:

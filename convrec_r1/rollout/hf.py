@@ -23,6 +23,7 @@ from convrec_r1.policy.skeleton import load_weights
 from convrec_r1.policy.weights import stream_weights, whole_weights
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.checksums import Named, WeightSums
+from convrec_r1.rollout.constraint import Constraint, HeldLists, Opening
 from convrec_r1.rollout.decoding import PREFILL_TOKENS, Decoded, bytes_of_a_token, decode
 from convrec_r1.rollout.lines import LineCounters
 from convrec_r1.rollout.sampler import SeededSampler
@@ -53,10 +54,15 @@ class HFEngine:
     """Samples from the policy object itself: it has no weights of its own, and `sync` copies nothing."""
 
     own_weights = False
+    constrains = True
 
-    def __init__(self, policy: Policy, *, batch_size: int) -> None:
-        """batch_size: sequences that are generated at a time. Groups stay together unless they are larger."""
-        self.policy = policy
+    def __init__(self, policy: Policy, *, batch_size: int, constraint: Constraint | None = None) -> None:
+        """
+        Args:
+            batch_size: sequences that are generated at a time. Groups stay together unless they are larger.
+            constraint: that `openings` refer to.
+        """
+        self.policy, self.constraint = policy, constraint
         self.batch_size = batch_size
         self._checked: PreTrainedModel | None = None
         self._bytes: int | None = None
@@ -68,12 +74,13 @@ class HFEngine:
         seeds: Sequence[int],
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
+        openings: Sequence[Opening] | None = None,
     ) -> list[list[Completion]]:
         done: dict[Row, Completion] = {}
         with self.policy.inference(), whole_weights(self.policy):
             self._check()
             for part in self._batches([len(p) for p in prompts], sampling):
-                done.update(zip(part, self._batch(prompts, seeds, part, sampling, on_progress), strict=True))
+                done.update(zip(part, self._batch(prompts, seeds, part, sampling, on_progress, openings), strict=True))
         return [[done[p, g] for g in range(sampling.n)] for p in range(len(prompts))]
 
     def sync(self, policy: Policy) -> None:
@@ -140,7 +147,7 @@ class HFEngine:
 
     def _batch(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], part: Sequence[Row], sampling: Sampling,
-        on_progress: Callable[[int], None] | None,
+        on_progress: Callable[[int], None] | None, openings: Sequence[Opening] | None,
     ) -> list[Completion]:  # fmt: skip
         chosen = list(dict.fromkeys(p for p, _ in part))
         places = {p: place for place, p in enumerate(chosen)}
@@ -150,16 +157,23 @@ class HFEngine:
         def sampler() -> SeededSampler:
             return SeededSampler([seeds[p] + g for p, g in part], sampling, self.policy.device)
 
+        def held() -> HeldLists | None:
+            if openings is None:
+                return None
+            if self.constraint is None:
+                raise ValueError("openings need an engine that was built with a constraint")
+            return HeldLists(self.constraint, [openings[p] for p, _ in part], self.policy.device)
+
         decoded = None
         if self._bytes is not None:
             try:
                 decoded = decode(
-                    self.policy, texts, owners, sampler(), sampling.max_tokens, sampling.max_lines, on_progress
+                    self.policy, texts, owners, sampler(), sampling.max_tokens, sampling.max_lines, on_progress, held()
                 )
             except Unsupported:  # before the first token: prompt and completion may be longer than a sliding window
                 _say_once(f"{type(self.policy.causal_lm).__name__} at this length")
         if decoded is None:
-            decoded = _generate(self.policy, [texts[p] for p in owners], sampler(), sampling)
+            decoded = _generate(self.policy, [texts[p] for p in owners], sampler(), sampling, held())
             if on_progress:
                 on_progress(len(part))
         return [
@@ -179,10 +193,16 @@ def _say_once(model: str) -> None:
     )
 
 
-def _generate(policy: Policy, prompts: Sequence[Sequence[int]], sampler: SeededSampler, sampling: Sampling) -> Decoded:
+def _generate(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    sampler: SeededSampler,
+    sampling: Sampling,
+    held: HeldLists | None = None,
+) -> Decoded:
     """Sample by transformers' `generate`, with a prompt for each completion."""
     ids, mask = (t.to(policy.device) for t in pad_rows(prompts, policy.pad_id, left=True))
-    step = _Step(policy, sampler, sampling, len(prompts))
+    step = _Step(policy, sampler, sampling, len(prompts), held)
     lm: Any = policy.causal_lm  # PreTrainedModel declares no generate()
     output = lm.generate(
         input_ids=ids,
@@ -204,8 +224,10 @@ def _generate(policy: Policy, prompts: Sequence[Sequence[int]], sampler: SeededS
 class _Step:
     """What `generate` calls after each forward pass, and after each token."""
 
-    def __init__(self, policy: Policy, sampler: SeededSampler, sampling: Sampling, rows: int) -> None:
-        self.policy, self.sampler, self.limit = policy, sampler, sampling.max_lines
+    def __init__(
+        self, policy: Policy, sampler: SeededSampler, sampling: Sampling, rows: int, held: HeldLists | None
+    ) -> None:
+        self.policy, self.sampler, self.limit, self.held = policy, sampler, sampling.max_lines, held
         self.lines = LineCounters(policy, rows)
         self.logprobs: list[Tensor] = []
         self.lengths = torch.full((rows,), sampling.max_tokens, device=policy.device)
@@ -214,7 +236,10 @@ class _Step:
 
         class Draw(LogitsProcessor):
             def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-                token, logprob = step.sampler.draw(scores, len(step.logprobs))
+                choices = step.held.choices() if step.held else None
+                token, logprob = step.sampler.draw(scores, len(step.logprobs), choices)
+                if step.held:
+                    step.held.advance(token)
                 step.logprobs.append(logprob)
                 return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from convrec_r1.rollout.base import Completion, RolloutEngine, Sampling, Submitted
+from convrec_r1.rollout.constraint import Opening
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,19 @@ class Order:
     step: int
     prompts: list[list[int]]  # P prompts
     seeds: list[int]  # [P]
+    openings: list[Opening] | None = None  # [P], of the lists of each prompt. None: they are held to nothing
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the order as plain lists."""
+        openings = [(opening.n, list(opening.closed)) for opening in self.openings or ()]
+        return vars(self) | {"openings": openings if self.openings is not None else None}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Order":
+        """Return the order of a `state_dict`. Those of older versions have no openings."""
+        openings = state.get("openings")
+        made = None if openings is None else [Opening(n, tuple(closed)) for n, closed in openings]
+        return cls(**state | {"openings": made})
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Pipeline:
     def submit(self, order: Order, version: int) -> None:
         """Start to sample a coming step. version: steps that the engine's present weights were trained for."""
         engine: Any = self.engine
-        groups = engine.submit(order.prompts, order.seeds, self.sampling)
+        groups = engine.submit(order.prompts, order.seeds, self.sampling, **_held(order))
         self._ahead[order.step] = _Ahead(order, version, groups)
 
     def take(self, order: Order, version: int) -> Sampled:
@@ -72,7 +86,8 @@ class Pipeline:
             groups = ahead.groups.result()
             if ahead.order == order:
                 return Sampled(order, groups, ahead.version)
-        return Sampled(order, self.engine.generate(order.prompts, order.seeds, self.sampling), version)
+        groups = self.engine.generate(order.prompts, order.seeds, self.sampling, **_held(order))
+        return Sampled(order, groups, version)
 
     def ready(self) -> int:
         """Return the number of steps whose rollouts are sampled. 0: the trainer has to wait."""
@@ -98,7 +113,7 @@ class Pipeline:
                     [(torch.from_numpy(c.ids), torch.from_numpy(c.logprobs), c.finish_reason) for c in group]
                     for group in ahead.groups.result()
                 ]
-                steps.append({"order": vars(ahead.order), "groups": groups, "version": ahead.version})
+                steps.append({"order": ahead.order.state_dict(), "groups": groups, "version": ahead.version})
         return {"steps": steps} if steps else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -110,5 +125,10 @@ class Pipeline:
                     for group in saved["groups"]
                 ]
             )
-            order = Order(**saved["order"])
+            order = Order.of_state(saved["order"])
             self._ahead[order.step] = _Ahead(order, saved["version"], done)
+
+
+def _held(order: Order) -> dict[str, Any]:
+    """Return the argument that holds lists to the catalog, for engines that take it: others are called without it."""
+    return {} if order.openings is None else {"openings": order.openings}

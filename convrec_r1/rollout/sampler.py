@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from convrec_r1.rollout.base import Sampling
+from convrec_r1.rollout.constraint import Choices
 
 _BLOCK = 256
 _SMALL = 8 * _BLOCK
@@ -26,21 +27,25 @@ class SeededSampler:
             rows = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_tokens) for seed in seeds]
             self.uniform = torch.from_numpy(np.stack(rows)).to(device)  # float64 [B, max_tokens]
 
-    def draw(self, logits: Tensor, at: int) -> tuple[Tensor, Tensor]:
+    def draw(self, logits: Tensor, at: int, choices: Choices | None = None) -> tuple[Tensor, Tensor]:
         """Draw token `at` of each row.
 
         Args:
             logits: [b, V] of the rows that are left.
+            choices: the tokens that each row may take. None: all.
         Returns:
             tokens, LongTensor [b], and their log-probs after temperature, top_k and top_p, float32 [b].
         """
-        scores: Any = logits.float()  # transformers annotates tensors with legacy classes
+        scores: Any = (
+            logits.float() if choices is None else choices.of(logits)
+        )  # transformers annotates tensors with legacy classes
         none: Any = scores.new_zeros(0)
         for warper in self.warpers:
             scores = warper(none, scores)  # they do not look at the tokens before
         p = torch.softmax(scores, -1)
         token = p.argmax(-1, keepdim=True) if self.greedy else _invert(p, self.uniform[:, at, None])
-        return token[:, 0], p.gather(1, token)[:, 0].log()
+        logprob = p.gather(1, token)[:, 0].log()
+        return (token if choices is None else choices.tokens(token))[:, 0], logprob
 
     def keep(self, rows: Tensor) -> None:
         """Keep the rows of an index."""

@@ -37,6 +37,7 @@ class RunFolder:
         self.rollouts = path / "rollouts"
         self.figures = path / "figures"
         self.faults = path / "faults"
+        self.package = path / "package"
         self.log = path / "run.log"
         self.inputs = path / "inputs.json"
 
@@ -101,7 +102,7 @@ class RunFolder:
         """Delete the files of a run. Other files in the folder stay."""
         for file in (self.summary, self.config, self.metrics, self.log, self.inputs):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.eval, self.rollouts, self.figures, self.faults):
+        for folder in (self.checkpoints, self.eval, self.rollouts, self.figures, self.faults, self.package):
             shutil.rmtree(folder, ignore_errors=True)
         for extra in ("report.md", "metrics.csv", "dataset", "arrow"):  # the last two are links
             (self.path / extra).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf import OmegaConf
 
 from convrec_r1.base.files import follow, point
 from convrec_r1.base.memory import trim
@@ -18,11 +19,13 @@ from convrec_r1.config.parts import (
     evaluation_key,
     evaluator,
     judge,
+    matching,
     objective,
     rl_settings,
 )
 from convrec_r1.config.schema import Config
-from convrec_r1.data.load import sample
+from convrec_r1.data import Dataset
+from convrec_r1.data.load import make_adapter, sample
 from convrec_r1.doctor.plan import plan_of
 from convrec_r1.evaluate.baselines import PolicyName
 from convrec_r1.evaluate.config import Select, split_note
@@ -43,7 +46,10 @@ from convrec_r1.rollout.base import RolloutEngine
 from convrec_r1.rollout.engines import run_engine
 from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
+from convrec_r1.run.identity import as_dict
 from convrec_r1.run.tracker import SPLIT_STEPS, Tracker, rewind
+from convrec_r1.serve.fields import fields_of
+from convrec_r1.serve.package import Package, read_package, settings_of, write_package
 from convrec_r1.tasks import inputs
 from convrec_r1.tasks.distill import with_demonstrations
 from convrec_r1.tasks.systems import keep_questions, report_on
@@ -76,6 +82,7 @@ class Job:
         self.first = is_first()
         if self.first:
             inputs.begin(cfg, folder, data)
+            self.pack(data)
         self.data, made = with_demonstrations(cfg, data)
         if made is not None:
             self.use(made)
@@ -125,6 +132,14 @@ class Job:
         chosen = self.watch is not None and (cfg.eval.select is Select.best or cfg.eval.patience is not None)
         note = split_note(cfg.eval, trained=True, chosen=chosen)
         return report_on(systems, self.evaluator, cfg, self.folder, note=note) | self.outcome()
+
+    def pack(self, data: Dataset) -> None:
+        """Write what the policy needs to recommend without the dataset."""
+        cfg = self.cfg
+        if read_package(self.folder.package) is None:
+            fields = fields_of(data.catalog, make_adapter(cfg.data, cfg.n, matching(cfg)), cfg.data.name)
+            settings = settings_of(as_dict(OmegaConf.structured(cfg), resolve=True))
+            write_package(self.folder.package, Package(settings, data.catalog, fields))
 
     def use(self, kept: Path) -> None:
         """Record that the run uses a shared artifact."""

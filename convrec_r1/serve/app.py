@@ -1,0 +1,105 @@
+"""The HTTP application: paths, errors, limits, and the page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from convrec_r1 import __version__
+from convrec_r1.serve.completions import completions
+from convrec_r1.serve.errors import FAILED, ApiError
+from convrec_r1.serve.guard import Guard
+from convrec_r1.serve.routes import routes
+from convrec_r1.serve.service import Service
+from convrec_r1.serve.streams import Gone
+
+_log = logging.getLogger(__name__)
+PAGE = Path(__file__).parent / "static"
+_SHOWN = 5
+"""Faults of a body that a message names."""
+
+
+def make_app(service: Service, *, key: str | None = None, hosts: Sequence[str] = ()) -> FastAPI:
+    """Return the application.
+
+    Args:
+        key: that requests must bring. None: none.
+        hosts: names by which requests may call it. Empty: any.
+    """
+    cfg = service.cfg
+    app = FastAPIOffline(
+        title="ConvRec-R1",
+        version=__version__,
+        description="Ranked lists from a trained policy, and OpenAI's chat completions over the same.",
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
+    )
+    app.include_router(routes(service))
+    app.include_router(completions(service))
+    _handle_errors(app)
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    if cfg.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cfg.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(
+        Guard,
+        key=key,
+        max_body=cfg.max_body,
+        read_timeout=cfg.read_timeout,
+        watch=service.metrics,
+        stopping=lambda: service.stopping,
+    )
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Answer every error in OpenAI's form."""
+
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        return ApiError(422, _faults(error.errors()), "invalid_body").response()
+
+    @app.exception_handler(HTTPException)
+    async def not_found(_: Request, error: HTTPException) -> Response:
+        return ApiError(error.status_code, str(error.detail), "http_error", headers=error.headers).response()
+
+    @app.exception_handler(Gone)
+    async def gone(_: Request, __: Gone) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        _log.error("A request failed", exc_info=error)
+        return ApiError(500, "The server failed. Its log says why.", "internal_error", FAILED).response()
+
+
+def _faults(errors: Sequence[Any]) -> str:
+    """Return what is wrong with a body, without what it holds."""
+    words = []
+    for error in errors[:_SHOWN]:
+        place = ".".join(str(part)[:60] for part in error["loc"] if part != "body")
+        words.append(f"{place}: {error['msg']}" if place else str(error["msg"]))
+    more = f" And {len(errors) - _SHOWN} more." if len(errors) > _SHOWN else ""
+    return ("; ".join(words) + "." + more).replace("..", ".")
