@@ -2,45 +2,71 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import logging
+from collections.abc import Iterator
 
-from convrec_r1.policy import Policy
-from convrec_r1.rollout.constraint import Constraint
-from convrec_r1.rollout.decoding import _Batch, _next, prefill
-from convrec_r1.rollout.lines import LineCounters
+from convrec_r1.policy.attention import Unsupported
+from convrec_r1.policy.policy import Policy
+from convrec_r1.rollout.constraint import Constraint, HeldLists
+from convrec_r1.rollout.decoding import Decoding, Step, bytes_of_a_token
+from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.sampler import SeededSampler
 from convrec_r1.serve.stepper import Job, Written
 
+_log = logging.getLogger(__name__)
+CACHE_BYTES = 4 << 30
+"""Keys and values of a batch, at most, as far as one list allows."""
+
 
 class HFStepper:
-    """Decodes one batch at a time. A list that is added meanwhile waits for the next batch."""
+    """Writes one batch at a time. A list that is added meanwhile waits for the next one.
+
+    A model whose attention takes no layouts is sampled by transformers' `generate`: a step writes whole lists then.
+    """
 
     def __init__(self, policy: Policy, constraint: Constraint | None, *, capacity: int = 64) -> None:
-        """capacity: lists in a batch."""
+        """capacity: lists in a batch, at most."""
         self.policy, self.constraint, self.capacity = policy, constraint, capacity
+        self._whole = HFEngine(policy, batch_size=capacity, constraint=constraint)
         self._waiting: dict[int, Job] = {}
-        self._batch: _Decoding | None = None
+        self._batch: _Batch | None = None
+        try:
+            with policy.inference():
+                self._token = bytes_of_a_token(policy)
+        except (Unsupported, TypeError, ValueError, AttributeError):
+            self._token = None
+        if self._token is None:
+            _log.warning(
+                "%s has attention of its own kind: lists appear as a whole, not item by item.",
+                type(policy.causal_lm).__name__,
+            )
 
     def add(self, key: int, job: Job) -> None:
         self._waiting[key] = job
 
     def step(self) -> list[Written]:
-        with self.policy.inference():
-            if self._batch is None:
-                if not self._waiting:
-                    return []
-                self._batch = _Decoding(self.policy, self.constraint, self._take())
-            written = self._batch.step()
-            if not self._batch.alive:
-                self._batch = None
-            return written
+        if self._batch is None:
+            if not self._waiting:
+                return []
+            jobs = self._take()
+            if self._token is None:
+                return self._write_whole(jobs)
+            self._batch = _Batch(self.policy, self.constraint, jobs)
+        try:
+            with self.policy.inference():
+                written = self._batch.step()
+        except Unsupported:  # before the first token: prompt and list may be longer than a sliding window
+            jobs, self._batch = self._batch.left(), None
+            return self._write_whole(jobs)
+        if not self._batch.keys:
+            self._batch = None
+        return written
 
     def abort(self, key: int) -> None:
         self._waiting.pop(key, None)
         if self._batch is not None:
-            self._batch.alive.discard(key)
-            if not self._batch.alive:
+            self._batch.abort(key)
+            if not self._batch.keys:
                 self._batch = None
 
     def reset(self) -> None:
@@ -51,74 +77,73 @@ class HFStepper:
         self.reset()
 
     def _take(self) -> dict[int, Job]:
-        """Remove the jobs of the next batch from those that wait: the first one, and others with the same sampling."""
-        first = next(iter(self._waiting.values()))
-        chosen = [key for key, job in self._waiting.items() if job.sampling == first.sampling][: self.capacity]
-        return {key: self._waiting.pop(key) for key in chosen}
+        """Remove the jobs of the next batch from those that wait: the first, and others with the same sampling."""
+        sampling = next(iter(self._waiting.values())).sampling
+        chosen: dict[int, Job] = {}
+        longest = 0
+        for key, job in self._waiting.items():
+            longest = max(longest, len(job.prompt))
+            cache = (len(chosen) + 1) * (longest + sampling.max_tokens) * (self._token or 0)
+            if len(chosen) == self.capacity or (chosen and cache > CACHE_BYTES):
+                break
+            if job.sampling == sampling:
+                chosen[key] = job
+        for key in chosen:
+            del self._waiting[key]
+        return chosen
+
+    def _write_whole(self, jobs: dict[int, Job]) -> list[Written]:
+        ordered = list(jobs.values())
+        openings = [job.opening for job in ordered if job.opening is not None]
+        groups = self._whole.generate(
+            [job.prompt for job in ordered], [job.seed for job in ordered], ordered[0].sampling, None, openings or None
+        )
+        return [
+            Written(key, done.ids.tolist(), done.logprobs.tolist(), done.finish_reason)
+            for key, (done,) in zip(jobs, groups, strict=True)
+        ]
 
 
-class _Decoding:
-    """One batch. `alive` holds the keys of the lists that go on; a key that is removed from it is not decoded further."""
+class _Batch:
+    """Lists that are decoded together. `keys` holds those that go on, by their row."""
 
     def __init__(self, policy: Policy, constraint: Constraint | None, jobs: dict[int, Job]) -> None:
-        self.policy = policy
-        self.keys = list(jobs)
-        self.alive = set(jobs)
-        ordered = list(jobs.values())
-        self.sampling = ordered[0].sampling
-        prompts = [job.prompt for job in ordered]
-        device = policy.device
-        self.batch = _Batch(range(len(prompts)), [len(p) for p in prompts], self.sampling.max_tokens, device)
-        self.sampler = SeededSampler([job.seed for job in ordered], self.sampling, device)
-        self.lines = None if self.sampling.max_lines is None else LineCounters(policy, len(prompts))
-        self.states = [constraint.state(job.opening) if constraint and job.opening else None for job in ordered]
-        self.at = 0
-        self.logits = prefill(policy, self.batch.cache, prompts)
+        self.keys = dict(enumerate(jobs))
+        self._jobs, ordered = jobs, list(jobs.values())
+        self._sampling = sampling = ordered[0].sampling
+        openings = [job.opening for job in ordered if job.opening is not None]
+        self._decoding = Decoding(
+            policy,
+            [job.prompt for job in ordered],
+            range(len(ordered)),
+            SeededSampler([job.seed for job in ordered], sampling, policy.device),
+            sampling.max_tokens,
+            sampling.max_lines,
+            held=HeldLists(constraint, openings, policy.device) if constraint and openings else None,
+        )
+        self._steps: Iterator[Step] = iter(self._decoding)
+        self._made = 0
 
     def step(self) -> list[Written]:
-        token, logprob = self.sampler.draw(self._held(self.logits), self.at)
-        over = self.policy.eos[token]
-        if self.lines is not None:
-            over = over | (self.lines.add(token) >= self.sampling.max_lines)
-        self.at += 1
+        step = next(self._steps)
+        self._made += 1
         written = []
-        for row, (key, t, p, end) in enumerate(
-            zip(self.keys, token.tolist(), logprob.tolist(), over.tolist(), strict=True)
-        ):
-            if key not in self.alive:
+        columns = (step.rows, step.tokens, step.logprobs, step.ended)
+        for row, token, logprob, ended in zip(*(column.tolist() for column in columns), strict=True):
+            if row not in self.keys:
                 continue
-            if (state := self.states[row]) is not None:
-                state.advance(t)
-            finished = "stop" if end else "length" if self.at == self.sampling.max_tokens else None
-            written.append(Written(key, [t], [p], finished))
+            finished = "stop" if ended else "length" if self._made == self._sampling.max_tokens else None
+            written.append(Written(self.keys[row], [token], [logprob], finished))
             if finished:
-                self.alive.discard(key)
-        if self.alive:
-            self._forward(token)
+                del self.keys[row]
         return written
 
-    def _held(self, logits: Tensor) -> Tensor:
-        if not any(self.states):
-            return logits
-        logits = logits.float()
-        mask = torch.full_like(logits, -torch.inf)
-        for row, state in enumerate(self.states):
-            if state is None or self.keys[row] not in self.alive:
-                mask[row] = 0
-            else:
-                mask[row, torch.from_numpy(state.allowed().tokens()).long()] = 0
-        return logits + mask
+    def abort(self, key: int) -> None:
+        """End a list, if it goes on."""
+        for row in [row for row, other in self.keys.items() if other == key]:
+            del self.keys[row]
+            self._decoding.end([row])
 
-    def _forward(self, token: Tensor) -> None:
-        alive = torch.tensor([key in self.alive for key in self.keys], device=token.device)
-        if len(self.alive) <= 7 / 8 * len(self.keys):
-            self.batch.alive = alive
-            kept = self.batch.compact()
-            token = token[kept]
-            self.sampler.keep(kept)
-            if self.lines is not None:
-                self.lines.keep(kept)
-            self.states = [self.states[row] for row in kept.tolist()]
-            self.keys = [self.keys[row] for row in kept.tolist()]
-        self.logits = _next(self.policy, self.batch.cache, token, self.batch.positions)
-        self.batch.positions = self.batch.positions + 1
+    def left(self) -> dict[int, Job]:
+        """Return the jobs of the lists that go on."""
+        return {key: self._jobs[key] for key in self.keys.values()}

@@ -147,7 +147,7 @@ def _known(
         return Known(items, rule, fields)
     if package.catalog is None and constraint == "catalog":
         raise UserError(
-            f"{path} has no catalog beside it, which the constraint needs. Give catalog=FILE (CSV, JSON, JSON Lines and others: "
+            f"{path} has no catalog beside it, which the constraint needs. Give catalog=FILE (CSV, JSON and others: "
             "docs/data.md), or constraint=none to let the policy write what it likes."
         )
     return Known(package.catalog, rule, package.fields)

@@ -1,7 +1,7 @@
 """What a policy needs beside its weights to recommend: how it is asked, and its catalog.
 
-A run has it in RUN/package/, a published policy beside its weights. `convrec_r1.json` holds the settings, `catalog.jsonl` an item
-a line, as {"title", "year", "metadata": {field: [value]}}. Both are plain JSON: reading them runs no code.
+A run has it in RUN/package/, a published policy beside its weights. `convrec_r1.json` holds the settings, `catalog.jsonl` an
+item a line, as {"title", "year", "metadata": {field: [value]}}. Both are plain JSON: reading them runs no code.
 """
 
 from __future__ import annotations

@@ -101,9 +101,15 @@ class Planner:
         return items, None if self.constraint is None else self.constraint.subset(items)
 
     def _limit(self, n: int, prompt: int) -> int:
-        """Return the limit of a list's tokens. A list of more lines than the policy was trained for may be longer."""
+        """Return the limit of a list's tokens.
+
+        A list of more lines than the policy was trained for may be longer. With the constraint it has as many as it needs: a
+        token writes one byte at least.
+        """
         settings = self.settings
         limit = -(-settings.max_completion_length * max(n, settings.n) // settings.n)
+        if self.constraint is not None:
+            limit = max(limit, n * max(map(len, self.constraint.lines.texts)))
         window = getattr(self.policy.causal_lm.config, "max_position_embeddings", None)
         if window is None or limit <= settings.max_completion_length:
             return limit

@@ -18,7 +18,7 @@ from convrec_r1.serve.stepper import Stepper, Written
 _log = logging.getLogger(__name__)
 
 State = Literal["waiting", "written", "done", "cancelled", "failed"]
-Listener = Callable[["Recommendation | None"], None]
+Listener = Callable[["Recommendation | None"], object]
 
 
 class Busy(Exception):
