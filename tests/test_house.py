@@ -10,7 +10,7 @@ from support import ROOT
 PACKAGE = ROOT / "convrec_r1"
 ROOMS = (
     "base", "cluster", "lists", "matching", "data", "reward", "rl", "policy", "rollout", "run", "evaluate", "modules",
-    "distill", "studies", "config", "doctor", "serve", "tasks", "cli", "__main__",
+    "distill", "studies", "serve", "config", "doctor", "tasks", "cli", "__main__",
 )  # fmt: skip
 """From the ground up."""
 

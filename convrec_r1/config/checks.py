@@ -27,6 +27,7 @@ from convrec_r1.modules.config import Optimizer
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
+from convrec_r1.serve.hub import config as publish_config
 
 
 def check(cfg: Config) -> None:
@@ -44,6 +45,7 @@ def problems(cfg: Config) -> list[str]:
     within = not wrong
     if task in LOADS_NOTHING:
         wrong += _runs(cfg) if task == "compare" else []
+        wrong += publish_config.problems(cfg.publish, cfg.checkpoint, cfg.hub) if task == "publish" else []
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
         wrong += launch.problems(cfg.trainer, trains=task == "train")

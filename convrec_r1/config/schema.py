@@ -15,6 +15,7 @@ from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import KeptConfig, LoggerConfig
+from convrec_r1.serve.hub.config import PublishConfig
 from convrec_r1.studies.config import CompareConfig
 
 
@@ -22,7 +23,7 @@ from convrec_r1.studies.config import CompareConfig
 class TaskConfig:
     """The task of a command: conf/task."""
 
-    name: str = option(MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor"))
+    name: str = option(MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", "publish"))
 
 
 @dataclass
@@ -71,7 +72,10 @@ class Config:
     warm_start: str | None = "sft"
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval: a run's folder, a policy's folder or a Hub id."""
+    """task=eval: a run's folder, a policy's folder or a Hub id. task=publish: a run's folder."""
+    hub: str | None = option(None, identity=False)
+    """task=publish: ORG/NAME on the Hugging Face Hub."""
+    publish: PublishConfig = option(factory=PublishConfig, identity=False)
     lists: str | None = None
     """task=score: a file or folder of lists that any system wrote."""
     name: str | None = None

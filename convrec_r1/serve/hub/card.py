@@ -21,6 +21,8 @@ from convrec_r1.serve.hub.config import PublishConfig
 from convrec_r1.serve.hub.trained import Trained
 from convrec_r1.studies.numbers import NONE, p_value
 
+_OWN = ("logger", "loggers", "kept", "compare", "cluster", "publish", "hub", "serve", "host", "port")
+"""Sections and keys of a config that say where and how, and not what."""
 _EXAMPLE = "I would like something new for tonight. What do you recommend?"
 _QUALITY = ("catalog/valid", "list/duplicates", "list/seen")
 _STAGE = {"sft": "Supervised fine-tuning (SFT) on demonstrations"}
@@ -107,7 +109,9 @@ def _started_from(run: Trained) -> str:
 def _results(run: Trained) -> Table:
     """Return a row per system: the main metric and the widest recall with their intervals, and the quality of the lists."""
     metrics, intervals, write = run.summary["metrics"], run.summary["intervals"], run.write
-    shown = list(dict.fromkeys([run.metric, *sorted((m for m in intervals[run.system] if m.startswith("recall@")), key=_k)[-1:]]))
+    shown = list(
+        dict.fromkeys([run.metric, *sorted((m for m in intervals[run.system] if m.startswith("recall@")), key=_k)[-1:]])
+    )
     columns = [Column("")]
     for metric in shown:
         columns += [Column(write.label(metric)), Column("interval")]
@@ -131,7 +135,7 @@ def _measured(run: Trained) -> str:
     return (
         f"{run.summary['conversations']:,} conversations of the {run.summary['split']} split of {plain(run.config['data.name'])}, "
         f"lists of {run.package.settings.n}, greedy decoding, seed {run.summary['seed']}. Intervals: "
-        f"{run.config['eval.level']:.0%}, bootstrap over clusters of conversations."
+        f"{run.config['eval.level']:.0%}, bootstrap over clusters of conversations. Repeats and seen: items of a list."
     )
 
 
@@ -161,12 +165,8 @@ def _intended(run: Trained) -> str:
 
 def _limits(run: Trained, *, catalog: bool) -> list[str]:
     """Return what the policy cannot do, as far as its run shows it."""
-    values, write = run.summary["metrics"][run.system], run.write
-    rate = write.number(values.get("catalog/valid"), "catalog/valid")
     found = [
-        f"Without the constraint, {rate} of its lines were in the catalog, with {values.get('list/duplicates', 0):.2f} repeats and "
-        f"{values.get('list/seen', 0):.2f} seen items in a list. With ConvRec-R1's constraint (the default of `Recommender`) there "
-        "are none.",
+        _freedom(run),
         "It knows the items of its catalog only. New items need new training, or they are not recommended.",
         "Results are of logged conversations: an item that nobody asked for counts as wrong, even if a user had liked it. They are "
         "no measure of users' satisfaction.",
@@ -179,6 +179,18 @@ def _limits(run: Trained, *, catalog: bool) -> list[str]:
     if not catalog:
         found.append("The catalog is not published with it: give your own, with titles as they are written there.")
     return found
+
+
+def _freedom(run: Trained) -> str:
+    """Return what its lists are without the constraint, as far as that was measured."""
+    values, rate = run.summary["metrics"][run.system], "catalog/valid"
+    if run.config.get("eval.constraint", "none") != "none":
+        return "The results are of lists that were held to the catalog. With transformers alone they may leave it."
+    return (
+        f"Without the constraint, {run.write.number(values.get(rate), rate)} of its lines were in the catalog, with "
+        f"{values.get('list/duplicates', 0):.2f} repeats and {values.get('list/seen', 0):.2f} seen items in a list. With "
+        "ConvRec-R1's constraint (the default of `Recommender`) there are none."
+    )
 
 
 def _recipe(run: Trained) -> Table:
@@ -221,15 +233,20 @@ def _license(options: PublishConfig) -> str:
 
 
 def training_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's config without the folders of the machine that trained it: of an absolute path its last part stays."""
-    return {str(key): _without_folders(value) for key, value in tree.items()}
+    """Return a run's config without what belongs to the machine that trained it.
+
+    Of an absolute path its last part stays, and addresses of servers are left out; so are the sections of `_OWN`.
+    """
+    return {str(key): _public(value) for key, value in tree.items() if key not in _OWN}
 
 
-def _without_folders(value: Any) -> Any:
+def _public(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return training_config(value)
+        return {str(key): _public(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_without_folders(entry) for entry in value]
+        return [_public(entry) for entry in value]
+    if isinstance(value, str) and "://" in value:
+        return "(address)"
     if isinstance(value, str) and (value.startswith(("/", "~", "\\\\")) or value[1:3] in (":\\", ":/")):
         return value.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return value

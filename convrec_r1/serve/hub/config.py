@@ -38,7 +38,9 @@ def problems(cfg: PublishConfig, checkpoint: str | None, hub: str | None) -> lis
     if not checkpoint:
         wrong.append("task=publish needs checkpoint=RUN: the folder of a finished run.")
     if hub is None and not cfg.dry_run:
-        wrong.append("task=publish needs hub=ORG/NAME: the repository's id. publish.dry_run=true writes the folder only.")
+        wrong.append(
+            "task=publish needs hub=ORG/NAME: the repository's id. publish.dry_run=true writes the folder only."
+        )
     if hub is not None and not _NAME.fullmatch(hub):
         wrong.append(f"hub={hub}: the id of a repository is ORG/NAME, of letters, digits, '-', '_' and '.'.")
     if cfg.license is not None and not _LICENSE.fullmatch(cfg.license):

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HTTPError,  # of the HTTP client that the library uses: it has changed  # pyright: ignore[reportPrivateImportUsage]
     HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -42,9 +42,7 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
             api.create_repo(name, private=private)
             _log.info("Made %s (%s)", name, "private" if private else "public")
         _log.info("Uploading %s to %s as %s", folder, name, user)
-        commit = api.upload_folder(
-            repo_id=name, folder_path=folder, commit_message=message, delete_patterns=_STALE
-        )
+        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=_STALE)
     return commit.commit_url
 
 
@@ -83,7 +81,7 @@ def _explained(folder: Path, name: str) -> Iterator[None]:
         raise UserError(f"The Hub refused {name}: {str(error).splitlines()[0]} {advice} {kept}") from error
     except HFValidationError as error:
         raise UserError(f"hub={name}: {error}") from error
-    except httpx.HTTPError as error:
+    except HTTPError as error:
         raise UserError(
             f"The Hugging Face Hub cannot be reached ({error or type(error).__name__}): check the network, and HF_ENDPOINT if it is "
             f"set. {kept}"
