@@ -3,9 +3,9 @@
 Here are the checks across rooms. Bounds are at the fields (base/options.py), and the checks of one room are in the room.
 """
 
-import importlib.util
 import os
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def problems(cfg: Config) -> list[str]:
     if task in LOADS_NOTHING:
         wrong += _runs(cfg) if task == "compare" else []
         wrong += publish_config.problems(cfg.publish, cfg.checkpoint, cfg.hub) if task == "publish" else []
+    elif task == "serve":
+        wrong += _serving(cfg)
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
         wrong += launch.problems(cfg.trainer, trains=task == "train")
@@ -74,6 +76,16 @@ def _runs(cfg: Config) -> list[str]:
     if patterns and all(isinstance(p, str) and p for p in patterns):
         return []
     return ["task=compare needs runs='outputs/STUDY/*', or runs=[FOLDER,FOLDER,...]."]
+
+
+def _serving(cfg: Config) -> list[str]:
+    wrong = (
+        [] if cfg.checkpoint else ["task=serve needs checkpoint=RUN: a run's folder, a policy's folder or a Hub id."]
+    )
+    missing = [name for name in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client") if not find_spec(name)]
+    if missing:
+        wrong.append(f"task=serve needs {', '.join(missing)}. Run `pip install 'convrec-r1[serve]'`.")
+    return wrong
 
 
 def _cluster(cfg: Config) -> list[str]:
@@ -214,7 +226,7 @@ def _optimizer(cfg: Config) -> list[str]:
         wrong.append(
             f"{keys}: trainer.strategy=fsdp shards AdamW's state already, and cannot gather 8-bit state. Use adamw."
         )
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if find_spec("bitsandbytes") is None:
         wrong.append(
             f"{keys}: bitsandbytes is not installed. Run `pip install 'convrec-r1[bitsandbytes]'`, or use adamw."
         )

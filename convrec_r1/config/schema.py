@@ -15,6 +15,7 @@ from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import KeptConfig, LoggerConfig
+from convrec_r1.serve.http.config import HttpConfig
 from convrec_r1.serve.hub.config import PublishConfig
 from convrec_r1.studies.config import CompareConfig
 
@@ -23,7 +24,10 @@ from convrec_r1.studies.config import CompareConfig
 class TaskConfig:
     """The task of a command: conf/task."""
 
-    name: str = option(MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", "publish"))
+    name: str = option(
+        MISSING,
+        choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", "serve", "publish"),
+    )
 
 
 @dataclass
@@ -72,7 +76,12 @@ class Config:
     warm_start: str | None = "sft"
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval: a run's folder, a policy's folder or a Hub id. task=publish: a run's folder."""
+    """task=eval, task=serve: a run's folder, a policy's folder or a Hub id. task=publish: a run's folder."""
+    host: str = option("127.0.0.1", identity=False)
+    """task=serve: where it listens. 0.0.0.0 and ::: on all networks of this machine."""
+    port: int = option(8000, least=0, most=65535, identity=False)
+    """task=serve. 0: any port that is free."""
+    serve: HttpConfig = option(factory=HttpConfig, identity=False)
     hub: str | None = option(None, identity=False)
     """task=publish: ORG/NAME on the Hugging Face Hub."""
     publish: PublishConfig = option(factory=PublishConfig, identity=False)

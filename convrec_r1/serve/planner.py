@@ -18,7 +18,7 @@ from convrec_r1.rollout.lines import LineCounter
 from convrec_r1.serve.filters import Condition
 from convrec_r1.serve.package import Settings
 from convrec_r1.serve.reader import Known, ListReader, Sieve
-from convrec_r1.serve.request import Request, as_messages
+from convrec_r1.serve.request import LARGEST, Request, as_messages
 from convrec_r1.serve.stepper import Job
 
 
@@ -59,7 +59,7 @@ class Planner:
             sieve = Sieve(match.seen_keys(seen), {match.item_key(item) for item in exclude}, within)
         sampling = Sampling(
             temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
-            max_tokens=self._limit(n, len(prompt)), max_lines=lines,
+            max_tokens=min(self._limit(n, len(prompt)), request.max_tokens or LARGEST), max_lines=lines,
         )  # fmt: skip
         job = Job(prompt, request.seed, sampling, opening)
         return Plan(job, ListReader(self.known, sieve, LineCounter(*self._tables), self._text), n, notes)

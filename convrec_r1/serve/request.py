@@ -66,6 +66,8 @@ class Request:
     """0: all tokens."""
     seed: int = 0
     """Of a list with `temperature` above 0: the same seed gives the same list."""
+    max_tokens: int | None = None
+    """Limit of the list's tokens, where it is below what n items need. A line that it cuts is left out."""
 
     def __post_init__(self) -> None:
         wrong = []
@@ -79,6 +81,8 @@ class Request:
             wrong.append(f"top_k={self.top_k!r} must be a whole number of at least 0 (0: all tokens).")
         if not _whole(self.seed) or not 0 <= self.seed < LARGEST:
             wrong.append(f"seed={self.seed!r} must be a whole number from 0 to below 2**62.")
+        if self.max_tokens is not None and (not _whole(self.max_tokens) or self.max_tokens < 1):
+            wrong.append(f"max_tokens={self.max_tokens!r} must be a whole number of at least 1.")
         for name in ("seen", "exclude"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(entry, (str, tuple)) for entry in value):

@@ -42,6 +42,8 @@ class Reply:
         self.state: State = "waiting"
         self.prompt_tokens = len(plan.job.prompt)
         self.started = time.monotonic()
+        self.finish_reason: Literal["stop", "length"] | None = None
+        """stop: the list has ended. length: at its limit of tokens. None: it is not done."""
         self.seconds: float | None = None
         """From the request to its last recommendation. None: it is not done."""
         self._plan, self._cancel = plan, cancel
@@ -127,6 +129,7 @@ class Reply:
                 for one in found:
                     listener(one)
             if written.finished:
+                self.finish_reason = written.finished
                 self._notes += _shortfall(self, len(self._found))
                 self._end("done")
             self._changed.notify_all()

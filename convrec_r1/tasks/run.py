@@ -59,6 +59,7 @@ READERS: dict[str, tuple[str, Callable[[Any, Config, Path], object]]] = {
     "dry_run": ("tasks.distill.dry_run", lambda dry_run, cfg, _: dry_run(cfg)),
     "publish": ("tasks.publish.publish", lambda publish, cfg, _: publish(cfg)),
     "doctor": ("doctor.task.doctor", lambda doctor, cfg, _: doctor(cfg)),
+    "serve": ("tasks.serve.serve", lambda serve, cfg, _: serve(cfg)),
 }
 """Tasks that write no run folder and can be repeated: where their functions are, and how they are called."""
 

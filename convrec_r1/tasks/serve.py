@@ -5,39 +5,61 @@ import os
 import time
 from pathlib import Path
 
-from convrec_r1.base.errors import UserError
 from convrec_r1.base.signals import Interrupted
 from convrec_r1.config.schema import Config
-from convrec_r1.serve.app import PAGE, make_app
-from convrec_r1.serve.config import KEY, LOOPBACK
-from convrec_r1.serve.feedback import Feedback
+from convrec_r1.run.checkpoints import run_of
+from convrec_r1.serve.http.app import make_app
+from convrec_r1.serve.http.config import KEY, LOOPBACK
+from convrec_r1.serve.http.feedback import Feedback
+from convrec_r1.serve.http.server import Listening, address, listen, names
+from convrec_r1.serve.http.service import Served, Service
 from convrec_r1.serve.load import load_session
-from convrec_r1.serve.server import Listening, address, listen, names
-from convrec_r1.serve.service import Served, Service
 
 _log = logging.getLogger(__name__)
 
 
 def serve(cfg: Config) -> None:
-    """Serve `cfg.checkpoint`, and `serve.compare` beside it. Ends with `Interrupted`, once what is under way is answered.
+    """Serve `cfg.checkpoint`, and `serve.compare` beside it, until a signal (`Interrupted`).
 
     Raises:
         UserError: a policy cannot be loaded, or the port is in use.
     """
     key = os.environ.get(KEY) or None
     listener = listen(cfg.host, cfg.port)
+    url = address(listener)
     feedback = Feedback(Path(cfg.serve.feedback), cfg.serve.max_feedback) if cfg.serve.feedback else None
     service = Service(cfg.serve, feedback)
-    url = address(listener)
     try:
         with Listening(make_app(service, key=key, hosts=names(cfg.host, cfg.serve)), listener, service) as listening:
-            _say(cfg, url, key)
+            _log.info("Loading. Requests are answered at %s from then on.", url)
+            if key is None and cfg.host not in LOOPBACK:
+                _log.warning("host=%s: others can reach this server, and it asks for no key. Set %s.", cfg.host, KEY)
             service.open(_load(cfg))
-            _log.info("Ready: %s", url)
+            _log.info("Ready: %s (models: %s). API: %s/docs", url, ", ".join(service.models), url)
             while listening.alive:
-                time.sleep(1)
-        raise UserError("The HTTP server ended by itself.")
+                time.sleep(0.5)
+            raise RuntimeError("the HTTP server ended by itself")
     except Interrupted as interrupted:
-        raise Interrupted(interrupted.number, _words(interrupted.number, service)) from None
+        raise Interrupted(interrupted.number, service.farewell) from None
     finally:
         service.close()
+
+
+def _load(cfg: Config) -> list[Served]:
+    """Load the policies."""
+    assert cfg.checkpoint is not None  # config/checks.py
+    checkpoints = [cfg.checkpoint, *([cfg.serve.compare] if cfg.serve.compare else [])]
+    served: list[Served] = []
+    for path in checkpoints:
+        name = _name(path, [other.name for other in served])
+        _log.info("Policy %s: %s", name, path)
+        session = load_session(path, engine=cfg.rollout, device="cpu" if cfg.trainer.accelerator == "cpu" else None)
+        served.append(Served.of(name, session))
+    return served
+
+
+def _name(checkpoint: str, taken: list[str]) -> str:
+    """Return what requests call a policy: the name of its run, else of its folder, or its Hub id."""
+    run = run_of(checkpoint)
+    name = run.absolute().name if run else Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+    return f"{name}-2" if name in taken else name

@@ -10,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HTTPError,  # of the HTTP client that the library uses: it has changed  # pyright: ignore[reportPrivateImportUsage]
     HFValidationError,
+    HTTPError,  # of the HTTP client that the library uses: it has changed  # pyright: ignore[reportPrivateImportUsage]
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from convrec_r1.lists import Item
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Title = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+BRANCHES = ("text", "list", "object")
+
+
+def _branch(value: Any) -> str:
+    """Return which of two forms a value has, so that errors are about that one only."""
+    return "list" if isinstance(value, list) else "object" if isinstance(value, (dict, BaseModel)) else "text"
 
 
 class Body(BaseModel):
@@ -25,6 +31,11 @@ class Turn(Body):
     content: Text
 
 
+Conversation = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[Turn], Field(min_length=1), Tag("list")], Discriminator(_branch)
+]
+
+
 class ItemName(Body):
     """An item by its title and year."""
 
@@ -36,13 +47,14 @@ class ItemName(Body):
         return Item(self.title, self.year)
 
 
+Excluded = Annotated[Annotated[Title, Tag("text")] | Annotated[ItemName, Tag("object")], Discriminator(_branch)]
+
+
 class Asked(Body):
     """What a list may hold, and how it is sampled: the same for both ways to ask."""
 
     seen: list[Title] = Field([], description="Titles, or `Title (Year)`, that the user has seen.")
-    where: Text | None = Field(
-        None, description="Condition on the items.", examples=["genre=comedy and year>1990"]
-    )
+    where: Text | None = Field(None, description="Condition on the items.", examples=["genre=comedy and year>1990"])
     temperature: float | None = Field(None, ge=0, le=2, description="0, the default: the most probable list.")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**62, description="Of a list with a temperature.")
@@ -51,12 +63,14 @@ class Asked(Body):
 class RecommendationsRequest(Asked):
     """A list that is asked for."""
 
-    messages: Text | Annotated[list[Turn], Field(min_length=1)] = Field(
+    messages: Conversation = Field(
         description="The user's only message, or the conversation so far.",
         examples=["I loved Alien. Something scary in space?"],
     )
-    n: int | None = Field(None, ge=1, description="Recommendations. Left out: as many as the policy was trained to give.")
-    exclude: list[Title | ItemName] = Field([], description="Items that are left out, as `Title (Year)` or objects.")
+    n: int | None = Field(
+        None, ge=1, description="Recommendations. Left out: as many as the policy was trained to give."
+    )
+    exclude: list[Excluded] = Field([], description="Items that are left out, as `Title (Year)` or objects.")
     model: Text | None = Field(None, description="A name of /v1/models. Left out: the first.")
     stream: bool = Field(False, description="Send each item as a server-sent event as soon as it is written.")
 
@@ -100,7 +114,13 @@ class ChatTurn(Body):
     """A message in OpenAI's form. Those of the system are left out: the policy has its own instruction."""
 
     role: Literal["user", "assistant", "system", "developer"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)] | None
+    content: (
+        Annotated[
+            Annotated[Text, Tag("text")] | Annotated[list[TextPart], Field(min_length=1), Tag("list")],
+            Discriminator(_branch),
+        ]
+        | None
+    )
     name: str | None = None
     refusal: None = None
 
@@ -121,13 +141,16 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(Asked):
-    """OpenAI's chat completion. `n_items`, `seen`, `exclude` and `where` are ours: the official client sends them in
-    `extra_body`. What a list of a policy cannot have (tools, several choices, stop sequences, penalties, logprobs) is refused."""
+    """OpenAI's chat completion.
+
+    `n_items`, `seen`, `exclude` and `where` are ours: the official client sends them in `extra_body`. What a list cannot have
+    (tools, several choices, stop sequences, penalties, logprobs) is refused.
+    """
 
     messages: Annotated[list[ChatTurn], Field(min_length=1)]
     model: str | None = Field(None, description="A name of /v1/models. Left out: the first.")
     n_items: int | None = Field(None, ge=1, description="Recommendations.")
-    exclude: list[Title | ItemName] = Field([], description="Items that are left out, as `Title (Year)` or objects.")
+    exclude: list[Excluded] = Field([], description="Items that are left out, as `Title (Year)` or objects.")
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, description="Limit of the answer's tokens.")
@@ -143,6 +166,13 @@ class ChatRequest(Asked):
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
+
+
+UNSUPPORTED = {
+    *("n", "stop", "logprobs", "top_logprobs", "presence_penalty", "frequency_penalty", "response_format", "tools"),
+    *("tool_choice", "functions", "function_call", "logit_bias", "modalities", "audio", "prediction"),
+}
+"""What OpenAI has and a list does not: refused with 400."""
 
 
 class ChatMessage(BaseModel):
@@ -207,7 +237,7 @@ class CatalogBody(BaseModel):
 class Thumb(Body):
     """A thumb on an item of a list."""
 
-    messages: Text | Annotated[list[Turn], Field(min_length=1)] = Field(
+    messages: Conversation = Field(
         description="The conversation that the list answered.", examples=["I loved Alien. Something scary in space?"]
     )
     item: ItemName

@@ -10,9 +10,12 @@ from typing import Protocol
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convrec_r1.serve.errors import INVALID, REFUSED, ApiError, unavailable
+from convrec_r1.serve.http.errors import INVALID, REFUSED, ApiError, unavailable
 
-_PAGE = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+_PAGE = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
 _DOCS = f"{_PAGE}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
 """The documentation's page has a script and styles of its own inside."""
 _OPEN = ("/health",)

@@ -5,16 +5,16 @@ from typing import Any
 
 from fastapi import Request
 
-from convrec_r1.serve import bodies
-from convrec_r1.serve.config import ServeConfig
-from convrec_r1.serve.errors import ApiError
+from convrec_r1.serve.http import bodies
+from convrec_r1.serve.http.config import HttpConfig
+from convrec_r1.serve.http.errors import ApiError
 
 _log = logging.getLogger(__name__)
 _SHOWN = 200
 """Characters of a message in the log."""
 
 
-def check(asked: Any, cfg: ServeConfig) -> None:
+def check(asked: Any, cfg: HttpConfig) -> None:
     """Raise an ApiError (422) that names every limit which a request's body exceeds."""
     texts = _texts(asked.messages)
     seen, exclude = len(asked.seen), len(getattr(asked, "exclude", ()))
@@ -37,7 +37,7 @@ def check(asked: Any, cfg: ServeConfig) -> None:
         raise ApiError(422, " ".join(wrong), "limit_exceeded")
 
 
-def log(http: Request, asked: Any, cfg: ServeConfig) -> None:
+def log(http: Request, asked: Any, cfg: HttpConfig) -> None:
     """Log a request, if the config asks for it. The log escapes control characters."""
     if cfg.log_requests:
         text = _texts(asked.messages)[-1]

@@ -13,12 +13,12 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Literal
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.serve.config import ServeConfig
-from convrec_r1.serve.errors import FAILED, LIMITED, ApiError, unavailable
-from convrec_r1.serve.feedback import Feedback
-from convrec_r1.serve.metrics import Metrics
+from convrec_r1.serve.http.config import HttpConfig
+from convrec_r1.serve.http.errors import FAILED, LIMITED, ApiError, unavailable
+from convrec_r1.serve.http.feedback import Feedback
+from convrec_r1.serve.http.metrics import Metrics
+from convrec_r1.serve.http.titles import Titles
 from convrec_r1.serve.request import Fields, Recommendation, Request
-from convrec_r1.serve.titles import Titles
 
 if TYPE_CHECKING:
     from convrec_r1.data.catalog import Catalog
@@ -44,6 +44,13 @@ class Served:
     created: int = field(default_factory=lambda: int(time()))
     """When it was loaded, in seconds since 1970."""
 
+    @classmethod
+    def of(cls, name: str, session: Session) -> Served:
+        """Return a session's policy under a name."""
+        planner = session.planner
+        held: Literal["none", "catalog"] = "none" if planner.constraint is None else "catalog"
+        return cls(name, session, planner.settings.n, held, planner.known.catalog, planner.known.fields)
+
     @cached_property
     def titles(self) -> Titles:
         return Titles(self.catalog or ())
@@ -53,12 +60,19 @@ class Service:
     """Takes requests, passes them on to the policies' sessions, and counts them. All methods but those that say so are called
     in the server's event loop."""
 
-    def __init__(self, cfg: ServeConfig, feedback: Feedback | None = None) -> None:
-        self.cfg, self.feedback = cfg, feedback
+    def __init__(self, cfg: HttpConfig, limit: int = 256, feedback: Feedback | None = None) -> None:
+        """
+        Args:
+            limit: lists under way, waiting or being written, from which on another one gets 429.
+            feedback: where thumbs are kept. None: they are not.
+        """
+        self.cfg, self.limit, self.feedback = cfg, limit, feedback
         self.models: dict[str, Served] = {}
         """By name. Empty while they are loaded."""
         self.under_way = 0
         """Requests for lists that are not answered to their end."""
+        self.answered = 0
+        """Lists that were written to their end."""
         self.stopping = False
         self.metrics = Metrics(
             waiting=lambda: sum(served.session.waiting for served in self.models.values()),
@@ -73,6 +87,12 @@ class Service:
     def stop(self) -> None:
         """Take no more requests. Called by any thread."""
         self.stopping = True
+
+    @property
+    def farewell(self) -> str:
+        """What became of the requests, at the end."""
+        left = f", {self.under_way} cancelled after {self.cfg.drain:g} s (serve.drain)" if self.under_way else ""
+        return f"The server has ended: {self.answered:,} lists answered{left}."
 
     @property
     def status(self) -> Status:
@@ -101,7 +121,7 @@ class Service:
             ApiError: the request cannot be answered (400), too much is under way (429), or the server stops (503).
         """
         self._check()
-        if self.under_way >= self.cfg.queue:
+        if self.under_way >= self.limit:
             raise self._busy()
         self.under_way += 1
         writing = None
@@ -111,7 +131,7 @@ class Service:
         finally:
             self.under_way -= 1
             if writing is not None:
-                writing.end()
+                self.answered += writing.end()
 
     def close(self) -> None:
         """End the sessions, without what is under way. Called by any thread, once the server has ended."""
@@ -185,12 +205,13 @@ class Writing:
             _log.error("A list failed: %s", error)
             raise ApiError(500, "The engine failed. The server's log says why.", "engine_failed", FAILED) from None
 
-    def end(self) -> None:
-        """Cancel what is not written, and count what is."""
+    def end(self) -> bool:
+        """Cancel what is not written, and count what is. Return whether the list is complete."""
         if not self.reply.done():
             self.reply.cancel()
-            self._metrics.cancelled.labels("left").inc()
+            self._metrics.cancelled.inc()
         self._metrics.tokens.labels("completion").inc(self.reply.completion_tokens)
+        return self.reply.state == "done"
 
 
 def _cancel(submitted: Future[Reply]) -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from time import time
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
 from convrec_r1.data.schema import Message
-from convrec_r1.serve import bodies, limits
-from convrec_r1.serve.errors import ApiError
+from convrec_r1.serve.http import bodies, limits
+from convrec_r1.serve.http.errors import ApiError
+from convrec_r1.serve.http.routes import WRONG, begin, common, rest, usage
+from convrec_r1.serve.http.service import Served, Service, Writing
+from convrec_r1.serve.http.streams import Events, event, while_connected, within
 from convrec_r1.serve.request import Recommendation
 from convrec_r1.serve.request import Request as ListRequest
-from convrec_r1.serve.routes import WRONG, common, rest, usage
-from convrec_r1.serve.service import Served, Service, Writing
-from convrec_r1.serve.streams import Events, event, while_connected, within
 
 
 def completions(service: Service) -> APIRouter:
@@ -35,9 +34,7 @@ def completions(service: Service) -> APIRouter:
         served, request = service.model(asked.model), _request(asked)
         if not asked.stream:
             return await while_connected(http, _answer(service, served, request), service.cfg.timeout)
-        until = AsyncExitStack()
-        entering = until.enter_async_context(service.writing(served, request))
-        writing = await while_connected(http, entering, service.cfg.timeout)
+        writing, until = await begin(http, service, served, request)
         counted = bool(asked.stream_options and asked.stream_options.include_usage)
         return Events(_chunks(writing, service.cfg.timeout, usage_too=counted), until)
 
@@ -68,7 +65,12 @@ async def _answer(service: Service, served: Served, request: ListRequest) -> bod
 
 async def _chunks(writing: Writing, timeout: float, *, usage_too: bool) -> AsyncIterator[str]:
     """Yield a list as OpenAI's chunks: the role, each line, the reason for the end, and what was counted."""
-    head = {"id": _identifier(), "object": "chat.completion.chunk", "created": int(time()), "model": writing.served.name}
+    head = {
+        "id": _identifier(),
+        "object": "chat.completion.chunk",
+        "created": int(time()),
+        "model": writing.served.name,
+    }
 
     def chunk(choices: Sequence[Any], **more: Any) -> str:
         return event({**head, "choices": choices, **({"usage": None} if usage_too else {}), **more})
@@ -93,7 +95,7 @@ def _line(found: Recommendation) -> str:
 
 
 def _finished(writing: Writing) -> Literal["stop", "length"]:
-    return "length" if writing.reply.cut else "stop"
+    return writing.reply.finish_reason or "stop"
 
 
 def _identifier() -> str:

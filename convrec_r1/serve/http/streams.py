@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from convrec_r1.serve.errors import FAILED, ApiError
+from convrec_r1.serve.http.errors import FAILED, ApiError
 
 T = TypeVar("T")
 

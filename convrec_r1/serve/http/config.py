@@ -1,4 +1,4 @@
-"""Options of task=serve. Where it listens is `host` and `port`, beside this section."""
+"""Options of task=serve: part of the section `serve`. Where it listens is `host` and `port`."""
 
 from dataclasses import dataclass, field
 
@@ -11,13 +11,11 @@ KEY = "CONVREC_R1_API_KEY"
 
 
 @dataclass
-class ServeConfig:
-    """Limits of the HTTP server. Sizes in bytes, times in seconds."""
+class HttpConfig:
+    """The HTTP server of task=serve. Sizes in bytes, times in seconds."""
 
     compare: str | None = None
     """A second checkpoint, served beside `checkpoint`: a run's folder, a policy's folder or a Hub id."""
-    queue: int = option(64, least=1)
-    """Lists that are under way at a time, waiting or being written. A request beyond gets 429."""
     timeout: float = option(60.0, above=0)
     """From a request's arrival to the end of its list. Then it gets 504."""
     read_timeout: float = option(10.0, above=0)

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.serve.config import LOOPBACK, ServeConfig
-from convrec_r1.serve.service import Service
+from convrec_r1.serve.http.config import LOOPBACK, HttpConfig
+from convrec_r1.serve.http.service import Service
 
 _KEPT_ALIVE = 15
 """Seconds without a request until a connection is closed."""
@@ -51,7 +51,7 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def names(host: str, cfg: ServeConfig) -> list[str]:
+def names(host: str, cfg: HttpConfig) -> list[str]:
     """Return the names by which requests may call the server. Empty: any.
 
     A page of another site could have its own name point to this machine, and read what the server answers. So a server that
@@ -102,7 +102,7 @@ class Listening:
         return self._thread.is_alive()
 
 
-def _protocol(cfg: ServeConfig) -> type[Any]:
+def _protocol(cfg: HttpConfig) -> type[Any]:
     """Return uvicorn's protocol, with time limits for clients that send or take nothing, and a limit of connections."""
 
     class Protocol(H11Protocol):

@@ -11,12 +11,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from convrec_r1.data.schema import Message
-from convrec_r1.serve import bodies, limits
-from convrec_r1.serve.errors import ApiError, ErrorBody, unavailable
-from convrec_r1.serve.feedback import Feedback, Full
+from convrec_r1.serve.http import bodies, limits
+from convrec_r1.serve.http.errors import ApiError, ErrorBody, unavailable
+from convrec_r1.serve.http.feedback import Feedback, Full
+from convrec_r1.serve.http.service import Served, Service, Writing
+from convrec_r1.serve.http.streams import Events, event, while_connected, within
 from convrec_r1.serve.request import Request as ListRequest
-from convrec_r1.serve.service import Served, Service, Writing
-from convrec_r1.serve.streams import Events, event, while_connected, within
 
 WRONG: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": words}
@@ -52,8 +52,7 @@ def routes(service: Service) -> APIRouter:
         served = service.model(asked.model)
         request = _request(asked)
         if asked.stream:
-            until = AsyncExitStack()
-            writing = await while_connected(http, until.enter_async_context(service.writing(served, request)), service.cfg.timeout)
+            writing, until = await begin(http, service, served, request)
             return Events(_events(writing, service.cfg.timeout), until)
         return await while_connected(http, _answer(service, served, request), service.cfg.timeout)
 
@@ -106,12 +105,23 @@ def routes(service: Service) -> APIRouter:
             return body
         return JSONResponse(body.model_dump(), 503, {"Retry-After": "1"})  # pyright: ignore[reportReturnType]
 
-    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
+    @router.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"]
+    )
     async def metrics() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
+
+
+async def begin(
+    http: Request, service: Service, served: Served, request: ListRequest
+) -> tuple[Writing, AsyncExitStack]:
+    """Ask for a list that is streamed. The stack ends it."""
+    until = AsyncExitStack()
+    entering = until.enter_async_context(service.writing(served, request))
+    return await while_connected(http, entering, service.cfg.timeout), until
 
 
 async def _answer(service: Service, served: Served, request: ListRequest) -> bodies.RecommendationsBody:

@@ -17,15 +17,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from convrec_r1 import __version__
-from convrec_r1.serve.completions import completions
-from convrec_r1.serve.errors import FAILED, ApiError
-from convrec_r1.serve.guard import Guard
-from convrec_r1.serve.routes import routes
-from convrec_r1.serve.service import Service
-from convrec_r1.serve.streams import Gone
+from convrec_r1.serve.http.bodies import BRANCHES, UNSUPPORTED
+from convrec_r1.serve.http.completions import completions
+from convrec_r1.serve.http.errors import FAILED, ApiError
+from convrec_r1.serve.http.guard import Guard
+from convrec_r1.serve.http.routes import routes
+from convrec_r1.serve.http.service import Service
+from convrec_r1.serve.http.streams import Gone
 
 _log = logging.getLogger(__name__)
-PAGE = Path(__file__).parent / "static"
+PAGE = Path(__file__).parents[1] / "static"
 _SHOWN = 5
 """Faults of a body that a message names."""
 
@@ -78,12 +79,12 @@ def _handle_errors(app: FastAPI) -> None:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
-        return ApiError(422, _faults(error.errors()), "invalid_body").response()
+    async def malformed(http: Request, error: RequestValidationError) -> Response:
+        return _malformed(http, error.errors()).response()
 
     @app.exception_handler(HTTPException)
     async def not_found(_: Request, error: HTTPException) -> Response:
-        return ApiError(error.status_code, str(error.detail), "http_error", headers=error.headers).response()
+        return ApiError(error.status_code, f"{error.detail}.", "http_error", headers=error.headers).response()
 
     @app.exception_handler(Gone)
     async def gone(_: Request, __: Gone) -> Response:
@@ -95,11 +96,23 @@ def _handle_errors(app: FastAPI) -> None:
         return ApiError(500, "The server failed. Its log says why.", "internal_error", FAILED).response()
 
 
-def _faults(errors: Sequence[Any]) -> str:
+def _malformed(http: Request, errors: Sequence[Any]) -> ApiError:
     """Return what is wrong with a body, without what it holds."""
-    words = []
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return ApiError(
+            422, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.", "not_json"
+        )
+    if first["loc"] == ("body",) and "json" not in http.headers.get("content-type", ""):
+        return ApiError(422, "Send a body of JSON with the header Content-Type: application/json.", "not_json")
+    words, unsupported = [], False
     for error in errors[:_SHOWN]:
-        place = ".".join(str(part)[:60] for part in error["loc"] if part != "body")
-        words.append(f"{place}: {error['msg']}" if place else str(error["msg"]))
-    more = f" And {len(errors) - _SHOWN} more." if len(errors) > _SHOWN else ""
-    return ("; ".join(words) + "." + more).replace("..", ".")
+        place = [str(part)[:60] for part in error["loc"] if part not in ("body", *BRANCHES)]
+        words.append(f"{'.'.join(place)}: {error['msg'].rstrip('.')}.")
+        unsupported |= http.url.path.endswith("/completions") and place[0] in UNSUPPORTED
+    more = [f"And {len(errors) - _SHOWN} more."] if len(errors) > _SHOWN else []
+    if unsupported:
+        return ApiError(
+            400, " ".join(["A list cannot be asked for like this.", *words, *more]), "unsupported_parameter"
+        )
+    return ApiError(422, " ".join(words + more), "invalid_body")

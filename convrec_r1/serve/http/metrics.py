@@ -27,7 +27,7 @@ class Metrics:
         )
         self.items = Counter("items", "Recommendations that were written.", **kept)
         self.tokens = Counter("tokens", "Tokens that were read and written.", ["kind"], **kept)
-        self.cancelled = Counter("cancelled", "Lists that were not written to their end, by reason.", ["reason"], **kept)
+        self.cancelled = Counter("cancelled", "Lists that were not complete when their client left.", **kept)
         Gauge("waiting", "Lists of which nothing is written yet.", **kept).set_function(waiting)
         Gauge("running", "Lists that are being written.", **kept).set_function(lambda: max(0, unanswered() - waiting()))
 
