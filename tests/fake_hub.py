@@ -1,4 +1,4 @@
-"""A small server that speaks the Hugging Face Hub's API as `huggingface_hub` asks it: repositories in memory, files in commits."""
+"""A small server that speaks the Hugging Face Hub's API as `huggingface_hub` asks it: repositories in memory."""
 
 import base64
 import hashlib

@@ -25,8 +25,8 @@ def publish(cfg: Config) -> None:
         _say(f"  {size(file.stat().st_size):>10}  {file.relative_to(folder)}")
     if options.catalog and run.package.catalog is not None:
         _log.warning(
-            "The folder holds the catalog (%d titles with their metadata). publish.catalog=false leaves it out, if it is not yours "
-            "to publish.",
+            "The folder holds the catalog (%d titles with their metadata). publish.catalog=false leaves it out, if it is not "
+            "yours to publish.",
             len(run.package.catalog),
         )
     if options.dry_run:

@@ -20,8 +20,8 @@ class PublishConfig:
     private: bool = True
     """Only you, or your organisation, see the repository. A public one needs false."""
     license: str | None = None
-    """Licence of the published weights, by the Hub's name for it: apache-2.0, mit, cc-by-nc-4.0, llama3.2, other. It must fit the
-    licences of the base model and of the data. An upload needs it; a dry run leaves a place to fill in."""
+    """Licence of the published weights, by the Hub's name for it: apache-2.0, mit, cc-by-nc-4.0, llama3.2, other. It must fit
+    the licences of the base model and of the data. An upload needs it; a dry run leaves a place to fill in."""
     catalog: bool = True
     """Publish the catalog's titles, years and metadata too. false if you may not: users then bring a catalog of their own."""
     datasets: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ def problems(cfg: PublishConfig, checkpoint: str | None, hub: str | None) -> lis
         wrong.append(f"publish.license={cfg.license}: give the Hub's name of a licence, such as apache-2.0, or other.")
     if cfg.license is None and not cfg.dry_run:
         wrong.append(
-            "publish.license is not set: give the licence of the weights, such as apache-2.0. It must fit the licences of the base "
-            "model and of the data. publish.dry_run=true writes the folder without one."
+            "publish.license is not set: give the licence of the weights, such as apache-2.0. It must fit the licences of the "
+            "base model and of the data. publish.dry_run=true writes the folder without one."
         )
     return wrong

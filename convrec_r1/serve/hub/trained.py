@@ -85,8 +85,8 @@ def read_trained(checkpoint: str) -> Trained:
     """Read the run to publish.
 
     Raises:
-        UserError: `checkpoint` is no finished training run, its policy is damaged, or it is another policy than the one that the
-            run's results are of.
+        UserError: `checkpoint` is no finished training run, its policy is damaged, or it is another policy than that of the
+            run's results.
     """
     path = run_of(checkpoint)
     if path is None:
@@ -113,7 +113,7 @@ def read_trained(checkpoint: str) -> Trained:
     package = read_package(policy) or read_package(folder.package)
     if package is None:
         raise UserError(
-            f"{path} has no {folder.package.name}/ with the settings and the catalog of its policy: a version of convrec-r1 before "
-            "0.3 trained it. Train it again with this version (the same command with fresh=true)."
+            f"{path} has no {folder.package.name}/ with the settings and the catalog of its policy: a version before 0.3 "
+            "trained it. Train it again with this version (the same command with fresh=true)."
         )
     return Trained(folder, policy, tree, read_json(folder.summary), package)

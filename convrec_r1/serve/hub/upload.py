@@ -83,6 +83,6 @@ def _explained(folder: Path, name: str) -> Iterator[None]:
         raise UserError(f"hub={name}: {error}") from error
     except HTTPError as error:
         raise UserError(
-            f"The Hugging Face Hub cannot be reached ({error or type(error).__name__}): check the network, and HF_ENDPOINT if it is "
-            f"set. {kept}"
+            f"The Hugging Face Hub cannot be reached ({error or type(error).__name__}): check the network, and HF_ENDPOINT if "
+            f"it is set. {kept}"
         ) from error
