@@ -93,9 +93,10 @@ def _summary(run: Trained) -> str:
     settings, catalog = run.package.settings, run.package.catalog
     items = f"{len(catalog):,} {plain(settings.domain)}" if catalog is not None else plain(settings.domain)
     start = f"[{run.base_model}](https://huggingface.co/{run.base_model})" if run.base_model else _started_from(run)
+    how = _STAGE.get(run.system, f"SFT, then {plain(run.label)}")
     return (
         f"It reads a conversation and answers with a ranked list of {settings.n} out of {items}, one `Title (Year)` a line. "
-        f"{_STAGE.get(run.system, f'SFT, then {plain(run.label)}')} trained it on {plain(run.config['data.name'])}, from {start}. "
+        f"{how} trained it on {plain(run.config['data.name'])}, from {start}. "
         f"It has {run.parameters() / 1e6:,.1f} million parameters."
     )
 
@@ -158,8 +159,8 @@ def _intended(run: Trained) -> str:
     domain = plain(run.package.settings.domain)
     return (
         f"Ranked recommendations of {domain} in a conversation, out of the catalog that it was trained on. It answers with "
-        "titles only, so it cannot explain, chat or answer questions. Use it as one source of candidates in a product that checks "
-        "what it shows, or as a baseline in research."
+        "titles only, so it cannot explain, chat or answer questions. Use it as one source of candidates in a product that "
+        "checks what it shows, or as a baseline in research."
     )
 
 
@@ -170,8 +171,8 @@ def _limits(run: Trained, *, catalog: bool) -> list[str]:
         "It knows the items of its catalog only. New items need new training, or they are not recommended.",
         "Results are of logged conversations: an item that nobody asked for counts as wrong, even if a user had liked it. They "
         "are no measure of users' satisfaction.",
-        f"One training with seed {run.summary['seed']}: the intervals tell how sure the results are on other conversations, not "
-        "how another training would end.",
+        f"One training with seed {run.summary['seed']}: the intervals tell how sure the results are on other conversations, "
+        "not how another training would end.",
         "It repeats the preferences of its data: popular items, and the tastes of the people in it.",
     ]
     if run.config.get("data._target_") == "convrec_r1.data.movieland.Movieland":

@@ -20,7 +20,7 @@ export class Answer {
     this.element = template("answer-template");
     this.list = this.element.querySelector(".list");
     this.progress = this.element.querySelector(".progress");
-    this.element.querySelector("h3").textContent = model;
+    this.element.querySelector("h2").textContent = model;
     this.element.setAttribute("aria-label", `List of ${model}`);
     this.list.replaceChildren(...Array.from({ length: n }, (_, at) => this.emptyLine(at)));
     this.progress.textContent = "Thinking\u2026";

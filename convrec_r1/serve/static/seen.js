@@ -43,7 +43,7 @@ function chip(item, seen, list) {
   name.textContent = name.title = nameOf(item);
   const button = document.createElement("button");
   button.type = "button";
-  button.setAttribute("aria-label", `Not seen: ${nameOf(item)}`);
+  button.setAttribute("aria-label", `Remove ${nameOf(item)}`);
   button.append(icon("i-close"));
   button.addEventListener("click", () => {
     const at = [...list.children].indexOf(element);
