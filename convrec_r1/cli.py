@@ -32,7 +32,7 @@ from convrec_r1.base.signals import REQUEUE, Interrupted, end_with_owner, requeu
 from convrec_r1.base.visible import visible
 from convrec_r1.config.files import conf_folder, expand
 from convrec_r1.config.help import help_text
-from convrec_r1.config.inherit import config_folders, inherit
+from convrec_r1.config.inherit import ask_for_n, config_folders, inherit
 from convrec_r1.config.quoting import quote
 from convrec_r1.config.schema import Config
 from convrec_r1.config.store import USER_ERROR, register
@@ -195,6 +195,7 @@ def task(composed: DictConfig, folder: RunFolder) -> dict[str, Any]:
     """Check the config, fill in open options, execute the task. Return the content of summary.json."""
     hydra_cfg = HydraConfig.get()
     inherited = inherit(composed, hydra_cfg.overrides.task, config_folders(hydra_cfg.runtime))
+    ask_for_n(composed, hydra_cfg.overrides.task)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError(f"These keys need a value: {', '.join(missing)}. Give them on the command line, as KEY=VALUE.")

@@ -13,8 +13,8 @@ from support import tiny_policy
 
 from convrec_r1.data import movieland
 from convrec_r1.rollout.config import HFConfig
+from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http.app import make_app
-from convrec_r1.serve.http.config import HttpConfig
 from convrec_r1.serve.http.feedback import Feedback
 from convrec_r1.serve.http.server import Listening, listen
 from convrec_r1.serve.http.service import Served, Service
@@ -23,8 +23,8 @@ from convrec_r1.serve.package import Package, Settings, write_package
 from convrec_r1.serve.session import Session
 
 N = 5
-LONG = {"messages": "Anything at all", "n": 100}
-"""A request whose list takes a second or more."""
+LONG = {"messages": "Anything at all", "n": 60}
+"""A request whose list takes half a second at least."""
 
 
 def write_policy(folder: Path, seed: int = 0) -> Path:
@@ -69,11 +69,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*models: Served, limit: int = 256, key: str | None = None, **options) -> Iterator[Running]:
-    """Serve models. options: of `HttpConfig`. The sessions stay open."""
-    cfg = HttpConfig(**options)
+def running(*models: Served, key: str | None = None, **options) -> Iterator[Running]:
+    """Serve models. options: of `ServeConfig`. The sessions stay open."""
+    cfg = ServeConfig(**options)
     feedback = Feedback(Path(cfg.feedback), cfg.max_feedback) if cfg.feedback else None
-    service = Service(cfg, limit, feedback)
+    service = Service(cfg, feedback)
     service.open(models)
     listener = listen("127.0.0.1", 0)
     with Listening(make_app(service, key=key), listener, service):

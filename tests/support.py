@@ -79,13 +79,13 @@ def unresolved_config(*overrides: str) -> Config:
     return OmegaConf.to_object(composed)
 
 
-def rl_module(policy, engine, encoder, catalog, cfg: Config, tracker, loader, kind=None):
+def rl_module(policy, engine, encoder, catalog, cfg: Config, tracker, loader, kind=None, **more):
     """The module of stage 2 as tasks/train.py makes it."""
     from convrec_r1.config.parts import judge, objective, rl_settings
     from convrec_r1.modules.rl import RLModule
 
     kind = kind or RLModule
-    return kind(policy, engine, encoder, judge(cfg, catalog), objective(cfg), rl_settings(cfg), tracker, loader)
+    return kind(policy, engine, encoder, judge(cfg, catalog), objective(cfg), rl_settings(cfg), tracker, loader, **more)
 
 
 VLLM = ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker")

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import LONG, N, open_session, running, write_policy
+from serving import LONG, N, open_session, write_policy
 from starlette.testclient import TestClient
 from support import examples
 
@@ -16,8 +16,8 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.data.adapters.jsonl import read
 from convrec_r1.data.schema import Message
 from convrec_r1.lists import Item, fold
+from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http.app import make_app
-from convrec_r1.serve.http.config import HttpConfig
 from convrec_r1.serve.http.feedback import Feedback, Full
 from convrec_r1.serve.http.service import Served, Service
 from convrec_r1.serve.http.titles import Titles
@@ -43,8 +43,8 @@ def session(folder):
 
 def client_of(*sessions: Session, key: str | None = None, hosts: tuple[str, ...] = (), **options) -> TestClient:
     """A client of an application without sockets."""
-    limit, feedback = options.pop("limit", 256), options.pop("feedback_file", None)
-    service = Service(HttpConfig(**options), limit, feedback)
+    feedback = options.pop("feedback_file", None)
+    service = Service(ServeConfig(**options), feedback)
     service.open([Served.of(f"policy-{number}", one) for number, one in enumerate(sessions)])
     app: FastAPI = make_app(service, key=key, hosts=hosts)
     app.state.service = service
@@ -133,6 +133,8 @@ WRONG = {
     "no UTF-8": ("recommendations", b'{"messages": "\xff"}', 400, "http_error"),
     "not a number": ("recommendations", {**ASKED, "temperature": float("nan")}, 422, "invalid_body"),
     "a number of 5,000 digits": ("recommendations", b'{"n": ' + b"9" * 5000 + b"}", 400, "http_error"),
+    "no object": ("chat/completions", b"null", 422, "invalid_body"),
+    "a list": ("chat/completions", [], 422, "invalid_body"),
     "no messages": ("recommendations", {}, 422, "invalid_body"),
     "blank": ("recommendations", {"messages": " \n"}, 422, "limit_exceeded"),
     "role": ("recommendations", {"messages": [{"role": "tool", "content": "x"}]}, 422, "invalid_body"),
@@ -261,7 +263,7 @@ def test_models_and_health(client, session):
 
 
 def test_health_says_what_it_cannot_do(folder):
-    service = Service(HttpConfig())
+    service = Service(ServeConfig())
     client = TestClient(make_app(service))
 
     def state() -> tuple[int, str, int]:
@@ -361,9 +363,13 @@ def test_thumbs_are_read_back_as_conversations(session, tmp_path):
     assert client.get("/v1/models").json()["data"][0]["feedback"]
 
 
+THUMBS = st.lists(
+    st.tuples(st.sampled_from([HEAT, FARGO]), st.sampled_from(["a", "b"]), st.none() | st.booleans()), max_size=12
+)
+
+
 @settings(max_examples=examples(50))
-@given(st.lists(st.tuples(st.sampled_from([HEAT, FARGO]), st.sampled_from(["a", "b"]), st.sampled_from([True, False, None])), max_size=12),
-       st.integers(0, 12))  # fmt: skip
+@given(THUMBS, st.integers(0, 12))
 def test_the_last_thumb_counts_also_after_a_restart(tmp_path_factory, thumbs, at):
     path = tmp_path_factory.mktemp("thumbs") / "thumbs.jsonl"
     file, wanted = Feedback(path, 1 << 20), {}
@@ -402,9 +408,9 @@ def test_a_file_of_thumbs_is_bounded_and_belongs_to_one_server(tmp_path):
     file = Feedback(path, 1024)
     with pytest.raises(UserError, match="another server"):
         Feedback(path, 1024)
+    file.keep(SAID, HEAT, True)
     with pytest.raises(Full):
-        for number in range(20):
-            file.keep(SAID, HEAT, True, conversation=str(number))
+        file.keep([Message("user", "a" * 1000)], HEAT, True)
     file.close()
     assert path.stat().st_size <= 1024
     (tmp_path / "other.jsonl").write_text("[1, 2]\n")

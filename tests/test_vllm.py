@@ -1,6 +1,7 @@
 """The real vLLM in process: what it samples is what the policy says, and a sync that fails does not go unseen."""
 
 import copy
+import pickle
 import random
 import statistics
 from dataclasses import replace
@@ -16,14 +17,17 @@ from test_weights import with_lora
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
+from convrec_r1.evaluate.metrics.list_quality import list_quality
+from convrec_r1.matching import Normalised
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.step import StepLoader
 from convrec_r1.policy import PromptEncoder
 from convrec_r1.rollout.base import SEEDS_APART, Sampling, make_engine, prompt_seed
 from convrec_r1.rollout.checksums import SyncError
 from convrec_r1.rollout.config import vllm_version
+from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.hf import HFEngine
-from convrec_r1.rollout.vllm.options import CPU_HEAD_SIZES
+from convrec_r1.rollout.vllm.options import CONSTRAINT, CPU_HEAD_SIZES, read_constraint, sampling_arguments
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = [
@@ -42,8 +46,13 @@ def cfg():
 
 
 @pytest.fixture(scope="module")
-def engine(cfg):
-    engine = make_engine(cfg.rollout, tiny_policy(), max_length=256)
+def constraint():
+    return Constraint.of(DATA.catalog, Normalised(), tiny_policy())
+
+
+@pytest.fixture(scope="module")
+def engine(cfg, constraint):
+    engine = make_engine(cfg.rollout, tiny_policy(), max_length=256, constraint=constraint)
     yield engine
     engine.close()
 
@@ -173,6 +182,131 @@ def test_the_lists_of_a_group_share_their_prompt_and_a_sync_empties_the_cache(en
     engine.sync(policy)
     assert difference(engine, policy, [prompt]) < 1e-4
     assert hits == [0]
+
+
+# The catalog constraint
+
+HELD = {
+    "catalog/valid": 1.0, "format/valid": 1.0, "format/complete": 1.0, "list/length": 3.0,
+    "list/duplicates": 0.0, "list/seen": 0.0,
+}  # fmt: skip
+
+
+def held(constraint, count: int = 24) -> tuple[list[list[int]], list[int], list[Opening], list[list[str]]]:
+    """Prompts, seeds, openings, and the titles that each list may not hold: others for each prompt."""
+    titles = [item.title for item in constraint.lines.items]
+    seen = [titles[k : k + k % 5] for k in range(count)]
+    prompts = [[5 + k, *PROMPTS[k % 4]] for k in range(count)]
+    return prompts, [prompt_seed(2, 0, k) for k in range(count)], [constraint.opening(3, s) for s in seen], seen
+
+
+def constrained_logprobs(policy, constraint, prompt, opening, ids) -> np.ndarray:
+    """The log-probs that the policy gives a list among the tokens that may come."""
+    with torch.no_grad():
+        logits = policy.causal_lm(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    found = []
+    for row, token, allowed in zip(logits, ids, constraint.replay(opening, ids), strict=True):
+        among = torch.from_numpy(allowed.tokens()).long()
+        found.append(float(row[token] - row[among].logsumexp(0)))
+    return np.array(found)
+
+
+def test_lists_hold_to_the_catalog_and_their_log_probs_are_the_policys(engine, policy, constraint):
+    policy = moved(policy, 8)
+    engine.sync(policy)
+    prompts, seeds, openings, seen = held(constraint)
+    sampling = Sampling(n=4, max_tokens=200)  # 96 lists, of which the engine advances 64 at a time
+    groups = engine.generate(prompts, seeds, sampling, openings=openings)
+    for prompt, opening, titles, group in zip(prompts, openings, seen, groups, strict=True):
+        assert len({tuple(c.ids) for c in group}) > 1
+        for completion in group:
+            text = policy.tokenizer.decode(completion.ids[:-1])
+            quality = list_quality(text, titles, DATA.catalog, 3, Normalised())
+            assert quality == HELD, text
+            assert policy.eos[completion.ids[-1]]
+            assert completion.logprobs[-1] == 0
+            expected = constrained_logprobs(policy, constraint, prompt, opening, completion.ids)
+            assert np.abs(completion.logprobs - expected).max() < 1e-4
+    again = engine.generate(prompts[::-1], seeds[::-1], sampling, openings=openings[::-1])[::-1]
+    assert [[c.ids.tolist() for c in g] for g in again] == [[c.ids.tolist() for c in g] for g in groups]
+
+
+def test_greedy_lists_under_the_constraint_are_those_of_hf(engine, policy, constraint):
+    policy = moved(policy, 9)
+    engine.sync(policy)
+    prompts, seeds, openings, _ = held(constraint)
+    greedy = Sampling(temperature=0, max_tokens=200)
+    theirs = engine.generate(prompts, seeds, greedy, openings=openings)
+    ours = HFEngine(policy, batch_size=24, constraint=constraint).generate(prompts, seeds, greedy, openings=openings)
+    for (a,), (b,) in zip(theirs, ours, strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        assert np.abs(a.logprobs - b.logprobs).max() < 1e-4
+
+
+def test_a_part_of_the_catalog_and_the_line_limit(engine, policy, constraint):
+    engine.sync(policy)
+    prompts, seeds, _, _ = held(constraint, 4)
+    chosen = constraint.lines.items[:2]
+    sampling = Sampling(n=2, max_tokens=200)
+    openings = [constraint.opening(n, subset=constraint.subset(chosen)) for n in (1, 2, 3, 4)]
+    for n, group in enumerate(engine.generate(prompts, seeds, sampling, openings=openings), start=1):
+        for completion in group:
+            lines = policy.tokenizer.decode(completion.ids[:-1]).split("\n")
+            assert sorted(lines) == sorted(map(str, chosen)) if n > 1 else lines[0] in map(str, chosen)
+    whole = engine.generate(prompts, seeds, replace(sampling, max_lines=3), openings=[constraint.opening(3)] * 4)
+    cut = engine.generate(prompts, seeds, replace(sampling, max_lines=1), openings=[constraint.opening(3)] * 4)
+    for group, others in zip(whole, cut, strict=True):
+        for completion, other in zip(group, others, strict=True):
+            assert policy.eos[completion.ids[-1]], "the last line ends with EOS, not with a newline"
+            assert policy.tokenizer.decode(other.ids).count("\n") == 1
+            assert completion.ids[: len(other.ids)].tolist() == other.ids.tolist()
+
+
+def run_requests(engine, policy, requests, after_steps: int = 0):
+    """The tokens of a mix of requests, (prompt, seed, opening | None), all preempted once after some steps."""
+    from vllm import SamplingParams
+
+    llm = engine._llm.llm_engine
+    sampling = Sampling(max_tokens=60)
+    for k, (prompt, seed, opening) in enumerate(requests):
+        parameters = SamplingParams(**sampling_arguments(sampling, seed, policy.eos_ids, opening))
+        llm.add_request(str(k), {"prompt_token_ids": prompt}, parameters)
+    found, steps = {}, 0
+    while llm.has_unfinished_requests():
+        found |= {o.request_id: list(o.outputs[0].token_ids) for o in llm.step() if o.finished}
+        steps += 1
+        if steps == after_steps:
+            scheduler = llm.engine_core.engine_core.scheduler
+            assert len(scheduler.running) > 8
+            assert scheduler.reset_prefix_cache(reset_running_requests=True)
+            assert not scheduler.running
+    return [found[str(k)] for k in range(len(requests))]
+
+
+def test_requests_of_both_kinds_share_batches_and_survive_preemption(engine, policy, constraint):
+    policy = moved(policy, 10)
+    engine.sync(policy)
+    prompts, seeds, openings, _ = held(constraint, 70)  # more than the engine advances at a time
+    held_ones = run_requests(engine, policy, list(zip(prompts, seeds, openings, strict=True)))
+    free = run_requests(engine, policy, [(p, s, None) for p, s in zip(prompts, seeds, strict=True)])
+    mixed = [(p, s, o if k % 3 else None) for k, (p, s, o) in enumerate(zip(prompts, seeds, openings, strict=True))]
+    expected = [held_ones[k] if k % 3 else free[k] for k in range(70)]
+    assert run_requests(engine, policy, mixed) == expected
+    assert run_requests(engine, policy, mixed, after_steps=9) == expected
+    for opening, ids in zip(openings, held_ones, strict=True):
+        list(constraint.replay(opening, ids))
+
+
+def test_another_process_reads_the_constraint_from_the_model_folder(constraint, tmp_path):
+    copied = pickle.loads(pickle.dumps(constraint))
+    opening = constraint.opening(3, ["The Matrix"], subset=constraint.subset(constraint.lines.items[1:]))
+    for made in (opening, pickle.loads(pickle.dumps(opening)), Opening.unpack(opening.packed())):
+        assert made == opening
+        assert hash(made.subset) == hash(opening.subset)
+        assert copied.state(made).allowed().tokens().tolist() == constraint.state(opening).allowed().tokens().tolist()
+    assert read_constraint(tmp_path) is None
+    (tmp_path / CONSTRAINT).write_bytes(pickle.dumps(constraint))
+    assert read_constraint(tmp_path).lines.texts == constraint.lines.texts
 
 
 def test_progress_counts_completions(engine, policy):

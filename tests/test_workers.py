@@ -21,6 +21,7 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.cluster.config import ClusterConfig
 from convrec_r1.cluster.connect import connect
+from convrec_r1.matching import Normalised
 from convrec_r1.modules.callbacks import Watch
 from convrec_r1.modules.fit import fit
 from convrec_r1.modules.step import StepLoader
@@ -30,6 +31,7 @@ from convrec_r1.policy.weights import stream_weights
 from convrec_r1.rollout.base import Completion, Sampling, prompt_seed
 from convrec_r1.rollout.checksums import SyncError
 from convrec_r1.rollout.config import HFConfig, RolloutConfig, vllm_version
+from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.engines import run_engine
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.workers.bundles import compose, pack, unpack
@@ -138,9 +140,8 @@ def engines(nodes, warm):
     def make(rollout: RolloutConfig, policy=warm):
         for engine in made:  # there is room for two workers
             engine.close()
-        made.append(
-            run_engine(rollout, policy, max_length=256, cluster=ClusterConfig(name="ray", address=nodes.address))
-        )
+        cluster, constraint = ClusterConfig(name="ray", address=nodes.address), constraint_of(policy)
+        made.append(run_engine(rollout, policy, max_length=256, cluster=cluster, constraint=constraint))
         return made[-1]
 
     yield make
@@ -186,6 +187,17 @@ def pids(engine) -> list[int]:
     return [worker.identity.pid for worker in engine._pool.workers if worker.identity]
 
 
+def constraint_of(policy) -> Constraint:
+    return Constraint.of(DATA.catalog, Normalised(), policy)
+
+
+def held(constraint) -> list[Opening]:
+    """Openings for `PROMPTS`: other titles are closed to each, and half of them take their items from a part."""
+    items = constraint.lines.items
+    part = constraint.subset(items[::2])
+    return [constraint.opening(3, [items[k].title], subset=part if k % 2 else None) for k in range(len(PROMPTS))]
+
+
 def many_prompts(count: int = 60):
     """Enough groups for a worker to be in the middle of some at any time."""
     return [[5 + i % 40, 6, 7] for i in range(count)], [prompt_seed(1, 0, i) for i in range(count)]
@@ -197,6 +209,15 @@ def test_lists_are_those_of_the_trainers_own_engine(engine, warm):
     assert same(engine.generate(PROMPTS, SEEDS, SAMPLING, told.append), expected(warm))
     assert sum(told) == 24
     assert engine.generate([], [], SAMPLING) == []
+
+
+@on_ray
+def test_workers_hold_lists_to_the_catalog(engine, warm):
+    constraint = constraint_of(warm)
+    sampling, own = Sampling(n=3, max_tokens=120), HFEngine(warm, batch_size=4, constraint=constraint)
+    expected = own.generate(PROMPTS, SEEDS, sampling, openings=held(constraint))
+    assert same(engine.generate(PROMPTS, SEEDS, sampling, openings=held(constraint)), expected)
+    assert not same(engine.generate(PROMPTS, SEEDS, sampling), expected)
 
 
 @on_ray
@@ -373,3 +394,9 @@ def test_vllm_samples_in_a_worker(engines):
         groups = engine.generate(PROMPTS, SEEDS, greedy)
         own = HFEngine(synced, batch_size=8).generate(PROMPTS, SEEDS, greedy)
         assert [c.ids.tolist() for (c,) in groups] == [c.ids.tolist() for (c,) in own]
+    constraint = constraint_of(policy)
+    openings = held(constraint)
+    for opening, (completion,) in zip(
+        openings, engine.generate(PROMPTS, SEEDS, greedy, openings=openings), strict=True
+    ):
+        list(constraint.replay(opening, completion.ids))

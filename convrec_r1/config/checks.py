@@ -3,9 +3,9 @@
 Here are the checks across rooms. Bounds are at the fields (base/options.py), and the checks of one room are in the room.
 """
 
+import importlib.util
 import os
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from convrec_r1.modules.config import Optimizer
 from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
+from convrec_r1.serve import config as serve_config
 from convrec_r1.serve.hub import config as publish_config
 
 
@@ -43,11 +44,11 @@ def problems(cfg: Config) -> list[str]:
         return []
     wrong = out_of_bounds(cfg)
     within = not wrong
-    if task in LOADS_NOTHING:
+    if task in serve_config.TASKS:
+        wrong += [*serve_config.problems(cfg, task, cfg.checkpoint), *_use(cfg)]
+    elif task in LOADS_NOTHING:
         wrong += _runs(cfg) if task == "compare" else []
         wrong += publish_config.problems(cfg.publish, cfg.checkpoint, cfg.hub) if task == "publish" else []
-    elif task == "serve":
-        wrong += _serving(cfg)
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
         wrong += launch.problems(cfg.trainer, trains=task == "train")
@@ -76,16 +77,6 @@ def _runs(cfg: Config) -> list[str]:
     if patterns and all(isinstance(p, str) and p for p in patterns):
         return []
     return ["task=compare needs runs='outputs/STUDY/*', or runs=[FOLDER,FOLDER,...]."]
-
-
-def _serving(cfg: Config) -> list[str]:
-    wrong = (
-        [] if cfg.checkpoint else ["task=serve needs checkpoint=RUN: a run's folder, a policy's folder or a Hub id."]
-    )
-    missing = [name for name in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client") if not find_spec(name)]
-    if missing:
-        wrong.append(f"task=serve needs {', '.join(missing)}. Run `pip install 'convrec-r1[serve]'`.")
-    return wrong
 
 
 def _cluster(cfg: Config) -> list[str]:
@@ -196,10 +187,7 @@ def _hardware(cfg: Config) -> list[str]:
             "model.dtype=float32 with trainer.precision=bf16-mixed."
         )
     elsewhere = cfg.cluster.on_ray and cfg.cluster.address is not None and trainer.world > 1  # on the cluster's GPUs
-    if trainer.accelerator == "gpu" and not elsewhere and not _sees_gpu():
-        wrong.append(
-            f"trainer={trainer.name} asks for a GPU and torch sees none here: use trainer=auto, or check the driver."
-        )
+    wrong += [] if elsewhere else _gpu(cfg)
     wrong += _optimizer(cfg)
     if trainer.strategy == "fsdp" and trainer.accelerator != "gpu":
         wrong.append("trainer.strategy=fsdp shards over GPUs: set trainer.accelerator=gpu, or use trainer=ddp on CPUs.")
@@ -211,6 +199,19 @@ def _hardware(cfg: Config) -> list[str]:
     if trainer.strategy == "fsdp" and trainer.world < 2:
         wrong.append("trainer.strategy=fsdp with one device shards nothing: set trainer.devices, or use trainer=gpu.")
     return wrong
+
+
+def _use(cfg: Config) -> list[str]:
+    """Check what a task that only uses a policy needs."""
+    return [*rollout_config.problems(cfg.rollout, accelerator=cfg.trainer.accelerator, world=1), *_gpu(cfg)]
+
+
+def _gpu(cfg: Config) -> list[str]:
+    if cfg.trainer.accelerator != "gpu" or _sees_gpu():
+        return []
+    return [
+        f"trainer={cfg.trainer.name} asks for a GPU and torch sees none here: use trainer=auto, or check the driver."
+    ]
 
 
 def _optimizer(cfg: Config) -> list[str]:
@@ -226,7 +227,7 @@ def _optimizer(cfg: Config) -> list[str]:
         wrong.append(
             f"{keys}: trainer.strategy=fsdp shards AdamW's state already, and cannot gather 8-bit state. Use adamw."
         )
-    if find_spec("bitsandbytes") is None:
+    if importlib.util.find_spec("bitsandbytes") is None:
         wrong.append(
             f"{keys}: bitsandbytes is not installed. Run `pip install 'convrec-r1[bitsandbytes]'`, or use adamw."
         )

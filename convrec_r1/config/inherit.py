@@ -85,6 +85,12 @@ def inherit(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[Path]) 
     return "; ".join([said, *([f"overridden: {', '.join(overridden)}"] if overridden else []), *notes]) + "."
 
 
+def ask_for_n(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Set `serve.n` to the command line's n, in place. Without one the policy's own counts, and not the default."""
+    if "n" in _given(overrides, [])[0]:
+        cfg.serve.n = cfg.n
+
+
 def read_by_run(cfg: Config) -> bool:
     """Return whether the run of `cfg.checkpoint` was made from the dataset of `cfg`. False without such a run."""
     run = run_of(str(cfg.checkpoint))

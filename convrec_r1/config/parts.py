@@ -5,6 +5,7 @@ Modules that need transformers or Lightning are imported late: they take seconds
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,17 @@ from convrec_r1.reward.base import Reward
 from convrec_r1.reward.judge import Judge
 from convrec_r1.reward.rank import Position
 from convrec_r1.rl import ClippedSurrogate, Objective
+from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.base import Sampling
+from convrec_r1.rollout.config import ConstraintChoice
 from convrec_r1.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from convrec_r1.policy import Policy, PromptEncoder
+    from convrec_r1.rollout.constraint import Constraint
     from convrec_r1.run.tracker import Tracker
+
+_log = logging.getLogger(__name__)
 
 CODE_OF_EVALUATIONS = ("lists", "matching", "data", "reward", "policy", "rollout", "evaluate", "config/parts")
 """Code that decides the evaluation of a policy."""
@@ -73,6 +79,30 @@ def encoder_for(cfg: Config, policy: Policy) -> PromptEncoder:
         template=model.template,
         date=model.date,
     )
+
+
+def constraint_for(cfg: Config, catalog: Catalog, policy: Policy) -> Constraint | None:
+    """Build what lists of `policy` are held to, in rollouts or in the evaluation. None: they are held to nothing.
+
+    Raises:
+        UserError: the model's tokenizer can write no item of the catalog.
+    """
+    if not constrained(cfg):
+        return None
+    from convrec_r1.rollout.constraint import Constraint
+
+    constraint = Constraint.of(catalog, matching(cfg), policy)
+    if sentence := constraint.too_short(policy.tokenizer, cfg.n, cfg.model.max_completion_length):
+        _log.warning("%s", sentence)
+    return constraint
+
+
+def constrained(cfg: Config) -> list[str]:
+    """Return the options by which lists are held to the catalog, each with its value."""
+    chosen = {"eval.constraint": cfg.eval.constraint}
+    if cfg.task.name == "train" and cfg.algo.stage is Stage.rl:
+        chosen["rollout.constraint"] = cfg.rollout.constraint
+    return [f"{key}={value.value}" for key, value in chosen.items() if value is not ConstraintChoice.none]
 
 
 def judge(cfg: Config, catalog: Catalog) -> Judge:
@@ -163,6 +193,7 @@ def evaluation_key(cfg: Config, data: Dataset) -> str:
         "tokens": [cfg.model.max_prompt_length, cfg.model.max_completion_length],
         "prompts": [cfg.model.template, cfg.model.date],
         "engine": cfg.rollout.evaluation_identity,
+        "constraint": cfg.eval.constraint.value,
         "code": of_code(*CODE_OF_EVALUATIONS),
     }
     return of_value(parts)

@@ -24,6 +24,8 @@ from convrec_r1.config.schema import Config
 _ARGUMENT = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 _STRUCTURED = re.compile(r"""\s*(?:[\[{("']|\w+\()""")
 """Start of a list, a mapping, a quoted string or a function of Hydra's grammar."""
+_SPOKEN = ("message", "where")
+"""Keys whose values are what people say, in any signs: Hydra's grammar has no meaning there."""
 _SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--help", "-h", "--hydra-help", "--version")
 """Flags of Hydra's without a value."""
 
@@ -77,6 +79,8 @@ def _readable(argument: str, before: str) -> str:
             + "There is no space around the = sign. All keys: python -m convrec_r1 --cfg job"
         )
     key, value = found["key"], found["value"]
+    if key in _SPOKEN:
+        return f"{key}={_spoken(value, key)}"
     path = os.path.expanduser(value)
     if _is_there(path):
         return argument if _reads_as(argument, path) else f"{key}={_quoted_path(path, key)}"
@@ -99,6 +103,22 @@ def _readable(argument: str, before: str) -> str:
         )
     quoted = [part if is_list and _error(f"key={part}") is None else quote(os.path.expanduser(part)) for part in parts]
     return _argument(key, quoted, is_list)
+
+
+def _spoken(value: str, key: str) -> str:
+    """Return a text as a quoted string. One that is quoted for Hydra already, and null, stay as they are."""
+    if "${" in value:
+        raise UserError(f"{key} holds ${{, which begins a reference to another key, also in quotes. Leave it out.")
+    if value == "null" or (value[:1] in ("'", '"') and _is_quoted(value)):
+        return value
+    return quote(value)
+
+
+def _is_quoted(value: str) -> bool:
+    try:
+        return isinstance(OverridesParser.create().parse_override(f"key={value}").value(), (str, QuotedString))
+    except HydraException:
+        return False
 
 
 def _is_list(value: str) -> bool:

@@ -15,7 +15,8 @@ from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl.config import AlgoConfig
 from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import KeptConfig, LoggerConfig
-from convrec_r1.serve.http.config import HttpConfig
+from convrec_r1.serve import config as serve
+from convrec_r1.serve.config import AskKeys, ServeConfig
 from convrec_r1.serve.hub.config import PublishConfig
 from convrec_r1.studies.config import CompareConfig
 
@@ -26,7 +27,18 @@ class TaskConfig:
 
     name: str = option(
         MISSING,
-        choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", "serve", "publish"),
+        choices=(
+            "train",
+            "eval",
+            "score",
+            "distill",
+            "compare",
+            "kept",
+            "workspace",
+            "doctor",
+            "publish",
+            *serve.TASKS,
+        ),
     )
 
 
@@ -38,7 +50,7 @@ class RecipeConfig:
 
 
 @dataclass
-class Config:
+class Config(AskKeys):
     """The config of a run. Slots of type Any name a class by `_target_`: docs/extend.md."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -76,12 +88,8 @@ class Config:
     warm_start: str | None = "sft"
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval, task=serve: a run's folder, a policy's folder or a Hub id. task=publish: a run's folder."""
-    host: str = option("127.0.0.1", identity=False)
-    """task=serve: where it listens. 0.0.0.0 and ::: on all networks of this machine."""
-    port: int = option(8000, least=0, most=65535, identity=False)
-    """task=serve. 0: any port that is free."""
-    serve: HttpConfig = option(factory=HttpConfig, identity=False)
+    """task=eval, recommend, chat, serve: a run's folder, a policy's folder or a Hub id. task=publish: a run's folder."""
+    serve: ServeConfig = option(factory=ServeConfig, identity=False)
     hub: str | None = option(None, identity=False)
     """task=publish: ORG/NAME on the Hugging Face Hub."""
     publish: PublishConfig = option(factory=PublishConfig, identity=False)

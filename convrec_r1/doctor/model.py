@@ -1,12 +1,14 @@
 """Build the policy that a run would train, without reading or fetching weights."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from convrec_r1.config.parts import base_policy
+from convrec_r1.base.errors import UserError
+from convrec_r1.config.parts import base_policy, constrained, matching
 from convrec_r1.config.schema import Config
 from convrec_r1.data import Dataset
 from convrec_r1.doctor.findings import Finding, Level
@@ -16,6 +18,7 @@ from convrec_r1.policy import Policy
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.policy.wheel import cache_folder
+from convrec_r1.rollout.constraint import Constraint
 
 
 def build(cfg: Config, data: Dataset, device: torch.device) -> tuple[list[Finding], Policy | None]:
@@ -48,6 +51,24 @@ def build(cfg: Config, data: Dataset, device: torch.device) -> tuple[list[Findin
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad) / 1e6
     text = f"{model.name}: {count:,.1f}M parameters, {trained:,.1f}M of them trained"
     return [Finding("model", text), *findings], policy
+
+
+def held_to(cfg: Config, data: Dataset, policy: Policy) -> list[Finding]:
+    """Build what lists are held to, if the config asks for it, and say what it can write."""
+    options = " and ".join(constrained(cfg))
+    if not options:
+        return []
+    start = time.perf_counter()
+    try:
+        constraint = Constraint.of(data.catalog, matching(cfg), policy)
+    except UserError as error:
+        return [Finding("constraint", str(error), Level.FAIL)]
+    seconds = time.perf_counter() - start
+    written, total = len(constraint.lines), len(data.catalog)
+    text = f"{options}: lists can name {written:,} of {total:,} items; built in {seconds:.1f} s"
+    if short := constraint.too_short(policy.tokenizer, cfg.n, cfg.model.max_completion_length):
+        return [Finding("constraint", text, Level.WARN, short)]
+    return [Finding("constraint", text)]
 
 
 def _random(cfg: Config, path: Path | str, device: torch.device) -> tuple[list[Finding], Policy | None]:

@@ -17,7 +17,7 @@ from convrec_r1.config.schema import Config, TaskConfig
 from convrec_r1.data import SPLITS, Dataset
 from convrec_r1.doctor import environment
 from convrec_r1.doctor.findings import Finding, Level
-from convrec_r1.doctor.model import build
+from convrec_r1.doctor.model import build, held_to
 from convrec_r1.doctor.plan import optimizers, plan_of
 from convrec_r1.modules.config import Optimizer
 from convrec_r1.modules.fit import device_for
@@ -69,6 +69,7 @@ def examine(cfg: Config, *, budget: float = 60) -> tuple[list[Finding], Forecast
     findings += seen
     if policy is None:
         return findings, None
+    findings += held_to(run, data, policy)
     findings.append(environment.disk(Path(run.outputs), disk_bytes(run, policy)))
     try:
         found = look_ahead(run, policy, data, budget)

@@ -20,8 +20,9 @@ from convrec_r1.matching import Matching
 from convrec_r1.reward.rank import Position
 from convrec_r1.rollout.base import RolloutEngine, Sampling
 
-if TYPE_CHECKING:  # it imports transformers, which takes seconds
+if TYPE_CHECKING:  # they import transformers, which takes seconds
     from convrec_r1.policy import Policy, PromptEncoder
+    from convrec_r1.rollout.constraint import Constraint, Opening
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,19 @@ class Evaluator:
         encoder: PromptEncoder,
         conversations: Sequence[Conversation],
         title: str,
+        constraint: Constraint | None = None,
     ) -> list[str]:
         """Return a greedy list of `policy` for each conversation. Each process samples a share; all processes get all lists.
 
-        title: text of the progress bar.
+        Args:
+            title: text of the progress bar.
+            constraint: that lists are held to (eval.constraint). The engine has it, too. None: nothing.
         """
         engine.sync(policy)
         rank, world = processes.in_group()
-        prompts = [encoder.prompt(c) for c in conversations[rank::world]]
-        texts = greedy_lists(policy, engine, prompts, self.greedy, title)
+        share = conversations[rank::world]
+        openings = None if constraint is None else [constraint.opening(self.n, c.seen) for c in share]
+        texts = greedy_lists(policy, engine, [encoder.prompt(c) for c in share], self.greedy, title, openings)
         return _interleave(processes.gather(texts), len(conversations))
 
     def policy(
@@ -68,9 +73,11 @@ class Evaluator:
         encoder: PromptEncoder,
         conversations: Sequence[Conversation],
         title: str,
+        constraint: Constraint | None = None,
     ) -> Evaluation:
         """Score the greedy lists of `policy`; arguments as in `texts`."""
-        return self.score(self.texts(policy, engine, encoder, conversations, title), conversations)
+        texts = self.texts(policy, engine, encoder, conversations, title, constraint)
+        return self.score(texts, conversations)
 
     def baseline(
         self,
@@ -121,14 +128,26 @@ def write_asked(conversations: Sequence[Conversation], path: Path) -> None:
 
 
 def greedy_lists(
-    policy: Policy, engine: RolloutEngine, prompts: Sequence[list[int]], greedy: Sampling, title: str
+    policy: Policy,
+    engine: RolloutEngine,
+    prompts: Sequence[list[int]],
+    greedy: Sampling,
+    title: str,
+    openings: Sequence[Opening] | None = None,
 ) -> list[str]:
-    """Return the greedy list of each prompt. Equal prompts are sampled once."""
-    unique = list(dict.fromkeys(map(tuple, prompts)))
+    """Return the greedy list of each prompt. Equal prompts are sampled once, unless their lists may hold other items.
+
+    openings: what the list of each prompt may hold. None: lists are held to nothing.
+    """
+    asked = list(zip(map(tuple, prompts), openings or [None] * len(prompts), strict=True))
+    unique = list(dict.fromkeys(asked))
+    held = {} if openings is None else {"openings": [opening for _, opening in unique if opening]}
     with bar(title, len(unique)) as progress:
-        groups = engine.generate(unique, [0] * len(unique), greedy, on_progress=progress.advance)
-    answers = {prompt: policy.text(group[0].ids.tolist()) for prompt, group in zip(unique, groups, strict=True)}
-    return [answers[tuple(prompt)] for prompt in prompts]
+        groups = engine.generate(
+            [prompt for prompt, _ in unique], [0] * len(unique), greedy, on_progress=progress.advance, **held
+        )
+    answers = {one: policy.text(group[0].ids.tolist()) for one, group in zip(unique, groups, strict=True)}
+    return [answers[one] for one in asked]
 
 
 def _interleave(parts: list[list[str]], total: int) -> list[str]:

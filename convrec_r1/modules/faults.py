@@ -65,7 +65,8 @@ class Checks:
 class Evidence:
     """The batch of an update on one process: the inputs of its loss without the weights."""
 
-    tensors: dict[str, Tensor]  # [B, ...] each; "parts" [B]: micro-batch of each row
+    tensors: dict[str, Tensor]
+    """[B, ...] each; "parts" [B]: micro-batch of each row. Of constrained lists also "allowed_...", the fields of `Allowed`."""
     normalizer: float  # denominator of the loss
     rows: list[int]  # rows with non-finite values; empty: not known
     slots: list[int]  # [B], position of each row's sample in the step
@@ -91,6 +92,8 @@ def evidence_of(
     prompts = {"prompt_ids": tokens.prompt_ids[tokens.owner], "prompt_mask": tokens.prompt_mask[tokens.owner]}
     tensors = prompts | {"completion_ids": tokens.completion_ids, "mask": tokens.mask} | beside
     tensors = {name: t[rows] for name, t in tensors.items()}
+    if tokens.allowed is not None:
+        tensors |= {f"allowed_{name}": t for name, t in vars(tokens.allowed.rows(rows, tokens.mask.shape[1])).items()}
     tensors["parts"] = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
     at = {int(row): place for place, row in enumerate(rows)}
     bad = sorted(at[row] for row in checks.rows(parts))

@@ -13,6 +13,7 @@ from convrec_r1.modules.meters import Meter
 from convrec_r1.modules.step import Slots
 from convrec_r1.reward.judge import Feedback
 from convrec_r1.rollout.base import Completion
+from convrec_r1.rollout.constraint import Opening
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Group:
     """Whether any advantage within the group differs from 0."""
     staleness: int
     """Steps between the weights that it was sampled from and those that it trains."""
+    opening: Opening | None = None
+    """What its lists could hold. None: they were held to nothing."""
 
 
 def varies(credited: Tensor) -> bool:

@@ -33,6 +33,7 @@ from convrec_r1.rl import (
 from convrec_r1.rl.config import Advantage
 from convrec_r1.rollout.base import RolloutEngine, Sampling, prompt_seed
 from convrec_r1.rollout.batch import RolloutBatch, make_batch
+from convrec_r1.rollout.constraint import Constraint
 from convrec_r1.rollout.pipeline import Order, Pipeline
 from convrec_r1.run.tracker import Tracker
 
@@ -50,6 +51,8 @@ class RLModule(StepModule):
         settings: RLSettings,
         tracker: Tracker,
         loader: StepLoader,
+        *,
+        constraint: Constraint | None = None,
     ) -> None:
         """
         Args:
@@ -58,6 +61,8 @@ class RLModule(StepModule):
             objective: tensors of a micro-batch -> loss and metrics.
             loader: of the training, for the prompts of coming steps (rollout.overlap) and in place of groups that teach
                 nothing (algo.dynamic_sampling).
+            constraint: that lists are held to, in sampling and in all log-probs (rollout.constraint). The engine has it, too.
+                None: nothing.
         """
         algo, rollout = settings.algo, settings.rollout
         updates = settings.rl.steps * algo.mu * algo.minibatches
@@ -84,7 +89,7 @@ class RLModule(StepModule):
             "unit": (rollout.correction_unit or algo.ratio).value,
         }
         """Keyword arguments of `importance_weights`."""
-        self.loader = loader
+        self.loader, self.constraint = loader, constraint
         self.pipeline = Pipeline(engine, self.sampling, rollout.overlap)
 
     def on_train_start(self) -> None:
@@ -140,6 +145,8 @@ class RLModule(StepModule):
             self.policy,
             mask_truncated=algo.mask_truncated,
             count_blank_lines=algo.count_blank_lines,
+            constraint=self.constraint,
+            openings=[group.opening for group in groups if group.opening is not None],
         )
         taken = Slots([(group.slot, group.conversation) for group in groups])
         return taken, rollouts, joined([group.feedback for group in groups])
@@ -156,18 +163,24 @@ class RLModule(StepModule):
         lengths = torch.tensor([len(c.ids) for group in sampled.groups for c in group], device=self.device)
         credited = self.credited(feedback, lengths)
         groups = []
+        order = sampled.order
+        openings = order.openings or [None] * len(slots)
         for i, ((slot, conversation), completions) in enumerate(zip(slots, sampled.groups, strict=True)):
             rows = slice(i * size, (i + 1) * size)
             own, teaches = rows_of(feedback, rows), varies(credited[rows])
-            prompt = sampled.order.prompts[i]
-            groups.append(Group(slot, conversation, prompt, completions, own, teaches, sampled.staleness))
+            given = order.prompts[i], completions, own, teaches, sampled.staleness, openings[i]
+            groups.append(Group(slot, conversation, *given))
         self.clock.lap("reward")
         return groups
 
     def order(self, slots: Slots[Conversation], step: int, replacement: int = 0) -> Order:
         prompts = [self.encoder.prompt(conversation) for _, conversation in slots]
         apart = replacement * self.loader.per_step
-        return Order(step, prompts, [prompt_seed(self.settings.seed, step, apart + slot) for slot, _ in slots])
+        seeds = [prompt_seed(self.settings.seed, step, apart + slot) for slot, _ in slots]
+        openings = None
+        if self.constraint is not None:
+            openings = [self.constraint.opening(self.settings.n, c.seen) for _, c in slots]
+        return Order(step, prompts, seeds, openings)
 
     def credited(self, feedback: Feedback, lengths: Tensor) -> Tensor:
         """Return the values that advantages are computed from: [B, N] of ranks or [B, 1] of lists, overlong lists punished.

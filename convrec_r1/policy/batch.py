@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from convrec_r1.policy.allowed import Allowed
+
 
 @dataclass
 class TokenBatch:
@@ -17,6 +19,8 @@ class TokenBatch:
     owner: Tensor  # [B]: prompt of each completion
     completion_ids: Tensor  # [B, T]
     mask: Tensor  # [B, T]: 1 on tokens of the completion including EOS, 0 on padding
+    allowed: Allowed | None = None
+    """Tokens that might have come at each token. None: any. Log-probs and entropy are of the distribution over these."""
 
     @classmethod
     def collate(
@@ -27,7 +31,9 @@ class TokenBatch:
         return cls(*pad_rows(prompts, pad, left=True), owner, *pad_rows(completions, pad))
 
     def to(self, device: torch.device) -> "TokenBatch":
-        return TokenBatch(*(t.to(device) for t in vars(self).values()))
+        tables = self.prompt_ids, self.prompt_mask, self.owner, self.completion_ids, self.mask
+        allowed = None if self.allowed is None else self.allowed.to(device)
+        return TokenBatch(*(t.to(device) for t in tables), allowed)
 
     @property
     def prompt_lengths(self) -> Tensor:
@@ -55,7 +61,8 @@ class TokenBatch:
         s = max(1, int(self.prompt_mask[prompts].sum(-1).max()))
         t = max(1, int(self.mask[index].sum(-1).max()))
         kept = self.prompt_ids[prompts, -s:], self.prompt_mask[prompts, -s:]
-        return TokenBatch(*kept, owner, self.completion_ids[index, :t], self.mask[index, :t])
+        allowed = None if self.allowed is None else self.allowed.rows(index, t)
+        return TokenBatch(*kept, owner, self.completion_ids[index, :t], self.mask[index, :t], allowed)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from convrec_r1.policy.allowed import allowed_logprobs, masked_logprobs
 from convrec_r1.policy.attention import Unsupported, hidden_states, take_layouts, window_of
 from convrec_r1.policy.batch import TokenBatch
 from convrec_r1.policy.logprobs import token_logprobs
@@ -80,18 +81,19 @@ class Policy(nn.Module):
         """Return log-probs and entropy at the completion tokens: float32 [B, T] each, 0 off the mask.
 
         Logits are computed for completion tokens only, and each prompt is read once for all its completions, where the model
-        allows it (`packs`).
+        allows it (`packs`). Of constrained completions (`batch.allowed`), both are of the distribution over the allowed tokens.
         """
         on = batch.mask.bool()
         targets = batch.completion_ids[on]  # [M]
+        allowed = None if batch.allowed is None else batch.allowed.at(on)
         if self.fused_head:
             hidden = self._packed(batch) if self.packs else None
             hidden = self._padded(batch, on) if hidden is None else hidden
-            logps, entropy = token_logprobs(hidden, self.head_weight, targets, self.temperature)
+            given = hidden, self.head_weight, targets, self.temperature
+            logps, entropy = token_logprobs(*given) if allowed is None else allowed_logprobs(*given, allowed)
         else:
-            log_p = torch.log_softmax(self._logits(batch, on).float() / self.temperature, -1)  # [M, V]
-            logps = log_p.gather(1, targets[:, None])[:, 0]
-            entropy = -(log_p.exp() * log_p).sum(-1).detach()
+            logits = self._logits(batch, on).float() / self.temperature  # [M, V]
+            logps, entropy = masked_logprobs(logits, targets, allowed)
         zeros = logps.new_zeros(on.shape)
         return zeros.masked_scatter(on, logps), zeros.masked_scatter(on, entropy)
 

@@ -8,8 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from convrec_r1.policy import Policy, TokenBatch
+from convrec_r1.policy.allowed import Allowed
 from convrec_r1.rl import list_lengths, segment_ranks
 from convrec_r1.rollout.base import Completion
+from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.lines import thought_tokens
 
 
@@ -37,18 +39,27 @@ def make_batch(
     *,
     mask_truncated: bool = False,
     count_blank_lines: bool = False,
+    constraint: Constraint | None = None,
+    openings: Sequence[Opening] = (),
 ) -> RolloutBatch:
     """Pad P prompts with G completions each, and segment the completions into ranks.
 
     Thoughts hold no ranks: their tokens are blank, and go with the rank that follows.
 
-    mask_truncated, count_blank_lines: `algo.mask_truncated` and `algo.count_blank_lines`.
+    Args:
+        mask_truncated, count_blank_lines: `algo.mask_truncated` and `algo.count_blank_lines`.
+        constraint: that the completions were held to. None: to nothing.
+        openings: [P], what the completions of each prompt could hold.
     """
     completions = [c for group in groups for c in group]
     each = len(groups[0])
     tokens = TokenBatch.collate(prompts, [c.ids.tolist() for c in completions], policy.pad_id, each=each).to(
         policy.device
     )
+    if constraint is not None:
+        lists = ((opening, c.ids) for opening, group in zip(openings, groups, strict=True) for c in group)
+        sets = [list(constraint.replay(opening, ids.tolist())) for opening, ids in lists]
+        tokens.allowed = Allowed.collate(sets, tokens.mask.shape[1]).to(policy.device)
     sampled = torch.zeros(tokens.mask.shape)
     for i, completion in enumerate(completions):
         sampled[i, : len(completion.logprobs)] = torch.from_numpy(completion.logprobs)

@@ -216,7 +216,8 @@ def cannot_constrain(rollout: RolloutConfig, key: str) -> list[str]:
     if getattr(rollout.engine, "constrains", False):
         return []
     return [
-        f"{key}: {rollout.engine.__name__} cannot hold lists to the catalog. Use rollout=hf, or {key.split('=')[0]}=none."
+        f"{key}: {rollout.engine.__name__} cannot hold lists to the catalog. Use rollout=hf, rollout=vllm, or "
+        f"{key.split('=')[0]}=none."
     ]
 
 

@@ -1,6 +1,5 @@
 """The engine of a run: in its own processes, or over rollout workers."""
 
-from convrec_r1.base.errors import UserError
 from convrec_r1.cluster.config import ClusterConfig
 from convrec_r1.policy import Policy
 from convrec_r1.rollout.base import RolloutEngine, make_engine
@@ -18,15 +17,11 @@ def run_engine(
         max_length: upper limit of prompt and completion together, in tokens.
         constraint: that `openings` refer to. None: no lists are held to the catalog.
     Raises:
-        UserError: the class cannot be imported or built, is no `RolloutEngine`, or cannot hold lists to the catalog.
+        UserError: the class cannot be imported or built, or is no `RolloutEngine`.
     """
     cfg, _ = choose_engine(cfg)
     if not cfg.workers:
         return make_engine(cfg, policy, max_length=max_length, constraint=constraint)
     from convrec_r1.rollout.workers.engine import WorkersEngine  # imported late: most runs have no workers
 
-    if constraint is not None and not getattr(WorkersEngine, "constrains", False):
-        raise UserError(
-            f"rollout.workers={cfg.workers}: workers cannot hold lists to the catalog. Use rollout.workers=0."
-        )
-    return WorkersEngine(cfg, policy, max_length=max_length, cluster=cluster)
+    return WorkersEngine(cfg, policy, max_length=max_length, cluster=cluster, constraint=constraint)

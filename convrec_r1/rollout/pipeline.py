@@ -1,7 +1,7 @@
 """Sample each step's rollouts: when the step needs them, or some steps ahead while earlier steps train."""
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,9 +27,10 @@ class Order:
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Order":
         """Return the order of a `state_dict`. Those of older versions have no openings."""
-        openings = state.get("openings")
-        made = None if openings is None else [Opening(n, tuple(closed)) for n, closed in openings]
-        return cls(**state | {"openings": made})
+        order = cls(**state)
+        if order.openings is None:
+            return order
+        return replace(order, openings=[Opening(n, tuple(closed)) for n, closed in state["openings"]])
 
 
 @dataclass(frozen=True)

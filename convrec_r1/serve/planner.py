@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from convrec_r1.base.errors import UserError
@@ -34,9 +34,16 @@ class Plan(NamedTuple):
 class Planner:
     """Knows the policy's tokenizer, its settings and its catalog. Threads may share it."""
 
-    def __init__(self, policy: Policy, settings: Settings, known: Known, constraint: Constraint | None) -> None:
-        """constraint: None: lists are written freely, and lines are left out afterwards."""
+    def __init__(
+        self, policy: Policy, settings: Settings, known: Known, constraint: Constraint | None, max_length: int
+    ) -> None:
+        """
+        Args:
+            constraint: None: lists are written freely, and lines are left out afterwards.
+            max_length: upper limit of prompt and list together, in tokens.
+        """
         self.policy, self.settings, self.known, self.constraint = policy, settings, known, constraint
+        self.max_length = max_length
         self._tables = [t.tolist() for t in (policy.newline, policy.blank, policy.opens, policy.thought)]
         self._lock = threading.Lock()  # tokenizers are not made for several threads
         self._encoder = lru_cache(64)(self._make_encoder)
@@ -57,41 +64,48 @@ class Planner:
         else:
             match = self.known.match
             sieve = Sieve(match.seen_keys(seen), {match.item_key(item) for item in exclude}, within)
+        limit = min(longest(n, self.settings, self.constraint), request.max_tokens or LARGEST)
         sampling = Sampling(
             temperature=request.temperature, top_p=request.top_p, top_k=request.top_k,
-            max_tokens=min(self._limit(n, len(prompt)), request.max_tokens or LARGEST), max_lines=lines,
+            max_tokens=max(1, min(limit, self.max_length - len(prompt))), max_lines=lines,
         )  # fmt: skip
         job = Job(prompt, request.seed, sampling, opening)
         return Plan(job, ListReader(self.known, sieve, LineCounter(*self._tables), self._text), n, notes)
+
+    def knows(self, title: str) -> bool:
+        """Return whether the catalog has an item with this title, or this `Title (Year)`. True if no catalog is known."""
+        catalog, match = self.known.catalog, self.known.match
+        if catalog is None:
+            return True
+        item = split_title(title)
+        return (item.year is not None and catalog.find(item, match) is not None) or match.key(title) in self._titles
+
+    def count(self, where: str) -> int:
+        """Return how many items meet a condition. Raises UserError for one that cannot be read."""
+        return len(self._within(where)[0])
 
     def _text(self, ids: Sequence[int]) -> str:
         with self._lock:
             return self.policy.text(ids)
 
     def _left_out(self, request: Request, notes: list[str]) -> tuple[list[str], list[Item]]:
-        """Return the titles and the items that the list may not have. Titles that the catalog lacks are noted."""
-        seen, exclude = list(request.seen), []
+        """Return the titles and the items that the list may not have. Texts that the catalog lacks are noted."""
+        seen: list[str] = list(request.seen)
+        exclude: list[Item] = []
         for entry in request.exclude:
             item = split_title(entry) if isinstance(entry, str) else Item(*entry)
             if item.year is None:
                 seen.append(item.title)
             else:
                 exclude.append(item)
-        if (catalog := self.known.catalog) is not None:
-            titled = self._titles()
-            unknown = [title for title in seen if not (self.known.match.seen_keys([title]) & titled)]
-            unknown += [str(item) for item in exclude if catalog.find(item, self.known.match) is None]
-            if unknown:
-                notes.append(f"Not in the catalog: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}.")
+        given = [*request.seen, *(entry for entry in request.exclude if isinstance(entry, str))]
+        if unknown := [title for title in given if not self.knows(title)]:
+            notes.append(f"Not in the catalog: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}.")
         return seen, exclude
 
+    @cached_property
     def _titles(self) -> frozenset[str]:
-        if self._known_titles is None:
-            assert self.known.catalog is not None
-            self._known_titles = frozenset(self.known.match.key(item.title) for item in self.known.catalog)
-        return self._known_titles
-
-    _known_titles: frozenset[str] | None = None
+        return frozenset(self.known.match.key(item.title) for item in self.known.catalog or ())
 
     def _select(self, where: str) -> tuple[frozenset[Item], Subset | None]:
         """Return the items that a condition leaves, and their part of the constraint."""
@@ -100,24 +114,19 @@ class Planner:
         items = Condition.parse(where).select(self.known.catalog, self.known.fields)
         return items, None if self.constraint is None else self.constraint.subset(items)
 
-    def _limit(self, n: int, prompt: int) -> int:
-        """Return the limit of a list's tokens.
-
-        A list of more lines than the policy was trained for may be longer. With the constraint it has as many as it needs: a
-        token writes one byte at least.
-        """
-        settings = self.settings
-        limit = -(-settings.max_completion_length * max(n, settings.n) // settings.n)
-        if self.constraint is not None:
-            limit = max(limit, n * max(map(len, self.constraint.lines.texts)))
-        window = getattr(self.policy.causal_lm.config, "max_position_embeddings", None)
-        if window is None or limit <= settings.max_completion_length:
-            return limit
-        return max(settings.max_completion_length, min(limit, window - prompt))
-
     def _make_encoder(self, n: int) -> PromptEncoder:
         settings = self.settings
         return PromptEncoder(
             self.policy.tokenizer, settings.instruction, n, settings.max_prompt_length,
             template=settings.template, date=settings.date,
         )  # fmt: skip
+
+
+def longest(n: int, settings: Settings, constraint: Constraint | None) -> int:
+    """Return the limit of the tokens of a list of n lines.
+
+    A list of more lines than the policy was trained for may be longer. With the constraint it has as many as it needs: a token
+    writes one byte at least.
+    """
+    limit = -(-settings.max_completion_length * max(n, settings.n) // settings.n)
+    return limit if constraint is None else max(limit, n * max(map(len, constraint.lines.texts)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from convrec_r1.config.inherit import read_by_run
-from convrec_r1.config.parts import dataset, encoder_for, evaluator
+from convrec_r1.config.parts import constraint_for, dataset, encoder_for, evaluator
 from convrec_r1.config.schema import Config
 from convrec_r1.evaluate.config import Select, split_note
 from convrec_r1.evaluate.runner import write_asked
@@ -32,12 +32,15 @@ def evaluate(cfg: Config, folder: RunFolder, tracker: Callable[[], Tracker]) -> 
     _log.info("Policy: %s", path)
     require_whole(Path(path).parent)
     policy = load_policy(path, cfg.model).to(device_for(cfg.trainer))
-    engine = run_engine(cfg.rollout, policy, max_length=cfg.model.max_length, cluster=cfg.cluster)
+    constraint = constraint_for(cfg, data.catalog, policy)
+    length = cfg.model.max_length
+    engine = run_engine(cfg.rollout, policy, max_length=length, cluster=cfg.cluster, constraint=constraint)
     split = cfg.eval.split
     systems = evaluate_baselines(judged, data[split], data, folder, split)
     name = Path(cfg.checkpoint).name
     try:
-        systems[name] = judged.policy(policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}")
+        given = policy, engine, encoder_for(cfg, policy), data[split], f"Evaluating {name}", constraint
+        systems[name] = judged.policy(*given)
     finally:
         engine.close()
     systems[name].write_jsonl(folder.eval / f"{split}.jsonl")

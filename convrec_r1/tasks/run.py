@@ -59,6 +59,8 @@ READERS: dict[str, tuple[str, Callable[[Any, Config, Path], object]]] = {
     "dry_run": ("tasks.distill.dry_run", lambda dry_run, cfg, _: dry_run(cfg)),
     "publish": ("tasks.publish.publish", lambda publish, cfg, _: publish(cfg)),
     "doctor": ("doctor.task.doctor", lambda doctor, cfg, _: doctor(cfg)),
+    "recommend": ("tasks.recommend.recommend", lambda recommend, cfg, _: recommend(cfg)),
+    "chat": ("tasks.chat.chat", lambda chat, cfg, _: chat(cfg)),
     "serve": ("tasks.serve.serve", lambda serve, cfg, _: serve(cfg)),
 }
 """Tasks that write no run folder and can be repeated: where their functions are, and how they are called."""

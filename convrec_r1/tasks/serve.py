@@ -13,7 +13,7 @@ from convrec_r1.serve.http.config import KEY, LOOPBACK
 from convrec_r1.serve.http.feedback import Feedback
 from convrec_r1.serve.http.server import Listening, address, listen, names
 from convrec_r1.serve.http.service import Served, Service
-from convrec_r1.serve.load import load_session
+from convrec_r1.tasks.recommend import open_recommender
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def _load(cfg: Config) -> list[Served]:
     for path in checkpoints:
         name = _name(path, [other.name for other in served])
         _log.info("Policy %s: %s", name, path)
-        session = load_session(path, engine=cfg.rollout, device="cpu" if cfg.trainer.accelerator == "cpu" else None)
-        served.append(Served.of(name, session))
+        session = open_recommender(cfg, path).session
+        served.append(Served.of(name, session, cfg.serve.n))
     return served
 
 

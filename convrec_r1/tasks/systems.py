@@ -9,6 +9,7 @@ from convrec_r1.data import Conversation, Dataset
 from convrec_r1.evaluate.metrics import foreign_labels
 from convrec_r1.evaluate.runner import Evaluator
 from convrec_r1.evaluate.scoring import Evaluation
+from convrec_r1.rollout.config import ConstraintChoice
 from convrec_r1.run.folder import RunFolder
 from convrec_r1.studies.run_report import Wording, report
 
@@ -38,11 +39,17 @@ def report_on(
     cfg: Config,
     folder: RunFolder,
     *,
-    how: str = "greedy decoding",
+    how: str | None = None,
     remarks: Sequence[str] = (),
     note: str | None = None,
 ) -> dict[str, Any]:
-    """Write the report of a run, see `report`. Return the content of summary.json, with what baselines asked."""
+    """Write the report of a run, see `report`. Return the content of summary.json, with what baselines asked.
+
+    how: how lists were made. None: by greedy decoding, of policies that `eval.constraint` says what they are held to.
+    """
+    if how is None:
+        held = cfg.eval.constraint is not ConstraintChoice.none
+        how = f"greedy decoding{', held to the catalog (eval.constraint=catalog)' if held else ''}"
     files = {name: folder.eval / f"{cfg.eval.split}.{name}.asked.json" for name in systems}
     asked = {name: read_json(file) for name, file in files.items() if file.exists()}
     trained = cfg.task.name != "score"

@@ -14,6 +14,8 @@ from convrec_r1.base.plugins import build
 from convrec_r1.base.processes import is_first, rank
 from convrec_r1.config.parts import (
     base_policy,
+    constrained,
+    constraint_for,
     dataset,
     encoder_for,
     evaluation_key,
@@ -43,6 +45,8 @@ from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.base import RolloutEngine
+from convrec_r1.rollout.config import ConstraintChoice
+from convrec_r1.rollout.constraint import Constraint
 from convrec_r1.rollout.engines import run_engine
 from convrec_r1.run.checkpoints import newest, newest_step, require_whole, seal
 from convrec_r1.run.folder import RunFolder
@@ -97,6 +101,8 @@ class Job:
                 rewind(folder.metrics, step, keep=SPLIT_STEPS, end=f"{cfg.eval.split}/")
         self.tracker = tracker() if self.first else Tracker()
         self._engine: RolloutEngine | None = None
+        self._constraint: tuple[dict[str, int], Constraint | None] | None = None
+        """The constraint that was built last, for the tokenizer with this vocabulary."""
         self.watch: Watch | None = None
         """Callback of stage 2. None: stage 2 has not started."""
         self.steps = 0
@@ -230,12 +236,14 @@ class Job:
         scratch = self.folder.path if self.device.type == "cpu" else None
         settings = rl_settings(cfg, scratch)
         module = RLModule(
-            policy, engine, encoder, judge(cfg, self.data.catalog), objective(cfg), settings, self.tracker, loader
+            policy, engine, encoder, judge(cfg, self.data.catalog), objective(cfg), settings, self.tracker, loader,
+            constraint=self.constraint(policy) if cfg.rollout.constraint is not ConstraintChoice.none else None,
         )  # fmt: skip
+        held = self.held_in_evaluation(policy)
         held_out = sample(self.data["validation"], cfg.eval.validation_size, cfg.data.seed) if cfg.eval.every else []
 
         def validate(step: int) -> float:
-            evaluation = self.evaluator.policy(policy, engine, encoder, held_out, "  validation")
+            evaluation = self.evaluator.policy(policy, engine, encoder, held_out, "  validation", held)
             names = {name: value for name, value in evaluation.summary().items() if not name.startswith("rank/")}
             self.tracker.log(step, "validation", {f"val/{name}": value for name, value in names.items()})
             return names[cfg.metric]
@@ -265,17 +273,31 @@ class Job:
         """Return a greedy list of `policy` for each conversation of the evaluation split."""
         policy = policy.to(self.device)
         asked, encoder = self.data[self.cfg.eval.split], encoder_for(self.cfg, policy)
-        texts = self.evaluator.texts(policy, self.engine(policy), encoder, asked, f"Evaluating {name}")
+        held = self.held_in_evaluation(policy)
+        texts = self.evaluator.texts(policy, self.engine(policy), encoder, asked, f"Evaluating {name}", held)
         self.let_go()
         return texts
 
     def engine(self, policy: Policy) -> RolloutEngine:
         """Return the engine of the run. One with weights of its own is built once and serves all policies."""
         if self._engine is None:
-            self._engine = run_engine(
-                self.cfg.rollout, policy, max_length=self.cfg.model.max_length, cluster=self.cfg.cluster
-            )
+            length, cluster = self.cfg.model.max_length, self.cfg.cluster
+            held = self.constraint(policy)
+            self._engine = run_engine(self.cfg.rollout, policy, max_length=length, cluster=cluster, constraint=held)
         return self._engine
+
+    def constraint(self, policy: Policy) -> Constraint | None:
+        """Return what lists of `policy` are held to, somewhere in the run. Built once for policies with one vocabulary."""
+        if not constrained(self.cfg):
+            return None
+        vocabulary = policy.tokenizer.get_vocab()
+        if self._constraint is None or self._constraint[0] != vocabulary:
+            self._constraint = vocabulary, constraint_for(self.cfg, self.data.catalog, policy)
+        return self._constraint[1]
+
+    def held_in_evaluation(self, policy: Policy) -> Constraint | None:
+        """Return what lists of `policy` are held to when they are evaluated (eval.constraint)."""
+        return self.constraint(policy) if self.cfg.eval.constraint is not ConstraintChoice.none else None
 
     def let_go(self) -> None:
         """Drop the engine if it samples from a policy object itself: it would keep that policy in memory with the next one."""

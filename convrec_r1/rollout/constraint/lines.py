@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,14 +32,32 @@ class Node(NamedTuple):
 
 
 class Subset:
-    """The part of a catalog that a list may take its items from."""
+    """The part of a catalog that a list may take its items from. Two that hold the same lines are equal."""
 
     def __init__(self, lines: Iterable[int], total: int) -> None:
         """lines: indices of the lines. total: number of all lines."""
-        inside = np.zeros(total, dtype=np.int64)
-        inside[np.fromiter(lines, dtype=np.int64)] = 1
+        inside = np.zeros(total, dtype=bool)
+        inside[np.fromiter(lines, dtype=np.int64)] = True
+        self.total = total
+        self.bits = np.packbits(inside).tobytes()
+        """A bit for each line: `unpack` makes the same subset of them."""
         self.before: list[int] = [0, *inside.cumsum().tolist()]
         """How many lines before each one are inside, [total + 1]."""
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def unpack(bits: bytes, total: int) -> "Subset":
+        """Return the subset whose lines are set in `bits`: the same object for the same bits, while it is in use."""
+        return Subset(np.unpackbits(np.frombuffer(bits, np.uint8), count=total).nonzero()[0], total)
+
+    def __reduce__(self):
+        return Subset.unpack, (self.bits, self.total)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Subset) and (self.bits, self.total) == (other.bits, other.total))
+
+    def __hash__(self) -> int:
+        return hash(self.bits)
 
     def count(self, lo: int, hi: int) -> int:
         """Return how many of the lines from `lo` to before `hi` are inside."""
@@ -59,6 +77,16 @@ class Opening:
     """Lines that it may not hold, ascending."""
     subset: Subset | None = None
     """None: the whole catalog."""
+
+    def packed(self) -> dict[str, Any]:
+        """Return the opening as numbers and bytes, to travel in a message: `unpack` reads it."""
+        packed: dict[str, Any] = {"n": self.n, "closed": np.array(self.closed, dtype=np.int32).tobytes()}
+        return packed if self.subset is None else packed | {"subset": self.subset.bits, "total": self.subset.total}
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> "Opening":
+        subset = Subset.unpack(packed["subset"], packed["total"]) if "subset" in packed else None
+        return cls(packed["n"], tuple(np.frombuffer(packed["closed"], np.int32).tolist()), subset)
 
 
 class Continuations:
@@ -123,8 +151,21 @@ class CatalogLines:
         self._same = {line: group for group in groups.values() if len(group) > 1 for line in group}
         self.most_of_an_item = max((len(group) for group in groups.values()), default=0)
         """Lines of the item that has the most."""
+        self.only_eos = np.array([vocabulary.eos], dtype=np.int32)
+        """The ids of the tokens that may follow a list's last line."""
+        self._remember()
+
+    def _remember(self) -> None:
         self.continuations = lru_cache(maxsize=_KEPT)(self._continuations)
         """(node, subset | None) -> the tokens that may follow at the node, in the whole catalog or in a part of it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the lines without what is remembered of them: it is quickly made again, and is larger than they are."""
+        return {name: value for name, value in vars(self).items() if name != "continuations"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from copy import copy
 from typing import NamedTuple
 
@@ -14,13 +14,14 @@ from convrec_r1.rollout.constraint.lines import END, CatalogLines, Continuations
 WIDE = 256
 """Sets of more tokens are shared by all lists that reach their node, with the tokens that a list may not take beside them."""
 _NO_IDS, _NO_PLACES = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+_NONE: Set[int] = frozenset()
 
 
 class TokenSet(NamedTuple):
     """Tokens that may come next."""
 
     ids: np.ndarray
-    """int32 [E]. Of more than `WIDE` tokens, the same array for all lists at their node. Not to be changed."""
+    """int32 [E]. Of more than `WIDE` tokens, the same array for all lists at their node. Never to be changed."""
     without: np.ndarray = _NO_PLACES
     """int64 [D], ascending: places in `ids` of tokens that may not."""
 
@@ -47,18 +48,21 @@ class ListState:
         self.node = lines.root._replace(first=True)
         self.ended = False
         """Whether EOS was written."""
-        self._dead_at_root: set[int] | None = None  # remembered: it is the widest node, and every list comes back to it
+        self._dead_at_root: Set[int] | None = None  # remembered: it is the widest node, and every list comes back to it
 
     def allowed(self) -> TokenSet:
         """Return the tokens that may come next: at least one, unless the list has ended."""
         if self.ended:
             return TokenSet(_NO_IDS)
         if self.count == self.opening.n or not self.open:
-            return TokenSet(np.array([self.lines.vocabulary.eos], dtype=np.int32))
+            return TokenSet(self.lines.only_eos)
         known = self.lines.continuations(self.node, self.opening.subset)
-        last = self.count + 1 == self.opening.n
-        ids, dead, more = known.within if last else known.ids, self._dead(known), []
-        if last or self.open <= self.lines.most_of_an_item:  # the list may end with this line
+        dead, last = self._dead(known), self.count + 1 == self.opening.n
+        ends = last or self.open <= self.lines.most_of_an_item  # the list may end with this line
+        if not (dead or ends or known.across):
+            return TokenSet(known.ids)
+        ids, more = known.within if last else known.ids, []
+        if ends:
             dead = {place for place in dead if place < len(ids)}
             if not last:
                 dead.update(*(known.places(k) for k, line in known.ends if not self._goes_on_after(line)))
@@ -66,10 +70,10 @@ class ListState:
                 more.append(self.lines.vocabulary.eos)
         if known.across and not last:
             more += [token for token, line, tail in known.across if self._could_write(line, tail)]
-        without = np.array(sorted(dead), dtype=np.int64) if dead else _NO_PLACES
         if len(ids) > WIDE and not more:
-            return TokenSet(ids, without)
-        return TokenSet(np.append(TokenSet(ids, without).tokens(), np.array(more, dtype=np.int32)))
+            return TokenSet(ids, np.array(sorted(dead), dtype=np.int64))
+        kept = [token for place, token in enumerate(ids.tolist()) if place not in dead] if dead else ids.tolist()
+        return TokenSet(np.array(kept + more, dtype=np.int32))
 
     def advance(self, token: int) -> None:
         """Take in the next token of the list.
@@ -140,12 +144,14 @@ class ListState:
         state._close(line)
         return state._write(tail)
 
-    def _dead(self, known: Continuations) -> set[int]:
+    def _dead(self, known: Continuations) -> Set[int]:
         """Return the places of the tokens that begin closed lines only."""
         root = self.node == self.lines.root
         if root and self._dead_at_root is not None:
             return self._dead_at_root
         lo, hi = bisect_left(self.closed, self.node.lo), bisect_left(self.closed, self.node.hi)
+        if lo == hi and not root:
+            return _NONE
         dead: set[int] = set()
         dead.update(*(self._dead_on(known, self.node, line) for line in self.closed[lo:hi]))
         if root:

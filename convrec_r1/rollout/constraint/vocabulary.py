@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ class Vocabulary:
             first: bytes of each token that begins a text. A token may write nothing there.
             eos: id of the token that ends a list.
         """
-        self._inside, self._first, self.eos = inside, first, eos
+        self._inside, self._first, self.eos = inside, first if first != inside else inside, eos
         self._characters: dict[str, bool] = {}
 
     @classmethod
@@ -86,7 +87,11 @@ class Vocabulary:
     @cached_property
     def first(self) -> Pieces:
         """Tokens by what they write at the beginning of a text."""
-        return self.inside if self._first == self._inside else Pieces(self._first.items())
+        return self.inside if self._first is self._inside else Pieces(self._first.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the tokens without what is made of them when it is needed."""
+        return {name: value for name, value in vars(self).items() if name not in ("inside", "first")}
 
     def for_text(self, text: bytes) -> "Vocabulary":
         """Return the vocabulary without tokens that could begin a character of `text` that no token ends.

@@ -23,6 +23,7 @@ from convrec_r1.policy.weights import stream_weights
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.checksums import Named, SyncCheck
 from convrec_r1.rollout.config import VLLMConfig
+from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.lines import LineCutter
 from convrec_r1.rollout.vllm.options import runs_on_cpu, sampling_arguments, setup
 
@@ -33,8 +34,13 @@ class VLLMEngine:
     It starts with the first `sync`, when the run's processes have joined their group, and again after `close`.
     """
 
-    def __init__(self, options: VLLMConfig, policy: Policy, *, max_length: int) -> None:
-        self.options, self.max_length = options, max_length
+    constrains = True
+
+    def __init__(
+        self, options: VLLMConfig, policy: Policy, *, max_length: int, constraint: Constraint | None = None
+    ) -> None:
+        """constraint: that `openings` refer to."""
+        self.options, self.max_length, self.constraint = options, max_length, constraint
         self.check = SyncCheck(options.checksum_every)
         self.cut = LineCutter.of(policy)
         self._policy = policy
@@ -47,20 +53,24 @@ class VLLMEngine:
         seeds: Sequence[int],
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
+        openings: Sequence[Opening] | None = None,
     ) -> list[list[Completion]]:
         from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 
+        if openings is not None and self.constraint is None:
+            raise ValueError("openings need an engine that was built with a constraint")
         if not (self._llm and self._awake):
             self.sync(self._policy)
         # With tensor parallelism several processes are workers of one engine, which samples the prompts of all of them.
-        parts, place = _gather(list(zip(prompts, seeds, strict=True)))
+        own = zip(prompts, seeds, openings or [None] * len(prompts), strict=True)
+        parts, place = _gather(list(own))
         start = sum(map(len, parts[:place]))
         requests = list(chain(*parts))
-        sampled = [sampling_arguments(sampling, seed, self._policy.eos_ids) for _, seed in requests]
+        sampled = [sampling_arguments(sampling, seed, self._policy.eos_ids, opening) for _, seed, opening in requests]
         outputs: list[Any] = []
         if requests:
             outputs = self._llm.generate(
-                [{"prompt_token_ids": list(prompt)} for prompt, _ in requests],
+                [{"prompt_token_ids": list(prompt)} for prompt, *_ in requests],
                 [SamplingParams(**arguments, flat_logprobs=True) for arguments in sampled],
                 use_tqdm=_progress(on_progress) if on_progress and len(parts) == 1 else False,
             )
@@ -116,6 +126,11 @@ class VLLMEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @property
+    def running(self) -> Any:
+        """vLLM's `LLMEngine`, after the first `sync`: it takes requests while it answers others."""
+        return self._llm.llm_engine
+
     def _take(self, weights: Iterable[Named]) -> None:
         if self.options.tensor_parallel_size > processes.world_size():
             self._take_from_file(weights)
@@ -138,8 +153,14 @@ class VLLMEngine:
     def _start(self) -> None:
         self._owns_group = not processes.joined()
         with tempfile.TemporaryDirectory(prefix="convrec-r1-") as folder, _undisturbed():
-            sizes = {"max_length": self.max_length, "on_cpu": runs_on_cpu()}
-            self.setup = setup(self.options, self._policy, Path(folder), **sizes)
+            self.setup = setup(
+                self.options,
+                self._policy,
+                Path(folder),
+                max_length=self.max_length,
+                on_cpu=runs_on_cpu(),
+                constraint=self.constraint,
+            )
             from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
 
             self._llm = LLM(

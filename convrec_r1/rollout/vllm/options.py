@@ -4,10 +4,12 @@
 # pyright: reportMissingImports=none
 
 import os
+import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -16,12 +18,20 @@ from convrec_r1.policy import Policy
 from convrec_r1.policy.weights import tied_head
 from convrec_r1.rollout.base import SEEDS_APART, Sampling
 from convrec_r1.rollout.config import VLLMConfig
+from convrec_r1.rollout.constraint import Constraint, Opening
 
 LINE_TABLES = "line_tokens.pt"
 """File in an engine's model folder: which token ids contain a newline, and which are white space only."""
+CONSTRAINT = "constraint.pickle"
+"""File in an engine's model folder: the run's catalog constraint, if it has one."""
+OPENING = "opening"
+"""In `extra_args` of a request whose list is held to the catalog: `Opening.packed`."""
 NEEDED = {
     "worker_extension_cls": "convrec_r1.rollout.vllm.worker.WeightSync",
-    "logits_processors": ["convrec_r1.rollout.vllm.stop:StopAfterLines"],
+    "logits_processors": [  # in this order: the EOS after the last line is allowed whatever the catalog says
+        "convrec_r1.rollout.vllm.catalog:HoldToCatalog",
+        "convrec_r1.rollout.vllm.stop:StopAfterLines",
+    ],
     "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
     "generation_config": "vllm",  # not the model's own defaults (top_k, penalties), which apply without a warning
 }
@@ -32,9 +42,14 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes that vLLM 0.32 has CPU kernels for."""
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# Where Triton runs, vLLM 0.32 takes its second model runner unless told otherwise, which refuses processors like ours.
+os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # what people train stays private
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer sets the threads
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
+
+_constraints: WeakValueDictionary[Path, Constraint] = WeakValueDictionary()
+"""Of the engines whose folder this process has made. What they remember of it serves trainer and engine."""
 
 
 def runs_on_cpu() -> bool:
@@ -54,8 +69,18 @@ class Setup:
     """Whether the engine's head and embeddings share their weights."""
 
 
-def setup(options: VLLMConfig, policy: Policy, folder: Path, *, max_length: int, on_cpu: bool) -> Setup:
-    """Write `policy`'s config, tokenizer and `LINE_TABLES` to `folder` and return the arguments of an engine for it.
+def setup(
+    options: VLLMConfig,
+    policy: Policy,
+    folder: Path,
+    *,
+    max_length: int,
+    on_cpu: bool,
+    constraint: Constraint | None = None,
+) -> Setup:
+    """Write what an engine for `policy` reads to `folder`, and return the engine's arguments.
+
+    That is the policy's config and tokenizer, `LINE_TABLES`, and `CONSTRAINT`.
 
     The engine starts with random weights; the first `sync` brings the policy's.
 
@@ -71,6 +96,9 @@ def setup(options: VLLMConfig, policy: Policy, folder: Path, *, max_length: int,
     policy.tokenizer.save_pretrained(folder)
     tables = {name: getattr(policy, name).cpu() for name in ("newline", "blank", "opens", "thought")}
     torch.save(tables | {"eos": policy.eos_ids[0]}, folder / LINE_TABLES)
+    if constraint is not None:
+        (folder / CONSTRAINT).write_bytes(pickle.dumps(constraint))
+        _constraints[folder] = constraint
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if on_cpu and head_size not in CPU_HEAD_SIZES:
         raise UserError(
@@ -96,6 +124,8 @@ def setup(options: VLLMConfig, policy: Policy, folder: Path, *, max_length: int,
         "gpu_memory_utilization": options.memory_fraction,
         **NEEDED,
     }
+    if constraint is not None:
+        arguments["async_scheduling"] = False  # which schedules the next token before the last one is known
     if untie:
         arguments["hf_overrides"] = UNTIED
     if options.kv_cache_gib:
@@ -105,13 +135,23 @@ def setup(options: VLLMConfig, policy: Policy, folder: Path, *, max_length: int,
     return Setup(arguments, getattr(torch, dtype), tied_head(policy) and not untie)
 
 
+def read_constraint(folder: Path) -> Constraint | None:
+    """Return the constraint of an engine with this model folder: the same object in the process that made the folder."""
+    if folder in _constraints:
+        return _constraints[folder]
+    file = folder / CONSTRAINT
+    return pickle.loads(file.read_bytes()) if file.exists() else None
+
+
 def fitting_length(policy: Policy, max_length: int) -> int:
     """Return `max_length`, or the model's own limit if that is lower."""
     return min(max_length, getattr(policy.causal_lm.config, "max_position_embeddings", None) or max_length)
 
 
-def sampling_arguments(sampling: Sampling, seed: int, eos_ids: list[int]) -> dict[str, Any]:
-    """Return `sampling` for one prompt, by the names of `vllm.SamplingParams`."""
+def sampling_arguments(
+    sampling: Sampling, seed: int, eos_ids: list[int], opening: Opening | None = None
+) -> dict[str, Any]:
+    """Return `sampling` for one prompt, by the names of `vllm.SamplingParams`. opening: what its lists may hold."""
     arguments: dict[str, Any] = {
         "n": sampling.n,
         "temperature": sampling.temperature,
@@ -124,8 +164,11 @@ def sampling_arguments(sampling: Sampling, seed: int, eos_ids: list[int]) -> dic
     }
     if sampling.temperature > 0:
         arguments["seed"] = engine_seed(seed, sampling.n)
+    extra: dict[str, Any] = {} if opening is None else {OPENING: opening.packed()}
     if sampling.max_lines is not None:
-        arguments["extra_args"] = {"max_lines": sampling.max_lines}
+        extra["max_lines"] = sampling.max_lines
+    if extra:
+        arguments["extra_args"] = extra
     return arguments
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from convrec_r1.rollout.base import Completion, Sampling
+from convrec_r1.rollout.constraint import Opening
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Request:
     autocast: str | None = None
     """dtype in which the trainer multiplies matrices, as in "bfloat16", for engines with its arithmetic. None: that of the
     weights."""
+    openings: list[Opening] | None = None
+    """[p], of the lists of each prompt. None: they are held to nothing."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from convrec_r1.policy.weights import stream_weights
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.checksums import SyncCheck
 from convrec_r1.rollout.config import RolloutConfig, VLLMConfig, vllm_for_gpus
+from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.workers.bundles import Request, compose
 from convrec_r1.rollout.workers.pool import Bundle, Job, Pool
 from convrec_r1.rollout.workers.weights import Version, publish
@@ -33,13 +34,24 @@ class WorkersEngine:
     A sync writes a new version of the weights to Ray's object store. What was submitted before keeps its own version.
     """
 
-    def __init__(self, rollout: RolloutConfig, policy: Policy, *, max_length: int, cluster: ClusterConfig) -> None:
+    constrains = True  # where the workers' engines do: `rollout.config.problems`
+
+    def __init__(
+        self,
+        rollout: RolloutConfig,
+        policy: Policy,
+        *,
+        max_length: int,
+        cluster: ClusterConfig,
+        constraint: Constraint | None = None,
+    ) -> None:
         """
         Args:
             rollout: options of the workers' engines.
             policy: of the architecture that will be sampled; not sharded yet.
+            constraint: that `openings` refer to.
         """
-        self.rollout, self.max_length, self.cluster = rollout, max_length, cluster
+        self.rollout, self.max_length, self.cluster, self.constraint = rollout, max_length, cluster, constraint
         self.trainers = Channel()
         self.check = SyncCheck(getattr(rollout, "checksum_every", 1))
         self._bare = skeleton(policy)
@@ -54,8 +66,9 @@ class WorkersEngine:
         seeds: Sequence[int],
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
+        openings: Sequence[Opening] | None = None,
     ) -> list[list[Completion]]:
-        return self.submit(prompts, seeds, sampling, on_progress).result()
+        return self.submit(prompts, seeds, sampling, on_progress, openings).result()
 
     def submit(
         self,
@@ -63,9 +76,11 @@ class WorkersEngine:
         seeds: Sequence[int],
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
+        openings: Sequence[Opening] | None = None,
     ) -> "Ordered":
         """Start to sample from the weights of the last `sync`. Every trainer process must call this, and then `result`."""
-        own = [(list(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        held = openings or [None] * len(prompts)
+        own = [(list(prompt), seed, opening) for prompt, seed, opening in zip(prompts, seeds, held, strict=True)]
         parts = self.trainers.gather(own)
         rank = self.trainers.rank
         start = sum(map(len, parts[:rank]))
@@ -125,16 +140,20 @@ class WorkersEngine:
             self._pool.drop(job)
 
     def _submit(
-        self, requests: Sequence[tuple[list[int], int]], sampling: Sampling, done: Callable[[Sequence[int]], None]
+        self,
+        requests: Sequence[tuple[list[int], int, Opening | None]],
+        sampling: Sampling,
+        done: Callable[[Sequence[int]], None],
     ) -> Job:
         if self._pool is None or self._version is None:
             raise RuntimeError("sync() must come first: the workers have no weights.")
         job = Job(len(requests), done)
-        lengths = [len(prompt) for prompt, _ in requests]
+        lengths = [len(prompt) for prompt, *_ in requests]
         bundles = []
         for places in compose(lengths, sampling.n, self.rollout.capacity, self.rollout.workers):
-            chosen = [requests[place] for place in places]
-            request = Request([p for p, _ in chosen], [s for _, s in chosen], sampling, self._autocast())
+            prompts, seeds, openings = zip(*(requests[place] for place in places), strict=True)
+            held = None if None in openings else list(openings)
+            request = Request(list(prompts), list(seeds), sampling, self._autocast(), held)
             bundles.append(Bundle(places, request, self._version, job))
         self._pool.submit(bundles)
         return job
@@ -160,14 +179,14 @@ class WorkersEngine:
         self._connection.require([needed] * rollout.workers)
         import ray
 
-        bare = ray.put(self._bare)
+        bare, constraint = ray.put(self._bare), ray.put(self.constraint)
         kind: Any = ray.remote(RolloutWorker)
         kind = kind.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
         threads, path = max(1, int(cpus)), [os.path.abspath(entry) for entry in sys.path]
 
         def launch() -> tuple[Any, Any]:
             actor = kind.remote(rollout, self.max_length, threads, path)
-            return actor, actor.ready.remote(bare)
+            return actor, actor.ready.remote(bare, constraint)
 
         return Pool(
             launch,

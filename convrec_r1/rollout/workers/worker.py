@@ -19,6 +19,7 @@ from convrec_r1.rollout.workers.weights import Version, read
 
 if TYPE_CHECKING:
     from convrec_r1.policy import Policy
+    from convrec_r1.rollout.constraint import Constraint
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class RolloutWorker:
         self.rollout, self.max_length, self.threads = rollout, max_length, threads
         self.version: int | None = None
 
-    def ready(self, bare: "Policy") -> Identity:
-        """Build and start the engine, which samples from `bare`, a `policy.skeleton`."""
+    def ready(self, bare: "Policy", constraint: "Constraint | None" = None) -> Identity:
+        """Build and start the engine, which samples from `bare`, a `policy.skeleton`. constraint: that openings refer to."""
         import ray
         import torch
 
@@ -68,7 +69,7 @@ class RolloutWorker:
         if self.as_trainer:
             place(bare, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.device = bare.newline.device.type
-        self.engine = make_engine(self.rollout, bare, max_length=self.max_length)
+        self.engine = make_engine(self.rollout, bare, max_length=self.max_length, constraint=constraint)
         form = getattr(self.engine, "weight_format", None)
         dtype, tied = form() if form else (None, True)
         name = None if dtype is None else str(dtype).removeprefix("torch.")
@@ -83,8 +84,9 @@ class RolloutWorker:
         """
         if self.version != version.number:
             self._load(version)
+        held = {} if request.openings is None else {"openings": request.openings}
         with self._arithmetic(request.autocast):
-            groups = self.engine.generate(request.prompts, request.seeds, request.sampling)
+            groups = self.engine.generate(request.prompts, request.seeds, request.sampling, **held)
         return pack(groups)
 
     def _load(self, version: Version) -> None:

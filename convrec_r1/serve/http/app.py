@@ -108,8 +108,8 @@ def _malformed(http: Request, errors: Sequence[Any]) -> ApiError:
     words, unsupported = [], False
     for error in errors[:_SHOWN]:
         place = [str(part)[:60] for part in error["loc"] if part not in ("body", *BRANCHES)]
-        words.append(f"{'.'.join(place)}: {error['msg'].rstrip('.')}.")
-        unsupported |= http.url.path.endswith("/completions") and place[0] in UNSUPPORTED
+        words.append(f"{'.'.join(place) or 'the body'}: {error['msg'].rstrip('.')}.")
+        unsupported |= http.url.path.endswith("/completions") and not UNSUPPORTED.isdisjoint(place[:1])
     more = [f"And {len(errors) - _SHOWN} more."] if len(errors) > _SHOWN else []
     if unsupported:
         return ApiError(

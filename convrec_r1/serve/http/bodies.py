@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, WithJsonSchema
 
 from convrec_r1.lists import Item
 
@@ -55,9 +55,11 @@ class Asked(Body):
 
     seen: list[Title] = Field([], description="Titles, or `Title (Year)`, that the user has seen.")
     where: Text | None = Field(None, description="Condition on the items.", examples=["genre=comedy and year>1990"])
-    temperature: float | None = Field(None, ge=0, le=2, description="0, the default: the most probable list.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0: the most probable list. Left out: the server's own."
+    )
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**62, description="Of a list with a temperature.")
+    seed: int | None = Field(None, ge=0, lt=2**62, description="Of a list with a temperature. Left out: a new one.")
 
 
 class RecommendationsRequest(Asked):
@@ -131,6 +133,12 @@ class ChatTurn(Body):
         return self.content or ""
 
 
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("items have scores, and tokens none")
+    return value
+
+
 class StreamOptions(Body):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -155,9 +163,9 @@ class ChatRequest(Asked):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, description="Limit of the answer's tokens.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The same, by OpenAI's newer name.")
-    n: Literal[1] | None = Field(None, description="Choices: 1.")
+    n: int | None = Field(None, ge=1, le=1, description="Choices: 1.")
     stop: Annotated[list[str], Field(max_length=0)] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Annotated[bool, AfterValidator(_no), WithJsonSchema({"type": "boolean", "const": False})] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     response_format: ResponseFormat | None = None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 
 from convrec_r1.data.schema import Message
+from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http import bodies, limits
 from convrec_r1.serve.http.errors import ApiError
 from convrec_r1.serve.http.routes import WRONG, begin, common, rest, usage
@@ -31,7 +32,8 @@ def completions(service: Service) -> APIRouter:
         """
         limits.check(asked, service.cfg)
         limits.log(http, asked, service.cfg)
-        served, request = service.model(asked.model), _request(asked)
+        served = service.model(asked.model)
+        request = _request(asked, served, service.cfg)
         if not asked.stream:
             return await while_connected(http, _answer(service, served, request), service.cfg.timeout)
         writing, until = await begin(http, service, served, request)
@@ -41,13 +43,13 @@ def completions(service: Service) -> APIRouter:
     return router
 
 
-def _request(asked: bodies.ChatRequest) -> ListRequest:
+def _request(asked: bodies.ChatRequest, served: Served, cfg: ServeConfig) -> ListRequest:
     messages = [Message(turn.role, turn.text) for turn in asked.messages if turn.role in ("user", "assistant")]
     if not any(message.content.strip() for message in messages):
         raise ApiError(422, "messages: there is no text of the user or the assistant.", "no_text")
     given = [limit for limit in (asked.max_tokens, asked.max_completion_tokens) if limit is not None]
     most = min(given, default=None)
-    return ListRequest(messages=messages, n=asked.n_items, max_tokens=most, **common(asked, asked.exclude))
+    return ListRequest(messages=messages, n=asked.n_items or served.n, max_tokens=most, **common(asked, cfg))
 
 
 async def _answer(service: Service, served: Served, request: ListRequest) -> bodies.ChatBody:

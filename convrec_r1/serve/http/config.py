@@ -1,6 +1,7 @@
 """Options of task=serve: part of the section `serve`. Where it listens is `host` and `port`."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from convrec_r1.base.options import option
 
@@ -47,3 +48,9 @@ class HttpConfig:
     """Size of that file. Then thumbs get 503."""
     log_requests: bool = False
     """Log each request with the newest message of its conversation."""
+
+
+def problems() -> list[str]:
+    """Return a sentence if packages of the server are missing."""
+    missing = [name for name in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client") if not find_spec(name)]
+    return [f"task=serve needs {', '.join(missing)}. Run `pip install 'convrec-r1[serve]'`."] if missing else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
@@ -11,11 +12,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from convrec_r1.data.schema import Message
+from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http import bodies, limits
 from convrec_r1.serve.http.errors import ApiError, ErrorBody, unavailable
 from convrec_r1.serve.http.feedback import Feedback, Full
 from convrec_r1.serve.http.service import Served, Service, Writing
 from convrec_r1.serve.http.streams import Events, event, while_connected, within
+from convrec_r1.serve.request import LARGEST
 from convrec_r1.serve.request import Request as ListRequest
 
 WRONG: dict[int | str, dict[str, Any]] = {
@@ -50,7 +53,7 @@ def routes(service: Service) -> APIRouter:
         limits.check(asked, service.cfg)
         limits.log(http, asked, service.cfg)
         served = service.model(asked.model)
-        request = _request(asked)
+        request = _request(asked, served, service.cfg)
         if asked.stream:
             writing, until = await begin(http, service, served, request)
             return Events(_events(writing, service.cfg.timeout), until)
@@ -154,20 +157,21 @@ def plain(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else value
 
 
-def common(asked: bodies.Asked, exclude: list[Any]) -> dict[str, Any]:
+def common(asked: bodies.RecommendationsRequest | bodies.ChatRequest, cfg: ServeConfig) -> dict[str, Any]:
     """Return the options of a list that both ways to ask share, for `serve.request.Request`."""
     return {
         "seen": asked.seen,
         "where": asked.where,
-        "exclude": [entry if isinstance(entry, str) else entry.item for entry in exclude],
-        "temperature": asked.temperature or 0.0,
-        "top_p": 1.0 if asked.top_p is None else asked.top_p,
-        "seed": asked.seed or 0,
+        "exclude": [entry if isinstance(entry, str) else entry.item for entry in asked.exclude],
+        "temperature": cfg.temperature if asked.temperature is None else asked.temperature,
+        "top_p": cfg.top_p if asked.top_p is None else asked.top_p,
+        "top_k": cfg.top_k,
+        "seed": secrets.randbelow(LARGEST) if asked.seed is None else asked.seed,
     }
 
 
-def _request(asked: bodies.RecommendationsRequest) -> ListRequest:
-    return ListRequest(messages=_messages(asked.messages), n=asked.n, **common(asked, asked.exclude))
+def _request(asked: bodies.RecommendationsRequest, served: Served, cfg: ServeConfig) -> ListRequest:
+    return ListRequest(messages=_messages(asked.messages), n=asked.n or served.n, **common(asked, cfg))
 
 
 def _messages(messages: str | list[bodies.Turn]) -> list[Message]:

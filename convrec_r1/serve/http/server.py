@@ -94,6 +94,8 @@ class Listening:
         end = time.monotonic() + self._service.cfg.drain
         while self._service.under_way and time.monotonic() < end and self._thread.is_alive():
             time.sleep(0.02)
+        if self._service.under_way:
+            self._service.give_up()
         self._server.should_exit = True
         self._thread.join(_LAST + 1)
 

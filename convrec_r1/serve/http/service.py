@@ -13,7 +13,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Literal
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.serve.http.config import HttpConfig
+from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http.errors import FAILED, LIMITED, ApiError, unavailable
 from convrec_r1.serve.http.feedback import Feedback
 from convrec_r1.serve.http.metrics import Metrics
@@ -45,11 +45,11 @@ class Served:
     """When it was loaded, in seconds since 1970."""
 
     @classmethod
-    def of(cls, name: str, session: Session) -> Served:
-        """Return a session's policy under a name."""
+    def of(cls, name: str, session: Session, n: int | None = None) -> Served:
+        """Return a session's policy under a name. n: None: as many as it was trained to give."""
         planner = session.planner
         held: Literal["none", "catalog"] = "none" if planner.constraint is None else "catalog"
-        return cls(name, session, planner.settings.n, held, planner.known.catalog, planner.known.fields)
+        return cls(name, session, n or planner.settings.n, held, planner.known.catalog, planner.known.fields)
 
     @cached_property
     def titles(self) -> Titles:
@@ -60,19 +60,17 @@ class Service:
     """Takes requests, passes them on to the policies' sessions, and counts them. All methods but those that say so are called
     in the server's event loop."""
 
-    def __init__(self, cfg: HttpConfig, limit: int = 256, feedback: Feedback | None = None) -> None:
-        """
-        Args:
-            limit: lists under way, waiting or being written, from which on another one gets 429.
-            feedback: where thumbs are kept. None: they are not.
-        """
-        self.cfg, self.limit, self.feedback = cfg, limit, feedback
+    def __init__(self, cfg: ServeConfig, feedback: Feedback | None = None) -> None:
+        """feedback: where thumbs are kept. None: they are not."""
+        self.cfg, self.feedback = cfg, feedback
         self.models: dict[str, Served] = {}
         """By name. Empty while they are loaded."""
         self.under_way = 0
         """Requests for lists that are not answered to their end."""
         self.answered = 0
         """Lists that were written to their end."""
+        self.given_up = 0
+        """Requests that were cancelled at the end."""
         self.stopping = False
         self.metrics = Metrics(
             waiting=lambda: sum(served.session.waiting for served in self.models.values()),
@@ -91,7 +89,7 @@ class Service:
     @property
     def farewell(self) -> str:
         """What became of the requests, at the end."""
-        left = f", {self.under_way} cancelled after {self.cfg.drain:g} s (serve.drain)" if self.under_way else ""
+        left = f", {self.given_up} cancelled after {self.cfg.drain:g} s (serve.drain)" if self.given_up else ""
         return f"The server has ended: {self.answered:,} lists answered{left}."
 
     @property
@@ -121,7 +119,7 @@ class Service:
             ApiError: the request cannot be answered (400), too much is under way (429), or the server stops (503).
         """
         self._check()
-        if self.under_way >= self.limit:
+        if self.under_way >= self.cfg.limit:
             raise self._busy()
         self.under_way += 1
         writing = None
@@ -133,8 +131,14 @@ class Service:
             if writing is not None:
                 self.answered += writing.end()
 
+    def give_up(self) -> None:
+        """Cancel what is under way: it is answered with 503. Called by any thread."""
+        self.given_up = self.under_way
+        for served in self.models.values():
+            served.session.close(wait=False)
+
     def close(self) -> None:
-        """End the sessions, without what is under way. Called by any thread, once the server has ended."""
+        """Free everything, once the server has ended. Called by any thread."""
         self._submitting.shutdown(wait=False, cancel_futures=True)
         for served in self.models.values():
             served.session.close(wait=False)

@@ -23,7 +23,7 @@ export class Answer {
     this.element.querySelector("h2").textContent = model;
     this.element.setAttribute("aria-label", `List of ${model}`);
     this.list.replaceChildren(...Array.from({ length: n }, (_, at) => this.emptyLine(at)));
-    this.progress.textContent = "Thinking\u2026";
+    this.count();
   }
 
   emptyLine(at) {
@@ -39,7 +39,13 @@ export class Answer {
     if (at >= this.list.children.length) this.list.append(this.emptyLine(at));
     this.items.push(item);
     this.fill(this.list.children[at], item);
-    this.progress.textContent = `${at + 1} of ${this.n}`;
+    this.count();
+  }
+
+  /** Show how many lines there are, in a text of constant width. */
+  count() {
+    const width = String(this.n).length;
+    this.progress.textContent = `${String(this.items.length).padStart(width, "\u2007")} of ${this.n}`;
   }
 
   fill(line, item) {

@@ -166,7 +166,7 @@ function start(request) {
   const turn = new Turn({ conversation: state.conversation, ...request }, hooks);
   showOptions(false);
   at("empty").hidden = true;
-  at("restart").hidden = false;
+  at("restart").classList.remove("away");
   state.turns.push(turn);
   at("conversation").append(turn.element);
   run(turn, chosen());
@@ -192,7 +192,7 @@ function restart() {
   Object.assign(state, { conversation: newId(), messages: [], turns: [] });
   at("conversation").replaceChildren();
   at("empty").hidden = false;
-  at("restart").hidden = true;
+  at("restart").classList.add("away");
   say("A new conversation");
   at("message").focus();
 }
