@@ -20,26 +20,14 @@ from convrec_r1.serve.config import AskKeys, ServeConfig
 from convrec_r1.serve.hub.config import PublishConfig
 from convrec_r1.studies.config import CompareConfig
 
+TASKS = ("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", "publish", *serve.TASKS)
+
 
 @dataclass
 class TaskConfig:
     """The task of a command: conf/task."""
 
-    name: str = option(
-        MISSING,
-        choices=(
-            "train",
-            "eval",
-            "score",
-            "distill",
-            "compare",
-            "kept",
-            "workspace",
-            "doctor",
-            "publish",
-            *serve.TASKS,
-        ),
-    )
+    name: str = option(MISSING, choices=TASKS)
 
 
 @dataclass
