@@ -57,6 +57,7 @@ READERS: dict[str, tuple[str, Callable[[Any, Config, Path], object]]] = {
     ),
     "kept": ("tasks.kept.kept", lambda kept, cfg, _: kept(cfg)),
     "dry_run": ("tasks.distill.dry_run", lambda dry_run, cfg, _: dry_run(cfg)),
+    "publish": ("tasks.publish.publish", lambda publish, cfg, _: publish(cfg)),
     "doctor": ("doctor.task.doctor", lambda doctor, cfg, _: doctor(cfg)),
     "recommend": ("tasks.recommend.recommend", lambda recommend, cfg, _: recommend(cfg)),
     "chat": ("tasks.chat.chat", lambda chat, cfg, _: chat(cfg)),
