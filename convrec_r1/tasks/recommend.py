@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.base.digest import of_model
 from convrec_r1.base.progress import console
 from convrec_r1.config.schema import Config
 from convrec_r1.run.checkpoints import policy_path
@@ -59,6 +60,5 @@ def asked(cfg: Config) -> dict[str, Any]:
 
 def _policy(cfg: Config) -> str:
     """Return what answers depend on besides the requests."""
-    path = policy_path(str(cfg.checkpoint))
-    place = str(path.resolve()) if isinstance(path, Path) else path
-    return f"{place} {cfg.serve.revision} {cfg.serve.constraint.value} {cfg.serve.catalog}"
+    weights = of_model(str(policy_path(str(cfg.checkpoint))), cfg.serve.revision)
+    return f"{weights} {cfg.serve.constraint.value} {cfg.serve.catalog}"
