@@ -65,6 +65,27 @@ class Clock:
         return result
 
 
+def finding(constraint: Constraint, steps: int = 300) -> dict[str, float]:
+    """Time to find the tokens of 64 lists, without an engine. Each list takes a random one of its tokens."""
+    rng = random.Random(0)
+    lists = [constraint.state(opening) for opening in openings(constraint, LISTS, rng)]
+    seconds: dict[str, list[float]] = {"advance": [], "allowed": []}
+    for _ in range(steps):
+        began = time.perf_counter()
+        sets = [one.allowed() for one in lists]
+        seconds["allowed"].append(time.perf_counter() - began)
+        chosen = [int(rng.choice(found.tokens())) for found in sets]
+        began = time.perf_counter()
+        for one, token in zip(lists, chosen, strict=True):
+            one.advance(token)
+        seconds["advance"].append(time.perf_counter() - began)
+        ended = [row for row, one in enumerate(lists) if one.ended]
+        for row, opening in zip(ended, openings(constraint, len(ended), rng), strict=True):
+            lists[row] = constraint.state(opening)
+    late = {name: values[steps // 2 :] for name, values in seconds.items()}
+    return {f"ms a step of 64 lists, {name}": 1e3 * statistics.median(values) for name, values in late.items()}
+
+
 def vllm(policy: Policy, constraint: Constraint, tokens: int, repeats: int) -> dict[str, float]:
     """Share of the logits processor in vLLM's steps. cold: the first lists after a start, warm: later ones."""
     from convrec_r1.rollout.vllm import catalog
@@ -98,7 +119,7 @@ def vllm(policy: Policy, constraint: Constraint, tokens: int, repeats: int) -> d
             results |= {
                 f"share of a step, {name}": sum(apply.seconds) / sum(step.seconds),
                 f"ms a step, {name}": 1e3 * statistics.median(apply.seconds),
-                f"us a list and token to find the tokens, {name}": 1e6 * sum(find.seconds) / len(find.seconds),
+                f"us a list and token to find the tokens, {name}": 1e6 * statistics.median(find.seconds),
             }
         if turn:
             began = time.perf_counter()
@@ -132,6 +153,7 @@ def main() -> None:
         "items": len(constraint.lines),
         "seconds to build it": time.perf_counter() - began,
         "MB as a file": len(pickle.dumps(constraint)) / 1e6,
+        "finding the tokens alone": finding(constraint),
         "vllm": vllm(policy, constraint, given.tokens, given.repeats),
     }
     print(json.dumps(results, indent=2))

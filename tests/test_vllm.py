@@ -488,7 +488,7 @@ def test_training_reaches_the_same_with_either_engine(tmp_path):
         assert abs(statistics.mean(hf) - statistics.mean(vllm)) < 4 * error, (metric, hf, vllm)
 
 
-COMMAND = (*RUN, "rollout=vllm", "rollout.stop_at_n=true", "rl.steps=4")
+COMMAND = (*RUN, "rollout=vllm", "rollout.stop_at_n=true", "rollout.constraint=catalog", "rl.steps=4")
 
 
 @pytest.fixture(scope="module")
@@ -505,6 +505,7 @@ def test_the_command_trains_and_evaluates_with_it(undisturbed):
     assert len(rows) == 4
     assert max(row["sampling/sampling_logp_difference/max"] for row in rows) < 1e-4
     assert all(row["time/sync"] > 0 for row in rows)
+    assert not any(row["list/duplicates"] for row in rows)
     assert len(read_jsonl(undisturbed / "eval" / "test.jsonl")) == 6
 
 
