@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ray_nodes import STORE, two_nodes
+from ray_nodes import STORE
 from support import PowerCut, make_config, power_cut, rl_module, tiny_policy
 from test_modules import DATA, config, warm_policy
 from test_weights import with_lora
@@ -122,16 +122,14 @@ def warm():
 
 
 @pytest.fixture(scope="module")
-def nodes():
-    """Two nodes with a CPU each."""
-    # A node that is gone is noticed within three seconds, not twenty.
-    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    with two_nodes(_system_config=health) as cluster, connect(ClusterConfig(name="ray", address=cluster.address)):
-        yield cluster  # connected as long as engines come and go
+def connected(nodes):
+    """The nodes. This process is connected as long as engines come and go."""
+    with connect(ClusterConfig(name="ray", address=nodes.address)):
+        yield nodes
 
 
 @pytest.fixture(scope="module")
-def engines(nodes, warm):
+def engines(connected, warm):
     """Makes engines over workers, and closes them."""
     made = []
 
@@ -139,7 +137,7 @@ def engines(nodes, warm):
         for engine in made:  # there is room for two workers
             engine.close()
         made.append(
-            run_engine(rollout, policy, max_length=256, cluster=ClusterConfig(name="ray", address=nodes.address))
+            run_engine(rollout, policy, max_length=256, cluster=ClusterConfig(name="ray", address=connected.address))
         )
         return made[-1]
 

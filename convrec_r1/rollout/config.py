@@ -77,6 +77,10 @@ class RolloutConfig:
         """Lists that an engine samples at a time."""
         return 256
 
+    def gpus_of_worker(self, gpu: bool) -> float:
+        """Return the GPUs that a worker reserves. gpu: whether the trainer computes on one."""
+        return float(gpu) if self.worker_gpus is None else self.worker_gpus
+
     @property
     def evaluation_identity(self) -> list[Any]:
         """What decides the lists of a given policy: part of the key under which evaluations are stored."""
@@ -122,6 +126,10 @@ class VLLMConfig(RolloutConfig):
     @property
     def capacity(self) -> int:
         return self.max_num_seqs
+
+    def gpus_of_worker(self, gpu: bool) -> float:
+        needed = self.tensor_parallel_size if vllm_for_gpus() else 0
+        return needed if self.worker_gpus is None else self.worker_gpus
 
 
 def choose_engine(rollout: RolloutConfig, *, gpu: bool | None = None) -> tuple[RolloutConfig, str]:
