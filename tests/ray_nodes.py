@@ -1,5 +1,6 @@
 """A real Ray on this machine, for tests."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ def two_nodes(cpus: int = 1, **head: Any) -> Iterator[Any]:
     from support import PATHS
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        patch.setenv("PYTHONPATH", PATHS["PYTHONPATH"])  # of the nodes
+        path = os.pathsep.join(filter(None, [PATHS["PYTHONPATH"], os.environ.get("PYTHONPATH")]))
+        patch.setenv("PYTHONPATH", path)  # of the nodes
         node = {"num_cpus": cpus, "object_store_memory": STORE, "include_dashboard": False}
         # The paths of sockets must be short.
         cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder, **head})

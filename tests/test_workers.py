@@ -1,6 +1,7 @@
 """rollout.workers on a real Ray of two nodes: whatever happens to workers, lists and weights are as if nothing had."""
 
 import copy
+import importlib.util
 import os
 import signal
 import time
@@ -148,7 +149,7 @@ def engines(connected, warm):
 
 @pytest.fixture(scope="module")
 def shared_engine(engines):
-    return engines(HFConfig(batch_size=4, workers=2, timeout=60.0))
+    return engines(HFConfig(batch_size=4, workers=2, timeout=180.0))
 
 
 @pytest.fixture
@@ -228,6 +229,26 @@ def test_a_node_leaves_and_another_one_joins(nodes, engine, warm):
     assert same(engine.generate(PROMPTS, SEEDS, SAMPLING), expected(warm))
 
 
+@on_ray
+@pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="nixl is not installed")
+def test_weights_are_read_from_the_trainer(engines, warm):
+    """As versions: whatever the optimizer does to the trainer's own; by a worker that comes late, too."""
+    engine = engines(HFConfig(batch_size=4, workers=2, transfer="nixl"))
+    trained = copy.deepcopy(warm)
+    engine.sync(trained)
+    ordered = engine.submit(*many_prompts(), SAMPLING)
+    until(lambda: all(worker.bundle for worker in engine._pool.workers) and len(pids(engine)) == 2)
+    os.kill(pids(engine)[0], signal.SIGKILL)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.zero_()
+    assert same(ordered.result(), expected(warm, *many_prompts()))
+    until(lambda: engine.metrics()["rollout/workers"] == 2)
+    for synced in (moved(warm), warm):
+        engine.sync(synced)
+        assert same(engine.generate(PROMPTS, SEEDS, SAMPLING), expected(synced))
+
+
 # Training
 
 
@@ -294,7 +315,7 @@ def test_training_with_a_worker_that_dies_or_hangs_is_training_without(engine, w
         watch = Watch(strike, every=1, total=6)
         found, others = reinforce(trained, overlap, tmp_path / "workers", engine, [watch])
     finally:
-        engine._pool.timeout = 60.0
+        engine._pool.timeout = 180.0
     assert_equal(weights, found, rows, others)
     assert engine._pool.counts["faults"] == faults + bool(number)
     assert others[-1]["rollout/faults"] == faults + bool(number)

@@ -7,6 +7,7 @@ user's takes its options from `rollout.options`.
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from convrec_r1.base.errors import UserError
@@ -16,6 +17,7 @@ from convrec_r1.rl.config import Ratio
 
 AUTO = "auto"
 """`_target_` of rollout=auto: `choose_engine` replaces it."""
+NIXL = "nixl"
 
 
 class Correction(Enum):
@@ -54,6 +56,9 @@ class RolloutConfig:
     """CPUs that a worker reserves, and its threads."""
     worker_gpus: float | None = option(None, least=0, identity=False)
     """GPUs that a worker reserves. A fraction shares one with others. null: what its engine needs, 0 on CPUs."""
+    transfer: str = option("store", choices=("store", NIXL), identity=False)
+    """How weights reach workers. store: through Ray's object store, in RAM. nixl: each worker reads them from the trainer's
+    device, where a copy of each version is kept (package nixl)."""
     retries: int = option(3, least=0, identity=False)
     """Times that groups of a failed worker are sampled again, and that a worker that does not start is replaced."""
     timeout: float = option(600.0, above=0, identity=False)
@@ -194,6 +199,11 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, ray: bool 
         wrong.append(
             "rollout.sleep=true with rollout.workers: a worker does not sleep. To share a GPU, give it a part: "
             "rollout.worker_gpus=0.5, and rollout.memory_fraction of its memory."
+        )
+    if rollout.transfer == NIXL and find_spec(NIXL) is None:
+        wrong.append(
+            "rollout.transfer=nixl needs the package nixl, which is not installed: pip install nixl, or "
+            "rollout.transfer=store."
         )
     if rollout.workers and not ray:
         wrong.append(

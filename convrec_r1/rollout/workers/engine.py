@@ -19,7 +19,7 @@ from convrec_r1.policy.skeleton import skeleton
 from convrec_r1.policy.weights import stream_weights
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.checksums import SyncCheck
-from convrec_r1.rollout.config import RolloutConfig
+from convrec_r1.rollout.config import NIXL, RolloutConfig
 from convrec_r1.rollout.workers.bundles import Request, compose
 from convrec_r1.rollout.workers.pool import Bundle, Job, Pool
 from convrec_r1.rollout.workers.room import of_worker
@@ -88,9 +88,10 @@ class WorkersEngine:
         dtype, tied = self.trainers.share(self._open)
         weights = stream_weights(policy, dtype=getattr(torch, dtype) if dtype else None, tied=tied)
         problem: Exception | None = None
+        number = self.check.syncs + 1
         if self.trainers.rank == 0:
             try:
-                self._version = publish(weights, self.check.syncs + 1, self.check)
+                self._version = publish(weights, number, self.check, nixl=self.rollout.transfer == NIXL)
             except Exception as error:
                 problem = error
         for _ in weights:  # where training is sharded, every process takes part in gathering
