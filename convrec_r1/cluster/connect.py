@@ -211,7 +211,10 @@ def _join(cfg: ClusterConfig, made: _Started) -> None:
         _show_token(cfg.address)
         _init(made, cfg.start_timeout, address=cfg.address)
     except AuthenticationError as error:
-        advice = "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the cluster was started with."
+        advice = (
+            "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the cluster was started with: `ray get-auth-token` on "
+            "the head node prints it."
+        )
         raise UserError(
             f"cluster.address={cfg.address}: the Ray there wants a token, or another one. {advice}"
         ) from error
@@ -239,10 +242,12 @@ def _init(made: _Started, within: float, **options: Any) -> None:
     """Call ray.init, with signals handled as before. Raises TimeoutError after `within` seconds."""
     _set(made, PRIVATE)
     import ray
-    from ray._private import worker
+    from ray._private import auto_init_hook, worker
 
     # Ray prints a paragraph about every process that dies. Who uses Ray here says in a line what it means for the run.
     worker.print_to_stdstream = lambda *_, **__: None
+    # A thread that still asks Ray after the end would otherwise join any other Ray that runs on this machine.
+    auto_init_hook.enable_auto_connect = False
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Ray replaces the handler of SIGTERM
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
