@@ -212,8 +212,8 @@ def _join(cfg: ClusterConfig, made: _Started) -> None:
         _init(made, cfg.start_timeout, address=cfg.address)
     except AuthenticationError as error:
         advice = (
-            "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the cluster was started with: `ray get-auth-token` on "
-            "the head node prints it."
+            "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the cluster was started with: `ray get-auth-token` "
+            "on the head node prints it."
         )
         raise UserError(
             f"cluster.address={cfg.address}: the Ray there wants a token, or another one. {advice}"
