@@ -21,6 +21,7 @@ from convrec_r1.base.processes import is_first
 from convrec_r1.cluster import train
 from convrec_r1.cluster.connect import connect
 from convrec_r1.cluster.process import inside
+from convrec_r1.config.asked import require_all
 from convrec_r1.config.parts import tracker
 from convrec_r1.config.resolve import NO_MODEL
 from convrec_r1.config.schema import Config
@@ -98,6 +99,8 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
 def _on_ray(task: str, cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
     """Run a task with a folder in this process, connected to Ray; or in processes of Ray Train, if training takes several."""
     with connect(cfg.cluster) as connection:
+        require_all(cfg, connection)
+        choices = [*choices, f"{connection}."]
         if task != "train" or cfg.trainer.world == 1:
             return _make(task, cfg, folder, sha, choices)
         _start()
@@ -106,7 +109,7 @@ def _on_ray(task: str, cfg: Config, folder: RunFolder, sha: str | None, choices:
             cfg = replace(cfg, fresh=False)  # processes that restart resume
         job = partial(_execute_noting, cfg, RunFolder(folder.path.absolute()), sha, choices)
         group, within = training_group(cfg.trainer), cfg.trainer.exit_within
-        return train.run(job, group, cfg.cluster, connection, folder=folder.path, within=within)
+        return train.run(job, group, cfg.cluster, folder=folder.path, within=within)
 
 
 def _execute_noting(
