@@ -81,7 +81,18 @@ class Host:
 
     def start(self, *command: str, cwd: Path, loop: bool = False, log: Path | None = None) -> subprocess.Popen:
         """Start a command here, which writes to `log`. loop: again and again."""
-        inside = ["ip", "netns", "exec", self.space, "unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', self.name]
+        inside = [
+            "ip",
+            "netns",
+            "exec",
+            self.space,
+            "unshare",
+            "--uts",
+            "sh",
+            "-c",
+            'hostname "$0"; exec "$@"',
+            self.name,
+        ]
         repeated = ["sh", "-c", FOR_EVER, "sh"] if loop else []
         with (log or self.log).open("ab") as said:
             return subprocess.Popen(
@@ -92,7 +103,11 @@ class Host:
     def start_ray(self) -> None:
         """Start this host's Ray node: the head on the first host."""
         first = self.network.hosts[0].address
-        role = ["--head", f"--port={PORT}", "--include-dashboard=false"] if self.number == 1 else [f"--address={first}:{PORT}"]
+        role = (
+            ["--head", f"--port={PORT}", "--include-dashboard=false"]
+            if self.number == 1
+            else [f"--address={first}:{PORT}"]
+        )
         options = [f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}", "--num-gpus=0"]
         options += [f"--object-store-memory={STORE}", "--disable-usage-stats", "--block"]
         if self.number == 1:
@@ -109,7 +124,9 @@ class Host:
         found = {}
         for pid in self.pids():
             with contextlib.suppress(OSError):
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found[pid] = (
+                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                )
         return found
 
     def kill(self) -> None:
@@ -152,7 +169,9 @@ class Network:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._remove()
 
     def _remove(self) -> None:

@@ -17,6 +17,7 @@ If the first host was killed, the same command is started again. Compared: the p
 import argparse
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -149,19 +150,24 @@ def trial(seed: int, layout: str, seconds: float, wanted: dict, keep: Path | Non
             "seed": seed, "layout": layout, "strike": str(strike), "second": round(at, 1), "while": struck, "status": status,
             "seconds": round(took, 1), "equal": status == 0 and found["files"] == wanted["files"],
             "faults": int(max((row.get("rollout/faults", 0) for row in rows), default=0)),
-            "restarts of training": run.said.read_text().count("They restart ("), "left": left(network.hosts),
+            "restarts of training": run.said.read_text().count("They restart ("), "left": left([h for h in network.hosts if h is not host or strike.back is not None]),
         }  # fmt: skip
         if keep is not None:
             shutil.copytree(network.folder, keep / str(seed), symlinks=True, ignore=shutil.ignore_patterns("sockets"))
     return result
 
 
-def left(hosts: list[Host], within: float = 20.0) -> list[str]:
-    """Return processes of the run that outlive it on hosts that the cluster still has."""
+def left(hosts: list[Host], within: float = 30.0) -> list[str]:
+    """Return processes of the run that outlive it."""
     end, found = time.monotonic() + within, ["?"]
     while found and time.monotonic() < end:
         time.sleep(0.5)
-        found = [f"{host.name}: {line[:80]}" for host in hosts for line in host.names().values() if any(o in line for o in OURS)]
+        found = [
+            f"{host.name}: {line[:80]}"
+            for host in hosts
+            for line in host.names().values()
+            if any(o in line for o in OURS)
+        ]
     return found
 
 
@@ -173,6 +179,7 @@ def main() -> None:
     given = arguments.parse_args()
     if (why := missing()) is not None:
         sys.exit(f"hosts_test.py cannot make hosts here: {why}.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM"))  # the hosts are removed
     seeds = range(given.first, given.first + given.seeds)
     layouts = {seed: list(LAYOUTS)[seed % 2] for seed in seeds}
     alone = {}

@@ -247,8 +247,10 @@ def _init(made: _Started, **options: Any) -> None:
     """Call ray.init, with signals handled as before."""
     _set(made, PRIVATE)
     import ray
-    from ray._private import worker
+    from ray._private import auto_init_hook, worker
 
+    # A thread of Ray's that calls it after the end would join, or start, any Ray of this machine.
+    auto_init_hook.enable_auto_connect = False
     # Ray prints a paragraph about every process that dies. Who uses Ray here says in a line what it means for the run.
     worker.print_to_stdstream = lambda *_, **__: None
     handlers = {}
