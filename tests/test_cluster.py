@@ -200,6 +200,15 @@ def test_what_answers_is_not_ray():
     server.shutdown()
 
 
+def test_a_token_that_is_missing_is_named():
+    """Ray 2.60 wraps the error twice."""
+    from ray.exceptions import AuthenticationError
+
+    outer, inner = ConnectionError("Failed to connect to Ray cluster"), RuntimeError("Failed to connect to GCS.")
+    outer.__cause__, inner.__cause__ = inner, AuthenticationError("InvalidAuthToken")
+    assert "wants a token. Set RAY_AUTH_MODE=token" in connecting._refusal("10.0.0.1:6379", outer)
+
+
 def test_without_ray_the_extra_is_named(tmp_path):
     (command,) = run_job("cluster_worker:without_ray", *JOB, "cluster=ray", cwd=tmp_path, world=1)
     assert_user_error(command.done, "pip install 'convrec-r1[ray]'")
