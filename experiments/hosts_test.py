@@ -8,7 +8,7 @@ Needs root on Linux with iproute2: the hosts are network namespaces of this mach
 even numbers train in the command's process, with two rollout workers on the other hosts; those with odd numbers train in two
 processes of Ray Train, beside two rollout workers, anywhere.
 
-In each trial one host is struck once, at an instant drawn between SFT's first step and the end of the job:
+In each trial one host is struck once, up to a second after a step of SFT or RL that is drawn:
     killed      all its processes at once, with -9; its Ray node is started again after some seconds, or never
     cut off     its cable is pulled, and plugged in again after some seconds, or never
 If the first host was killed, the same command is started again. Compared: the policy's weights by SHA-256, every list.
@@ -32,8 +32,10 @@ from test_resume import outcome
 
 from convrec_r1.base.files import read_jsonl, write_json
 
-RUN = ("debug=smoke", "logger=none", "hydra.run.dir=run", "sft.steps=20", "rl.steps=24", "eval.every=8", "eval.baselines=[]",
-       "guard.action=none", "trainer.checkpoint_every=2", "trainer.accelerator=cpu", "rollout=hf", "rollout.workers=2",
+SFT, RL = 8, 24
+"""Steps."""
+RUN = ("debug=smoke", "logger=none", "hydra.run.dir=run", f"sft.steps={SFT}", f"rl.steps={RL}", "eval.every=8",
+       "eval.baselines=[]", "guard.action=none", "trainer.checkpoint_every=2", "trainer.accelerator=cpu", "rollout=hf", "rollout.workers=2",
        "rollout.overlap=1", "rollout.timeout=120", "cluster=ray", f"cluster.address=10.71.0.1:{PORT}",
        "cluster.wait=120")  # fmt: skip
 LAYOUTS = {
@@ -56,8 +58,10 @@ class Strike:
     kill: bool
     """False: it is cut off."""
     back: float | None
-    at: float
-    """When: 0 is SFT's first step, 1 the end of the job."""
+    step: int
+    """Of SFT and RL together."""
+    delay: float
+    """Seconds after it."""
 
     def __str__(self) -> str:
         done = "killed" if self.kill else "cut off"
@@ -68,7 +72,9 @@ class Strike:
         rng = random.Random(seed)
         kill, back = FAULTS[seed // 2 % len(FAULTS)]
         # The first host has to come back: the command is there.
-        return cls(rng.choice([2, 3] if back is None else [1, 2, 3]), kill, back, rng.random())
+        return cls(
+            rng.choice([2, 3] if back is None else [1, 2, 3]), kill, back, rng.randrange(1, SFT + RL), rng.random()
+        )
 
 
 class Run:
@@ -86,13 +92,17 @@ class Run:
             sys.executable, "-m", "convrec_r1", *RUN, *self.overrides, cwd=self.folder, log=self.said
         )
 
-    def until_it_trains(self) -> float:
-        """Wait for the first step of SFT. Return its time."""
-        while not any(file.stat().st_size for file in self.folder.glob("outputs/warm_starts/*/metrics.jsonl")):
+    def steps(self) -> int:
+        """Return the steps of SFT and RL that are made."""
+        files = [*self.folder.glob("outputs/warm_starts/*/metrics.jsonl"), self.folder / "run" / "metrics.jsonl"]
+        return sum(row["split"] == "train" for file in files for row in read_jsonl(file))
+
+    def until(self, step: int) -> None:
+        """Wait until a step is made."""
+        while self.steps() < step:
             if self.process.poll() is not None or time.monotonic() > self.began + LIMIT:
                 raise SystemExit(f"A run failed:\n{self.said.read_text()[-3000:]}")
-            time.sleep(0.01)
-        return time.monotonic()
+            time.sleep(0.02)
 
     def end(self) -> int | None:
         """Wait for the end. Return the exit status, None if it takes too long."""
@@ -113,19 +123,18 @@ def start_ray(network: Network) -> None:
 
 
 def undisturbed(layout: str) -> tuple[float, dict]:
-    """Return the seconds from SFT's first step to the end, and the outcome."""
+    """Return the seconds that a run takes, and the outcome."""
     cpus, overrides = LAYOUTS[layout]
     with Network(cpus) as network:
         start_ray(network)
         run = Run(network, overrides)
         run.start()
-        began = run.until_it_trains()
         if run.end() != 0:
             raise SystemExit(f"The undisturbed run failed:\n{run.said.read_text()[-5000:]}")
-        return time.monotonic() - began, outcome(run.folder / "run")
+        return time.monotonic() - run.began, outcome(run.folder / "run")
 
 
-def trial(seed: int, layout: str, seconds: float, wanted: dict, keep: Path | None) -> dict:
+def trial(seed: int, layout: str, wanted: dict, keep: Path | None) -> dict:
     """Strike one run, and return what came of it."""
     strike = Strike.draw(seed)
     cpus, overrides = LAYOUTS[layout]
@@ -133,9 +142,10 @@ def trial(seed: int, layout: str, seconds: float, wanted: dict, keep: Path | Non
         start_ray(network)
         run, host = Run(network, overrides), network.hosts[strike.host - 1]
         run.start()
-        began = run.until_it_trains()
-        time.sleep(strike.at * seconds)
-        at, struck = time.monotonic() - began, where(run.folder)
+        began = run.began
+        run.until(strike.step)
+        time.sleep(strike.delay)
+        struck = where(run.folder)
         host.kill() if strike.kill else host.link(up=False)
         if strike.back is not None:
             time.sleep(strike.back)
@@ -148,7 +158,7 @@ def trial(seed: int, layout: str, seconds: float, wanted: dict, keep: Path | Non
         rows = [row["values"] for row in read_jsonl(run.folder / "run" / "metrics.jsonl")]
         reached = [h for h in network.hosts if h is not host or strike.back is not None]
         result = {
-            "seed": seed, "layout": layout, "strike": str(strike), "second": round(at, 1), "while": struck, "status": status,
+            "seed": seed, "layout": layout, "strike": str(strike), "while": struck, "status": status,
             "seconds": round(took, 1), "equal": status == 0 and found["files"] == wanted["files"],
             "faults": int(max((row.get("rollout/faults", 0) for row in rows), default=0)),
             "restarts of training": run.said.read_text().count("They restart ("), "left": left(reached),
@@ -189,7 +199,7 @@ def main() -> None:
         print(f"undisturbed, {layout}: {alone[layout][0]:.1f} s", flush=True)
     trials = []
     for seed, layout in layouts.items():
-        trials.append(found := trial(seed, layout, *alone[layout], given.keep))
+        trials.append(found := trial(seed, layout, alone[layout][1], given.keep))
         print(found, flush=True)
         equal = sum(found["equal"] and not found["left"] for found in trials)
         if given.first == 0 and given.seeds >= 10:

@@ -174,6 +174,14 @@ def test_what_is_printed_and_signals_arrive():
     assert desk.news(0).end == (End.wrong, "disk full")
 
 
+def test_a_training_process_that_is_cut_off_ends(address, tmp_path):
+    """It would hold the lock on the run's folder, for which the group waits that replaces it."""
+    command = start_job("cluster_worker:cut_off", address, cwd=tmp_path)
+    assert command.wait(50) == 1, command.said
+    assert command.stdout == "answered\n"
+    assert "The command was not reached for 1 s: this training process ends." in command.stderr
+
+
 # -- commands --------------------------------------------------------------------------------------------------------------
 
 STEPS = 30
