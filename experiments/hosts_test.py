@@ -35,9 +35,9 @@ from convrec_r1.base.files import read_jsonl, write_json
 SFT, RL = 8, 24
 """Steps."""
 RUN = ("debug=smoke", "logger=none", "hydra.run.dir=run", f"sft.steps={SFT}", f"rl.steps={RL}", "eval.every=8",
-       "eval.baselines=[]", "guard.action=none", "trainer.checkpoint_every=2", "trainer.accelerator=cpu", "rollout=hf", "rollout.workers=2",
-       "rollout.overlap=1", "rollout.timeout=120", "cluster=ray", f"cluster.address=10.71.0.1:{PORT}",
-       "cluster.wait=120")  # fmt: skip
+       "eval.baselines=[]", "guard.action=none", "trainer.checkpoint_every=2", "trainer.accelerator=cpu",
+       "rollout=hf", "rollout.workers=2", "rollout.overlap=1", "rollout.timeout=120",
+       "cluster=ray", f"cluster.address=10.71.0.1:{PORT}", "cluster.wait=120")  # fmt: skip
 LAYOUTS = {
     "rollout workers": ([0, 1, 1], ()),
     "Ray Train": ([1, 2, 2], ("trainer=ddp", "trainer.devices=1", "trainer.nodes=2")),
