@@ -13,8 +13,11 @@ from pytorch_lightning import Callback
 
 from convrec_r1 import cli
 from convrec_r1.base.errors import UserError
+from convrec_r1.base.signals import stop
+from convrec_r1.cluster import process
 from convrec_r1.cluster.config import ClusterConfig
 from convrec_r1.cluster.connect import connect
+from convrec_r1.cluster.desk import Desk
 from convrec_r1.cluster.reaper import users
 from convrec_r1.config import checks
 from convrec_r1.modules import fit
@@ -115,3 +118,26 @@ def listening(folder: Path) -> list[str]:
                 inodes.add(target[8:-1])
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     return sorted({row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes})
+
+
+def cut_off(address: str) -> None:
+    """Train, or so, until the desk does not answer any more."""
+
+    class Here(Desk):
+        def pid(self) -> int:
+            return os.getpid()
+
+    process.LEASE = 1.0
+    with connect(ClusterConfig("ray", address=address)):
+        import ray
+
+        desk = ray.remote(num_cpus=0)(Here).remote(3)  # pyright: ignore[reportAttributeAccessIssue]
+        pid = ray.get(desk.pid.remote())
+        with process._desk_asked(desk, first=True):
+            time.sleep(2)
+            ray.get(desk.news.remote(signal.SIGTERM))
+            while stop.number != signal.SIGTERM:
+                time.sleep(0.05)
+            print("answered", flush=True)
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(60)

@@ -228,6 +228,14 @@ def test_what_is_printed_and_signals_arrive():
     assert desk.news(0).end == (End.wrong, "disk full")
 
 
+def test_a_training_process_that_is_cut_off_ends(address, tmp_path):
+    """It would hold the lock on the run's folder, for which the group waits that replaces it."""
+    command = start_job("cluster_worker:cut_off", address, cwd=tmp_path)
+    assert command.wait(50) == 1, command.said
+    assert command.stdout == "answered\n"
+    assert "The command was not reached for 1 s: this training process ends." in command.stderr
+
+
 # -- commands --------------------------------------------------------------------------------------------------------------
 
 STEPS = 30
@@ -252,6 +260,15 @@ def test_what_answers_is_not_ray():
     with pytest.raises(UserError, match="what answers there is not Ray"):
         connect(joined(f"127.0.0.1:{server.server_port}"))
     server.shutdown()
+
+
+def test_a_token_that_is_missing_is_named():
+    """Ray 2.60 wraps the error twice."""
+    from ray.exceptions import AuthenticationError
+
+    outer, inner = ConnectionError("Failed to connect to Ray cluster"), RuntimeError("Failed to connect to GCS.")
+    outer.__cause__, inner.__cause__ = inner, AuthenticationError("InvalidAuthToken")
+    assert "wants a token. Set RAY_AUTH_MODE=token" in connecting._refusal("10.0.0.1:6379", outer)
 
 
 def test_without_ray_the_extra_is_named(tmp_path):

@@ -5,7 +5,6 @@ import functools
 import logging
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.signals import Interrupted
+from convrec_r1.base.signals import held
 from convrec_r1.cluster import reaper
 from convrec_r1.cluster.config import AUTO, ClusterConfig, installed, missing
 from convrec_r1.cluster.resources import Bundle, Node, fit_together, listed, too_little
@@ -146,10 +145,9 @@ def _release() -> None:
 
 def _undo(made: _Started) -> None:
     """Disconnect, end the Ray that this process started, and restore the environment."""
-    import ray
-
-    with contextlib.suppress(Exception):  # it may have died
-        ray.shutdown(wait_for_processes=True)
+    if (ray := sys.modules.get("ray")) is not None:
+        with contextlib.suppress(Exception):  # it may have died
+            ray.shutdown(wait_for_processes=True)
     if made.folder is not None:
         reaper.end(made.folder)
     if made.reaper is not None:
@@ -201,27 +199,20 @@ def _start(cfg: ClusterConfig, made: _Started) -> None:
 
 def _join(cfg: ClusterConfig, made: _Started) -> None:
     """Join a Ray that runs, and compare the versions of its nodes with this process's."""
-    import ray
-    from ray.exceptions import AuthenticationError, GetTimeoutError
-
     assert cfg.address is not None
     if cfg.address != AUTO:
         _knock(cfg.address, cfg.start_timeout)
     try:
-        _show_token(cfg.address)
-        _init(made, cfg.start_timeout, address=cfg.address)
-    except AuthenticationError as error:
-        advice = (
-            "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the cluster was started with: `ray get-auth-token` "
-            "on the head node prints it."
-        )
-        raise UserError(
-            f"cluster.address={cfg.address}: the Ray there wants a token, or another one. {advice}"
-        ) from error
+        with held():  # Ray cannot be imported again where that was interrupted
+            _show_token(cfg.address)
+            _init(made, cfg.start_timeout, address=cfg.address)
     except TimeoutError as error:
         raise UserError(f"cluster.address={cfg.address}: Ray did not let this process join {error}.") from error
     except Exception as error:
         raise UserError(f"cluster.address={cfg.address}: {_refusal(cfg.address, error)}") from error
+    import ray
+    from ray.exceptions import GetTimeoutError
+
     mine, nodes = versions(), Connection(cfg).nodes()
     try:
         found = ray.get(report([node.id for node in nodes]), timeout=cfg.start_timeout)
@@ -241,26 +232,17 @@ def _join(cfg: ClusterConfig, made: _Started) -> None:
 def _init(made: _Started, within: float, **options: Any) -> None:
     """Call ray.init, with signals handled as before. Raises TimeoutError after `within` seconds."""
     _set(made, PRIVATE)
-    import ray
-    from ray._private import auto_init_hook, worker
+    with held():  # Ray cannot be imported again where that was interrupted
+        import ray
+        from ray._private import auto_init_hook, utils, worker
 
-    # Ray prints a paragraph about every process that dies. Who uses Ray here says in a line what it means for the run.
-    worker.print_to_stdstream = lambda *_, **__: None
-    # A thread that still asks Ray after the end would otherwise join any other Ray that runs on this machine.
-    auto_init_hook.enable_auto_connect = False
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():  # Ray replaces the handler of SIGTERM
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+        # A thread of Ray's that calls it after the end would join, or start, any Ray of this machine.
+        auto_init_hook.enable_auto_connect = False
+        # Ray prints a paragraph about every process that dies. Who uses Ray here says in a line what it means for the run.
+        worker.print_to_stdstream = lambda *_, **__: None
+        utils.set_sigterm_handler = lambda *_: None  # it would exit in the middle of whatever runs
         with _limited(within):
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except SystemExit as error:  # by Ray's handler of SIGTERM
-        raise Interrupted(
-            signal.SIGTERM, "SIGTERM: stopped while Ray started. The same command starts again."
-        ) from error
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class _TooLate(BaseException):
@@ -342,7 +324,14 @@ def _show_token(address: str) -> None:
 
 def _refusal(address: str, error: Exception) -> str:
     """Return why Ray did not let this process join, and what to do."""
+    from ray.exceptions import AuthenticationError
+
     text = first_line(error)
+    if any(isinstance(cause, AuthenticationError) for cause in _chain(error)):
+        return (
+            "the Ray there wants a token, or another one. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the "
+            "cluster was started with: `ray get-auth-token` on the head node prints it."
+        )
     if "ersion mismatch" in str(error):
         return f"its Ray or Python is another version than this process's. {text}"
     if address == AUTO:
@@ -350,6 +339,13 @@ def _refusal(address: str, error: Exception) -> str:
             f"no Ray was found on this machine. Start one with `ray start --head`, or leave cluster.address out. {text}"
         )
     return f"this machine did not join. Start Ray on it first with `ray start --address={address}`. {text}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _advice(cfg: ClusterConfig, error: Exception) -> str:

@@ -20,7 +20,7 @@ from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
 from convrec_r1.cluster import train
 from convrec_r1.cluster.connect import connect
-from convrec_r1.cluster.process import inside
+from convrec_r1.cluster.process import LEASE, inside
 from convrec_r1.config.asked import require_all
 from convrec_r1.config.parts import tracker
 from convrec_r1.config.resolve import NO_MODEL
@@ -87,8 +87,8 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
-    if inside():  # a group that died may still be ending
-        with folder.alone(".trainer.lock", timeout=60) if is_first() else contextlib.nullcontext():
+    if inside():  # an earlier group may still be ending, on a host that was cut off (cluster.process.LEASE)
+        with folder.alone(".trainer.lock", timeout=3 * LEASE) if is_first() else contextlib.nullcontext():
             return _make(task, cfg, folder, sha, choices)
     with folder.alone() if is_first() else contextlib.nullcontext():
         if cfg.cluster.on_ray and (cfg.fresh or folder.state() is not State.complete):
