@@ -268,7 +268,7 @@ def test_a_token_that_is_missing_is_named():
 
     outer, inner = ConnectionError("Failed to connect to Ray cluster"), RuntimeError("Failed to connect to GCS.")
     outer.__cause__, inner.__cause__ = inner, AuthenticationError("InvalidAuthToken")
-    assert "wants a token. Set RAY_AUTH_MODE=token" in connecting._refusal("10.0.0.1:6379", outer)
+    assert "wants a token, or another one. Set RAY_AUTH_MODE=token" in connecting._refusal("10.0.0.1:6379", outer)
 
 
 def test_without_ray_the_extra_is_named(tmp_path):

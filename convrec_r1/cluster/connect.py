@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
