@@ -29,6 +29,13 @@ from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.vllm.options import CONSTRAINT, CPU_HEAD_SIZES, read_constraint, sampling_arguments
 from convrec_r1.run.tracker import JsonlSink, Tracker
+from convrec_r1.serve.hf import HFStepper
+from convrec_r1.serve.package import Settings
+from convrec_r1.serve.planner import Planner
+from convrec_r1.serve.reader import Known
+from convrec_r1.serve.request import Request
+from convrec_r1.serve.session import Session
+from convrec_r1.serve.vllm import VLLMStepper
 
 pytestmark = [
     pytest.mark.processes("vllm"),
@@ -295,6 +302,26 @@ def test_requests_of_both_kinds_share_batches_and_survive_preemption(engine, pol
     assert run_requests(engine, policy, mixed, after_steps=9) == expected
     for opening, ids in zip(openings, held_ones, strict=True):
         list(constraint.replay(opening, ids))
+
+
+def test_a_session_adds_requests_to_the_running_engine(cfg, policy, constraint):
+    """What task=serve and the Recommender do: lists begin while others are written, and may be cancelled."""
+    settings = Settings(n=3, max_prompt_length=128, max_completion_length=64)
+    known = Known(DATA.catalog, Normalised())
+    stepper = VLLMStepper(cfg.rollout, policy, constraint, max_length=256)
+    planner, ours = (Planner(policy, settings, known, constraint, 256) for _ in range(2))
+    with Session(planner, stepper) as vllm, Session(ours, HFStepper(policy, constraint)) as hf:
+        asked = [Request(f"Film {k}, please", 1 + k % 3, seen=["The Matrix"] * (k % 2)) for k in range(8)]
+        first = vllm.submit(asked[0])
+        next(iter(first))
+        stopped = vllm.submit(Request("Nobody waits for this", 3))
+        stopped.cancel()
+        replies = [first, *map(vllm.submit, asked[1:])]
+        for reply, other in zip(replies, list(map(hf.submit, asked)), strict=True):
+            found, expected = reply.result(120), other.result(120)
+            assert [str(one) for one in found] == [str(one) for one in expected]
+            assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
+        assert vllm.unanswered == 0
 
 
 def test_another_process_reads_the_constraint_from_the_model_folder(constraint, tmp_path):
