@@ -107,7 +107,7 @@ def test_a_conversation_and_its_lists(page):
     expect(page.get_by_role("status")).to_contain_text(f"rank_grpo: {listed[0]}, ")
     second = ask(page, "Less scary?")
     said = [(m["role"], m["content"]) for m in second["messages"]]
-    assert said == [("user", ASKED), ("assistant", "\n".join(listed)), ("user", "Less scary?")]
+    assert said == [("user", ASKED), ("assistant", ", ".join(listed)), ("user", "Less scary?")]
     page.get_by_role("button", name="More, without these").last.click()
     wait(page)
     assert not set(names(page)) & set(names(page, 1))
@@ -118,7 +118,7 @@ def test_a_conversation_and_its_lists(page):
 
 
 def test_nothing_moves_while_lines_arrive(page):
-    page.get_by_label("Length of a list").fill("20")
+    page.get_by_label("Length of a list").fill("60")
     page.evaluate(
         "window.moved = []; new PerformanceObserver((list) => {"
         "  if (!document.querySelector('.line.waiting')) return;"
@@ -130,8 +130,6 @@ def test_nothing_moves_while_lines_arrive(page):
     page.keyboard.press("Enter")
     expect(page.locator(".line.waiting").first).to_be_visible()
     tall = page.locator(".answer").bounding_box()
-    expect(page.locator(".progress")).to_have_text(re.compile("^1[0-9] of 20$"))
-    assert page.locator(".answer").bounding_box() == tall
     wait(page)
     assert page.locator(".answer").bounding_box() == tall
     assert page.evaluate("window.moved") == []

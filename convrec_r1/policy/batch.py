@@ -31,9 +31,11 @@ class TokenBatch:
         return cls(*pad_rows(prompts, pad, left=True), owner, *pad_rows(completions, pad))
 
     def to(self, device: torch.device) -> "TokenBatch":
-        tables = self.prompt_ids, self.prompt_mask, self.owner, self.completion_ids, self.mask
-        allowed = None if self.allowed is None else self.allowed.to(device)
-        return TokenBatch(*(t.to(device) for t in tables), allowed)
+        moved = TokenBatch(
+            *(t.to(device) for t in (self.prompt_ids, self.prompt_mask, self.owner, self.completion_ids, self.mask))
+        )
+        moved.allowed = None if self.allowed is None else self.allowed.to(device)
+        return moved
 
     @property
     def prompt_lengths(self) -> Tensor:

@@ -4,7 +4,7 @@ It needs no network, takes seconds to generate, and depends on the seed only.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -30,12 +30,13 @@ class Movieland(Adapter):
     simulated_teacher = True
 
     def __init__(
-        self, n: int, seed: int = 0, sizes: Mapping[str, int] | None = None, teacher: Order = "famous_first"
+        self, n: int, seed: int = 0, sizes: Mapping[str, int] | None = None, teacher: str = "famous_first"
     ) -> None:
         """teacher: order of the demonstrations (`data.options.teacher`). Raises UserError for an unknown one."""
         if teacher not in get_args(Order):
             raise UserError(f"data.options.teacher={teacher}: choose {' or '.join(get_args(Order))}.")
-        self.n, self.seed, self.sizes, self.teacher = n, seed, sizes, teacher
+        self.n, self.seed, self.sizes = n, seed, sizes
+        self.teacher = cast(Order, teacher)
 
     def load(self) -> Dataset:
         return load(seed=self.seed, n_items=self.n, sizes=self.sizes, teacher=self.teacher)

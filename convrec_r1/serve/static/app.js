@@ -155,7 +155,7 @@ const hooks = {
     state.running = null;
     showSending();
     const names = turn.answers[0].items.map(nameOf);
-    if (names.length) state.messages = [...turn.messages, { role: "assistant", content: names.join("\n") }];
+    if (names.length) state.messages = [...turn.messages, { role: "assistant", content: names.join(", ") }];
     else if (turn.text) state.messages = turn.messages.slice(0, -1); // it had no answer
   },
 };
