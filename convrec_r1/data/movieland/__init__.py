@@ -36,7 +36,7 @@ class Movieland(Adapter):
         if teacher not in get_args(Order):
             raise UserError(f"data.options.teacher={teacher}: choose {' or '.join(get_args(Order))}.")
         self.n, self.seed, self.sizes = n, seed, sizes
-        self.teacher = cast(Order, teacher)
+        self.teacher: Order = cast(Order, teacher)
 
     def load(self) -> Dataset:
         return load(seed=self.seed, n_items=self.n, sizes=self.sizes, teacher=self.teacher)
