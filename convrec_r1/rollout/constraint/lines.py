@@ -164,7 +164,7 @@ class CatalogLines:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the lines without what is remembered of them: it is quickly made again, and is larger than they are."""
-        return {name: value for name, value in vars(self).items() if name not in ("continuations", "step", "_begins")}
+        return {name: value for name, value in vars(self).items() if name not in ("_begins", "continuations", "step")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -12,8 +12,6 @@ import numpy as np
 
 from convrec_r1.rollout.constraint.lines import END, CatalogLines, Continuations, Node, Opening
 
-WIDE = 256
-"""Sets of more tokens are shared by all lists that reach their node, with the tokens that a list may not take beside them."""
 _NO_IDS, _NO_PLACES = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
 _NONE: Set[int] = frozenset()
 
@@ -22,7 +20,7 @@ class TokenSet(NamedTuple):
     """Tokens that may come next."""
 
     ids: np.ndarray
-    """int32 [E]. Of more than `WIDE` tokens, the same array for all lists at their node. Never to be changed."""
+    """int32 [E]. As a rule the same array for all lists at their node, so never to be changed."""
     without: np.ndarray = _NO_PLACES
     """int64 [D], ascending: places in `ids` of tokens that may not."""
 
@@ -71,9 +69,9 @@ class ListState:
                 more.append(self.lines.vocabulary.eos)
         if known.across and not last:
             more += [token for token, line, tail in known.across if self._could_write(line, tail)]
-        if len(ids) > WIDE and not more:
+        if not more:
             return TokenSet(ids, np.array(sorted(dead), dtype=np.int64))
-        kept = [token for place, token in enumerate(ids.tolist()) if place not in dead] if dead else ids.tolist()
+        kept = [token for place, token in enumerate(ids.tolist()) if place not in dead]
         return TokenSet(np.array(kept + more, dtype=np.int32))
 
     def advance(self, token: int) -> None:
