@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Set
 from copy import copy
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +82,10 @@ class ListState:
         Raises:
             ValueError: it may not come next.
         """
+        after = self.lines.step(self.node, token)
+        if after is not None and not self.ended and self._count(after.lo, after.hi):
+            self.node = after  # most tokens
+            return
         vocabulary = self.lines.vocabulary
         if token == vocabulary.eos and not self.ended and self._may_end():
             self.ended = True
@@ -115,7 +120,8 @@ class ListState:
         self.node = root = self.lines.root
         if self._dead_at_root is not None:
             known = self.lines.continuations(root, self.opening.subset)
-            self._dead_at_root = self._dead_at_root.union(*(self._dead_on(known, root, other) for other in closing))
+            closed = (self._dead_on(known, root, other) for other in closing)
+            self._dead_at_root = self._dead_at_root | set(chain.from_iterable(closed))
 
     def _count(self, lo: int, hi: int) -> int:
         """Return how many of the lines from `lo` to before `hi` are open."""
@@ -146,7 +152,7 @@ class ListState:
 
     def _dead(self, known: Continuations) -> Set[int]:
         """Return the places of the tokens that begin closed lines only."""
-        root = self.node == self.lines.root
+        root = self.node.depth == 0 and not self.node.first
         if root and self._dead_at_root is not None:
             return self._dead_at_root
         lo, hi = bisect_left(self.closed, self.node.lo), bisect_left(self.closed, self.node.hi)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.utils.torch_utils import async_tensor_h2d
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from convrec_r1.rollout.constraint import ListState, Opening, TokenSet
 from convrec_r1.rollout.constraint.state import WIDE
@@ -72,7 +73,9 @@ class HoldToCatalog(LogitsProcessor):
         rows, ids, closed_rows, closed_ids, every, *shared = moved.split([len(part) for part in parts])
         kept = [(rows, ids)]
         kept += [(at[:, None], self._on_device(one)[None]) for (one, _), at in zip(wide.values(), shared, strict=True)]
-        values = [logits[place] for place in kept]
+        values = [
+            logits[place].nan_to_num_() for place in kept
+        ]  # without finite logits, any token of the list's may come
         logits.index_fill_(0, every, -torch.inf)
         for place, value in zip(kept, values, strict=True):
             logits.index_put_(place, value)
