@@ -197,7 +197,7 @@ def main() -> None:
     for layout in sorted(set(layouts.values())):
         alone[layout] = undisturbed(layout)
         print(f"undisturbed, {layout}: {alone[layout][0]:.1f} s", flush=True)
-    trials = []
+    trials, equal = [], 0
     for seed, layout in layouts.items():
         trials.append(found := trial(seed, layout, alone[layout][1], given.keep))
         print(found, flush=True)

@@ -132,8 +132,9 @@ def cut_off(address: str) -> None:
     with connect(ClusterConfig("ray", address=address)):
         import ray
 
-        desk = ray.remote(num_cpus=0)(Here).remote(3)  # pyright: ignore[reportAttributeAccessIssue]
-        pid = ray.get(desk.pid.remote())
+        kind: Any = ray.remote(num_cpus=0)(Here)
+        desk = kind.remote(3)
+        pid: Any = ray.get(desk.pid.remote())
         with process._desk_asked(desk, first=True):
             time.sleep(2)
             ray.get(desk.news.remote(signal.SIGTERM))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import PATHS, SMALL_MODEL, SMOKE, Command, assert_user_error, run_command, start_command
+from support import SMALL_MODEL, SMOKE, Command, assert_user_error, run_command, start_command
 from test_resume import RUN, outcome, steps
 
 from convrec_r1.cluster.reaper import users
@@ -44,14 +44,22 @@ def weights_and_lists(cwd: Path) -> dict[str, str]:
 
 
 def complete(cwd: Path, *overrides: str) -> dict[str, str]:
-    done = run_command(*RUN, *overrides, cwd=cwd, **PATHS)
+    done = run_command(*RUN, *overrides, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return weights_and_lists(cwd)
 
 
+def two_folders(place: Path) -> tuple[Path, Path]:
+    """For an undisturbed run, and for one that is struck."""
+    folders = place / "alone", place / "struck"
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
 def kill_at(cwd: Path, trained: int, *overrides: str) -> None:
     """Kill a run with -9 when it has made some steps."""
-    command = start_command(*RUN, *overrides, cwd=cwd, **PATHS)
+    command = start_command(*RUN, *overrides, cwd=cwd)
     command.until(lambda: steps(cwd) >= trained and ray_folder(command))
     folder = ray_folder(command)
     command.end()
@@ -60,8 +68,7 @@ def kill_at(cwd: Path, trained: int, *overrides: str) -> None:
 
 @pytest.mark.slow("four starts of Ray")
 def test_killed_again_and_again_with_workers_it_ends_the_same(tmp_path):
-    alone, struck = tmp_path / "alone", tmp_path / "struck"
-    alone.mkdir(), struck.mkdir()
+    alone, struck = two_folders(tmp_path)
     wanted = complete(alone, *WORKERS)
     for trained in (0, 1, 4):  # Ray starts; with lists ahead that no checkpoint holds; with some that one holds
         kill_at(struck, trained, *WORKERS)
@@ -73,8 +80,7 @@ def test_killed_again_and_again_with_workers_it_ends_the_same(tmp_path):
 def test_killed_with_workers_of_vllm_it_ends_the_same(tmp_path):
     workers = ("rollout=vllm", "rollout.workers=1", "rollout.overlap=1", "rollout.max_num_seqs=16",
                "model.hidden_size=64", "model.heads=2", "model.kv_heads=1", *OWN_RAY)  # fmt: skip
-    alone, struck = tmp_path / "alone", tmp_path / "struck"
-    alone.mkdir(), struck.mkdir()
+    alone, struck = two_folders(tmp_path)
     wanted = complete(alone, *workers)
     kill_at(struck, 3, *workers)
     assert complete(struck, *workers) == wanted
@@ -95,7 +101,7 @@ def test_a_signal_while_ray_starts(tmp_path, number, delay):
 
 def test_out_of_retries_the_command_ends_with_the_workers_last_words(tmp_path):
     dies = ("rollout=hf", "rollout._target_=worker_engines.Dies", "rollout.workers=1", "rollout.retries=1", *OWN_RAY)
-    command = start_command(*SMOKE, *SMALL_MODEL, *dies, "warm_start=null", "hydra.run.dir=run", cwd=tmp_path, **PATHS)
+    command = start_command(*SMOKE, *SMALL_MODEL, *dies, "warm_start=null", "hydra.run.dir=run", cwd=tmp_path)
     command.until(lambda: ray_folder(command))
     folder = ray_folder(command)
     command.wait(120)
