@@ -7,7 +7,7 @@ STUDY ?= algorithms
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm run smoke test test-slow test-fast coverage lint fmt docs sweep study bench bench-peers bench-growth wheel clean
+.PHONY: help setup setup-vllm run smoke test test-slow test-fast coverage lint fmt docs sweep study bench bench-peers bench-growth browser wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 test: setup-vllm ## The tests: everything but test-slow
 	$(PYTEST) -m "not slow" $(ARGS)
+
+browser: ## As root: Chromium for the tests of the page, from Debian's packages. Without it they are skipped
+	@which chromium chromium-browser google-chrome | grep -q . || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
 
 test-slow: setup-vllm ## Tests that would lose their point if they were fast: downloads, second servers
 	$(PYTEST) -m slow $(ARGS)

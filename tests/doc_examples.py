@@ -1,4 +1,4 @@
-"""What README.md and docs/ say: the commands, links and make targets in them, and the files that docs/extend.md shows."""
+"""What README.md and docs/ say: the commands, links and make targets in them, the files and programs that they show."""
 
 import re
 import shlex
@@ -53,6 +53,22 @@ def make_targets(page: Path) -> set[str]:
 def shown() -> dict[str, str]:
     """Return name -> text of the files that docs/extend.md shows."""
     return dict(_SHOWN.findall((ROOT / "docs" / "extend.md").read_text(encoding="utf-8")))
+
+
+def tutorial() -> list[tuple[str, str]]:
+    """Return the steps of docs/tutorial.md in order: (name of a file, text), ("bash", script), ("python",
+    program) or ("", command)."""
+    fenced = r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$'
+    step = re.compile(rf"{fenced}|^    ({_COMMAND} [^\n]*)$", re.MULTILINE | re.DOTALL)
+    found = step.findall((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))
+    return [("", command) if command else (name or kind, text) for kind, name, text, command in found]
+
+
+def write_tutorial_files(home: Path) -> None:
+    """Write the files that docs/tutorial.md shows."""
+    for name, text in tutorial():
+        if "." in name:
+            (home / name).write_text(text, encoding="utf-8")
 
 
 def write_examples(home: Path) -> None:

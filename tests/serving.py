@@ -15,6 +15,7 @@ from convrec_r1.data import movieland
 from convrec_r1.rollout.config import HFConfig
 from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http.app import make_app
+from convrec_r1.serve.http.feedback import Feedback
 from convrec_r1.serve.http.server import Listening, listen
 from convrec_r1.serve.http.service import Served, Service
 from convrec_r1.serve.load import load_session
@@ -26,9 +27,9 @@ LONG = {"messages": "Anything at all", "n": 60}
 """A request whose list takes half a second at least."""
 
 
-def write_policy(folder: Path) -> Path:
+def write_policy(folder: Path, seed: int = 0) -> Path:
     """Write a policy of random weights with movieland's films beside it, as task=publish would."""
-    tiny_policy().save(folder)
+    tiny_policy(seed).save(folder)
     catalog = movieland.load(seed=0, n_items=60, sizes={"train": 4, "validation": 1, "test": 1}).catalog
     fields = {item: {"genre": tuple(sorted(tags))} for item, tags in catalog.metadata.items()}
     settings = Settings(n=N, max_prompt_length=512, max_completion_length=64, domain="films")
@@ -70,11 +71,15 @@ class Running:
 @contextlib.contextmanager
 def running(*models: Served, key: str | None = None, **options) -> Iterator[Running]:
     """Serve models. options: of `ServeConfig`. The sessions stay open."""
-    service = Service(ServeConfig(**options))
+    cfg = ServeConfig(**options)
+    feedback = Feedback(Path(cfg.feedback), cfg.max_feedback) if cfg.feedback else None
+    service = Service(cfg, feedback)
     service.open(models)
     listener = listen("127.0.0.1", 0)
     with Listening(make_app(service, key=key), listener, service):
         yield Running(service, listener.getsockname()[1])
+    if feedback is not None:
+        feedback.close()
 
 
 def post(path: str, body: object, *, close: bool = True) -> bytes:

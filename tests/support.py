@@ -115,9 +115,14 @@ class Command:
         env: dict[str, str | None],
         module: str = "convrec_r1",
         preload: tuple[str, ...] = (),
+        said: str | None = None,
     ) -> None:
+        """said: standard input. None: empty."""
+        self._in = tempfile.TemporaryFile()  # noqa: SIM115
+        self._in.write((said or "").encode())
+        self._in.seek(0)
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
-        streams = {"stdout": self._out.fileno(), "stderr": self._err.fileno()}
+        streams = {"stdin": self._in.fileno(), "stdout": self._out.fileno(), "stderr": self._err.fileno()}
         environment = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
         if SUPPORTED:
             address = _server(preload).address
@@ -174,16 +179,23 @@ class Command:
         return os.pread(file.fileno(), 1 << 30, 0).decode(errors="replace")
 
 
-def start_command(*arguments: str, cwd: Path, preload: tuple[str, ...] = (), **env: str) -> Command:
-    """`python -m convrec_r1 ARGUMENTS`. preload: modules that its fork server imports beside the usual ones."""
-    return Command(arguments, cwd, env, preload=preload)
+def start_command(
+    *arguments: str, cwd: Path, preload: tuple[str, ...] = (), said: str | None = None, **env: str
+) -> Command:
+    """`python -m convrec_r1 ARGUMENTS`.
+
+    Args:
+        preload: modules that its fork server imports beside the usual ones.
+        said: standard input.
+    """
+    return Command(arguments, cwd, env, preload=preload, said=said)
 
 
 def run_command(
-    *arguments: str, cwd: Path, timeout: int = 300, preload: tuple[str, ...] = (), **env: str
+    *arguments: str, cwd: Path, timeout: int = 300, preload: tuple[str, ...] = (), said: str | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """The same, to its end."""
-    command = start_command(*arguments, cwd=cwd, preload=preload, **env)
+    command = start_command(*arguments, cwd=cwd, preload=preload, said=said, **env)
     command.wait(timeout)
     return command.done
 

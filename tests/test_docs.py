@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from doc_examples import PAGES, anchors, commands, headings, links, make_targets, shown, write_examples
+from doc_examples import (
+    PAGES,
+    anchors,
+    commands,
+    headings,
+    links,
+    make_targets,
+    shown,
+    write_examples,
+    write_tutorial_files,
+)
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,6 +50,7 @@ def home(tmp_path_factory) -> Path:
     """A folder with everything that the commands name."""
     home = tmp_path_factory.mktemp("home")
     write_examples(home)
+    write_tutorial_files(home)
     (home / "DIR").mkdir()
     (home / "DIR" / "config.json").write_text("{}")
     (home / "FILE").write_text("title,year\nHeat,1995\n")

@@ -29,6 +29,13 @@ from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.vllm.options import CONSTRAINT, CPU_HEAD_SIZES, read_constraint, sampling_arguments
 from convrec_r1.run.tracker import JsonlSink, Tracker
+from convrec_r1.serve.hf import HFStepper
+from convrec_r1.serve.package import Settings
+from convrec_r1.serve.planner import Planner
+from convrec_r1.serve.reader import Known
+from convrec_r1.serve.request import Request
+from convrec_r1.serve.session import Session
+from convrec_r1.serve.vllm import VLLMStepper
 
 pytestmark = [
     pytest.mark.processes("vllm"),
@@ -297,6 +304,40 @@ def test_requests_of_both_kinds_share_batches_and_survive_preemption(engine, pol
         list(constraint.replay(opening, ids))
 
 
+def test_a_session_adds_requests_to_the_running_engine(cfg, policy, constraint):
+    """What task=serve and the Recommender do: lists begin while others are written, and may be cancelled."""
+    settings = Settings(n=3, max_prompt_length=128, max_completion_length=64)
+    known = Known(DATA.catalog, Normalised())
+    stepper = VLLMStepper(cfg.rollout, policy, constraint, max_length=256)
+    planner, ours = (Planner(policy, settings, known, constraint, 256) for _ in range(2))
+    with Session(planner, stepper) as vllm, Session(ours, HFStepper(policy, constraint)) as hf:
+        asked = [Request(f"Film {k}, please", 1 + k % 3, seen=["The Matrix"] * (k % 2)) for k in range(8)]
+        first = vllm.submit(asked[0])
+        next(iter(first))
+        stopped = vllm.submit(Request("Nobody waits for this", 3))
+        stopped.cancel()
+        replies = [first, *map(vllm.submit, asked[1:])]
+        for reply, other in zip(replies, list(map(hf.submit, asked)), strict=True):
+            found, expected = reply.result(120), other.result(120)
+            assert [str(one) for one in found] == [str(one) for one in expected]
+            assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
+        assert vllm.unanswered == 0
+
+
+def test_a_policy_of_nan_does_not_end_sampling(engine, policy, constraint):
+    """The trainer finds out, when it computes with the policy. What a sampler makes of NaN is not for a list to depend on."""
+    policy = copy.deepcopy(policy)
+    policy.head_weight.data.fill_(torch.nan)
+    engine.sync(policy)
+    prompts, seeds, openings, _ = held(constraint, 4)
+    for opening, group in zip(
+        openings, engine.generate(prompts, seeds, Sampling(n=2, max_tokens=60), openings=openings), strict=True
+    ):
+        for completion in group:
+            list(constraint.replay(opening, completion.ids))
+            assert np.isfinite(completion.logprobs).all()
+
+
 def test_another_process_reads_the_constraint_from_the_model_folder(constraint, tmp_path):
     copied = pickle.loads(pickle.dumps(constraint))
     opening = constraint.opening(3, ["The Matrix"], subset=constraint.subset(constraint.lines.items[1:]))
@@ -306,7 +347,9 @@ def test_another_process_reads_the_constraint_from_the_model_folder(constraint, 
         assert copied.state(made).allowed().tokens().tolist() == constraint.state(opening).allowed().tokens().tolist()
     assert read_constraint(tmp_path) is None
     (tmp_path / CONSTRAINT).write_bytes(pickle.dumps(constraint))
-    assert read_constraint(tmp_path).lines.texts == constraint.lines.texts
+    copied = read_constraint(tmp_path)
+    assert copied is not None
+    assert copied.lines.texts == constraint.lines.texts
 
 
 def test_progress_counts_completions(engine, policy):

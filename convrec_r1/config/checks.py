@@ -28,6 +28,7 @@ from convrec_r1.reward.config import RankRewardConfig
 from convrec_r1.rl.config import Advantage, Aggregation, Stage
 from convrec_r1.rollout import config as rollout_config
 from convrec_r1.serve import config as serve_config
+from convrec_r1.serve.hub import config as publish_config
 
 
 def check(cfg: Config) -> None:
@@ -47,6 +48,7 @@ def problems(cfg: Config) -> list[str]:
         wrong += [*serve_config.problems(cfg, task, cfg.checkpoint), *_use(cfg)]
     elif task in LOADS_NOTHING:
         wrong += _runs(cfg) if task == "compare" else []
+        wrong += publish_config.problems(cfg.publish, cfg.checkpoint, cfg.hub) if task == "publish" else []
     else:
         wrong += data_checks.problems(cfg.data, cfg.n)
         wrong += launch.problems(cfg.trainer, trains=task == "train")
@@ -59,9 +61,9 @@ def problems(cfg: Config) -> list[str]:
                 [*_combinations(cfg), *_hardware(cfg)] if within else []
             )  # these checks compute with values within bounds
         if task == "distill" or cfg.data.demonstrations == "distilled":
-            wrong += distill_checks.problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data)
+            wrong += distill_checks.problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data, ray=cfg.cluster.on_ray)
         elif asks_teacher(cfg):
-            wrong += distill_checks.problems(cfg.teacher, None, DistillConfig(), cfg.data)
+            wrong += distill_checks.problems(cfg.teacher, None, DistillConfig(), cfg.data, ray=cfg.cluster.on_ray)
         if cfg.distill.dry_run and task != "distill" and not asks_teacher(cfg):
             wrong.append(
                 "distill.dry_run=true asks nothing and makes nothing: use it with task=distill, or where eval.baselines "

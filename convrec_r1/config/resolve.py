@@ -8,7 +8,7 @@ from convrec_r1.modules.hardware import choose_hardware
 from convrec_r1.rl.config import Stage
 from convrec_r1.rollout.config import choose_engine
 
-LOADS_NOTHING = ("compare", "kept", "workspace")
+LOADS_NOTHING = ("compare", "kept", "workspace", "publish")
 """Tasks that need no hardware."""
 NO_MODEL = (*LOADS_NOTHING, "score")
 """Tasks that load no model: no hardware is chosen and nothing is seeded."""

@@ -17,16 +17,17 @@ from convrec_r1.rollout.config import RolloutConfig
 from convrec_r1.run.config import KeptConfig, LoggerConfig
 from convrec_r1.serve import config as serve
 from convrec_r1.serve.config import AskKeys, ServeConfig
+from convrec_r1.serve.hub.config import PublishConfig
 from convrec_r1.studies.config import CompareConfig
+
+TASKS = ("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", "publish", *serve.TASKS)
 
 
 @dataclass
 class TaskConfig:
     """The task of a command: conf/task."""
 
-    name: str = option(
-        MISSING, choices=("train", "eval", "score", "distill", "compare", "kept", "workspace", "doctor", *serve.TASKS)
-    )
+    name: str = option(MISSING, choices=TASKS)
 
 
 @dataclass
@@ -75,8 +76,11 @@ class Config(AskKeys):
     warm_start: str | None = "sft"
     """"sft": train it once and share it. null: none (R1-zero). A folder: that policy."""
     checkpoint: str | None = None
-    """task=eval, recommend, chat, serve: a run's folder, a policy's folder or a Hub id."""
+    """task=eval, recommend, chat, serve: a run's folder, a policy's folder or a Hub id. task=publish: a run's folder."""
     serve: ServeConfig = option(factory=ServeConfig, identity=False)
+    hub: str | None = option(None, identity=False)
+    """task=publish: ORG/NAME on the Hugging Face Hub."""
+    publish: PublishConfig = option(factory=PublishConfig, identity=False)
     lists: str | None = None
     """task=score: a file or folder of lists that any system wrote."""
     name: str | None = None

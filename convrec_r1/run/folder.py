@@ -38,6 +38,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.faults = path / "faults"
         self.package = path / "package"
+        self.hub = path / "hub"
         self.log = path / "run.log"
         self.inputs = path / "inputs.json"
 
@@ -102,7 +103,7 @@ class RunFolder:
         """Delete the files of a run. Other files in the folder stay."""
         for file in (self.summary, self.config, self.metrics, self.log, self.inputs):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.eval, self.rollouts, self.figures, self.faults, self.package):
+        for folder in (self.checkpoints, self.eval, self.rollouts, self.figures, self.faults, self.package, self.hub):
             shutil.rmtree(folder, ignore_errors=True)
         for extra in ("report.md", "metrics.csv", "dataset", "arrow"):  # the last two are links
             (self.path / extra).unlink(missing_ok=True)

@@ -40,7 +40,7 @@ def read_requests(file: Path, common: Mapping[str, Any], policy: str) -> list[As
 
     Args:
         common: options of `Request` for lines that do not have them. `seen` and `exclude` are added to a line's own.
-        policy: where the policy is, as part of the digests.
+        policy: what tells the policy from others, as part of the digests.
     Raises:
         UserError: the first ten lines that are no requests, or an id that stands twice.
     """

@@ -4,11 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.base.digest import of_model
 from convrec_r1.base.progress import console
 from convrec_r1.config.schema import Config
 from convrec_r1.run.checkpoints import policy_path
 from convrec_r1.serve.answers import answer_file, read_requests
 from convrec_r1.serve.chat import table
+from convrec_r1.serve.filters import Condition
 from convrec_r1.serve.recommender import Recommender
 from convrec_r1.serve.request import Request
 
@@ -46,8 +48,10 @@ def open_recommender(cfg: Config, checkpoint: str | None = None) -> Recommender:
 
 
 def asked(cfg: Config) -> dict[str, Any]:
-    """Return the options of requests."""
+    """Return the options of requests. Raises UserError for a condition that cannot be read."""
     serve = cfg.serve
+    if cfg.where is not None:
+        Condition.parse(cfg.where)
     return {
         "n": serve.n, "seen": list(cfg.seen), "exclude": list(cfg.exclude), "where": cfg.where,
         "temperature": serve.temperature, "top_p": serve.top_p, "top_k": serve.top_k, "seed": serve.seed,
@@ -56,6 +60,5 @@ def asked(cfg: Config) -> dict[str, Any]:
 
 def _policy(cfg: Config) -> str:
     """Return what answers depend on besides the requests."""
-    path = policy_path(str(cfg.checkpoint))
-    place = str(path.resolve()) if isinstance(path, Path) else path
-    return f"{place} {cfg.serve.revision} {cfg.serve.constraint.value} {cfg.serve.catalog}"
+    weights = of_model(str(policy_path(str(cfg.checkpoint))), cfg.serve.revision)
+    return f"{weights} {cfg.serve.constraint.value} {cfg.serve.catalog}"
