@@ -4,8 +4,8 @@ python experiments/bench_serve.py                  # requests a second and laten
 python experiments/bench_serve.py --soak 10        # minutes of mixed requests     -> bench_serve.json ("soak")
 
 The model is model=tiny with random weights, held to movieland's catalog, n=20. A bare `vllm serve` of the same model is asked
-the same prompts for as many tokens. Each client sends its next request when the last one is answered. Clients run on the same cores
-as the server. Everything stays on the loopback interface.
+the same prompts for as many tokens. Each client sends its next request when the last one is answered. Clients run on the same
+cores as the server. Everything stays on the loopback interface.
 """
 
 import argparse
