@@ -214,6 +214,7 @@ def test_the_key_is_asked_for(session):
             assert response.headers["WWW-Authenticate"] == "Bearer"
     assert client.get("/health").status_code == 200
     assert client.get("/v1/models", headers={"Authorization": "Bearer correct horse"}).status_code == 200
+    assert client.get("/openapi.json").json()["paths"]["/v1/models"]["get"]["security"] == [{"HTTPBearer": []}]
 
 
 def test_pages_of_other_sites_are_kept_out(session):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -46,8 +47,10 @@ def make_app(service: Service, *, key: str | None = None, hosts: Sequence[str] =
         redoc_url=None,
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     )
-    app.include_router(routes(service))
-    app.include_router(completions(service))
+    # The guard asks for the key. Here it is documented, so that /docs can send it.
+    documented = [Depends(HTTPBearer(auto_error=False, description="CONVREC_R1_API_KEY of the server"))] if key else []
+    app.include_router(routes(service), dependencies=documented)
+    app.include_router(completions(service), dependencies=documented)
     _handle_errors(app)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
