@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-pytest_plugins = ["timing"]
+pytest_plugins = ["timing", "ray_nodes"]
 
 # ci: the same examples in every run. dev: new examples in every run. nightly: 20 times as many (--hypothesis-profile).
 settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)

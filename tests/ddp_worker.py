@@ -27,6 +27,8 @@ EXACT = (
 """Several passes and minibatches, so that which lists share an update matters."""
 UNEVEN = ("algo.minibatches=8",)
 """More minibatches than completions of a group: whole groups are dealt out, too."""
+HELD = "dapo"
+"""Trained on lists that are held to the catalog."""
 SHARDED = "rank_grpo"
 """Trained a step longer: with shards it is cut off after the second one."""
 
@@ -76,7 +78,8 @@ def main(folder: str, strategy: str, algorithms: list[str], cut: int = -1) -> No
     fit.Sharded = OnCpus
     for algo in algorithms:
         cut_finely = UNEVEN if algo == "grpo" else ()
-        cfg = config(f"algo={algo}", f"rl.steps={3 if algo == SHARDED else 2}", *EXACT, *cut_finely, *more)
+        held = ("rollout.constraint=catalog", "model.max_completion_length=80") if algo == HELD else ()
+        cfg = config(f"algo={algo}", f"rl.steps={3 if algo == SHARDED else 2}", *EXACT, *cut_finely, *held, *more)
         cfg.trainer.accelerator = "cpu"
         reinforce(warm, cfg, Path(folder) / algo, [Cut(cut)], rank, world)
 

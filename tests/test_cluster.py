@@ -1,23 +1,30 @@
 """Ray: started, joined and refused; training in its processes ends with the weights of a run without it."""
 
 import dataclasses
+import importlib.util
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ray_nodes import two_nodes
+from ray_nodes import STORE
 from safetensors.torch import load_file
 from support import (
     SMALL_MODEL,
     SMOKE,
+    Command,
     assert_done,
     assert_user_error,
+    make_config,
     run_command,
     run_group,
     run_job,
@@ -28,25 +35,29 @@ from support import (
 from test_modules import distance
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.files import read_jsonl
+from convrec_r1.base.files import read_json, read_jsonl
 from convrec_r1.cluster import connect as connecting
+from convrec_r1.cluster import process as training
 from convrec_r1.cluster.config import ClusterConfig
-from convrec_r1.cluster.connect import Bundle, Node, connect, fit_together
+from convrec_r1.cluster.connect import connect
 from convrec_r1.cluster.desk import Death, Desk, End
+from convrec_r1.cluster.process import Given
+from convrec_r1.cluster.reaper import users
+from convrec_r1.cluster.resources import Bundle, Node, fit_together
 from convrec_r1.cluster.train import Group
 from convrec_r1.cluster.versions import differences, versions
+from convrec_r1.config.asked import require_all
 from convrec_r1.config.checks import problems
 from convrec_r1.doctor.environment import cluster as look_at_cluster
 from convrec_r1.doctor.findings import Level
 
-pytestmark = pytest.mark.processes("cluster")
+pytestmark = pytest.mark.processes("ray")
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(nodes):
     """A Ray of two nodes with a CPU each."""
-    with two_nodes() as cluster:
-        yield cluster.address
+    return nodes.address
 
 
 def joined(address: str, **options) -> ClusterConfig:
@@ -135,6 +146,32 @@ def test_nodes_report_and_are_compared(address, monkeypatch):
     assert not connecting._initialized()
 
 
+def test_nodes_that_join_late_are_waited_for(nodes):
+    big = [Bundle(3, 0, "worker")]
+    with connect(joined(nodes.address, wait=60.0)) as connection, ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(connection.require, big)
+        with pytest.raises(FuturesTimeout):
+            waiting.result(timeout=0.5)
+        late = nodes.add_node(num_cpus=3, object_store_memory=STORE)
+        waiting.result()
+        nodes.remove_node(late)
+    message = r"1 x worker \(3 CPUs.* after 0\.2 s \(cluster\.wait\)"
+    with connect(joined(nodes.address, wait=0.2)) as connection, pytest.raises(UserError, match=message):
+        connection.require(big)
+
+
+def test_training_and_workers_must_fit_together(address):
+    cfg = make_config("cluster=ray", f"cluster.address={address}", "trainer=ddp", "trainer.accelerator=cpu",
+                      "trainer.devices=1", "trainer.nodes=2", "rollout.workers=1")  # fmt: skip
+    with connect(cfg.cluster) as connection:
+        with pytest.raises(UserError, match=r"2 x training process .*1 x rollout worker"):
+            require_all(cfg, connection)
+        cfg.rollout.workers = 0
+        require_all(cfg, connection)
+        cfg.trainer.nodes, cfg.rollout.workers = 1, 2
+        require_all(cfg, connection)  # one training process is the command's own
+
+
 def test_the_doctor_says_what_the_cluster_has(address):
     cfg = unresolved_config("cluster=ray", f"cluster.address={address}", "trainer=ddp", "trainer.accelerator=cpu")
     cfg.trainer.devices, cfg.trainer.nodes = 1, 2
@@ -145,6 +182,23 @@ def test_the_doctor_says_what_the_cluster_has(address):
     (found,) = look_at_cluster(cfg)
     assert found.level is Level.FAIL
     assert "6 x training process" in found.found
+
+
+def test_a_node_that_does_not_see_the_commands_files_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "SEEN_WITHIN", 0.0)
+    token = tmp_path / "run" / ".ray_train" / "token"
+    given = Given(None, str(tmp_path), [], {}, (str(token), "abc"), 1, b"")
+    for content in (None, "of another machine"):
+        if content:
+            token.parent.mkdir(parents=True)
+            token.write_text(content)
+        with pytest.raises(UserError, match=f"does not see {tmp_path}/run of .*a file system that all of them share"):
+            training._share(given)
+    token.write_text("abc")
+    with pytest.raises(UserError, match=f"does not see {tmp_path}/gone of"):
+        training._share(dataclasses.replace(given, folder=str(tmp_path / "gone")))
+    training._share(given)
 
 
 # -- the desk --------------------------------------------------------------------------------------------------------------
@@ -174,6 +228,14 @@ def test_what_is_printed_and_signals_arrive():
     assert desk.news(0).end == (End.wrong, "disk full")
 
 
+def test_a_training_process_that_is_cut_off_ends(address, tmp_path):
+    """It would hold the lock on the run's folder, for which the group waits that replaces it."""
+    command = start_job("cluster_worker:cut_off", address, cwd=tmp_path)
+    assert command.wait(50) == 1, command.said
+    assert command.stdout == "answered\n"
+    assert "The command was not reached for 1 s: this training process ends." in command.stderr
+
+
 # -- commands --------------------------------------------------------------------------------------------------------------
 
 STEPS = 30
@@ -200,6 +262,15 @@ def test_what_answers_is_not_ray():
     server.shutdown()
 
 
+def test_a_token_that_is_missing_is_named():
+    """Ray 2.60 wraps the error twice."""
+    from ray.exceptions import AuthenticationError
+
+    outer, inner = ConnectionError("Failed to connect to Ray cluster"), RuntimeError("Failed to connect to GCS.")
+    outer.__cause__, inner.__cause__ = inner, AuthenticationError("InvalidAuthToken")
+    assert "wants a token, or another one. Set RAY_AUTH_MODE=token" in connecting._refusal("10.0.0.1:6379", outer)
+
+
 def test_without_ray_the_extra_is_named(tmp_path):
     (command,) = run_job("cluster_worker:without_ray", *JOB, "cluster=ray", cwd=tmp_path, world=1)
     assert_user_error(command.done, "pip install 'convrec-r1[ray]'")
@@ -212,21 +283,78 @@ def test_too_few_cpus_are_named_before_anything_waits(address, tmp_path):
     assert_user_error(done, "1 x 2 training processes on a node (2 CPUs, 0 GPUs)", "It has 2 nodes")
 
 
-def test_a_ray_ends_with_the_process_that_started_it(tmp_path):
-    """Killed with -9. Everything of it listens on the loopback interface."""
-    command = start_job("cluster_worker:start_and_die", str(tmp_path / "ports"), cwd=tmp_path)
-    assert command.wait(120) != 0
-    assert (tmp_path / "ports").exists(), command.said
-    folder, *addresses = (tmp_path / "ports").read_text().split("\n")
-    assert addresses
-    assert all(hexadecimal in ("0100007F", "0000000000000000FFFF00000100007F") for hexadecimal in addresses), addresses
-    end = time.monotonic() + 20
-    while Path(folder).exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not Path(folder).exists()
-    from convrec_r1.cluster.reaper import users
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A process that has tried several options of a Ray of its own, and has one now; and what it found."""
+    folder = tmp_path_factory.mktemp("own")
+    command = start_job("cluster_worker:own_ray", str(folder / "found.json"), cwd=folder)
+    command.until((folder / "found.json").exists)
+    yield command, read_json(folder / "found.json")
+    command.end()
 
-    assert not users(folder)
+
+def test_a_start_that_takes_too_long_is_given_up(own):
+    _, found = own
+    assert re.match(r"Ray did not start on this machine within 0\.3 s \(cluster\.start_timeout\)", found["late"])
+    assert not found["left"], "its processes have ended"
+    assert found["took"] < 20
+
+
+def test_the_dashboard_is_served_or_its_extra_is_named(own):
+    """On loopback."""
+    _, found = own
+    if importlib.util.find_spec("aiohttp_cors"):
+        assert "; dashboard: http://127.0.0.1:" in found["dashboard"]
+    else:
+        assert "pip install 'ray[default]', or cluster.dashboard=false." in found["dashboard"]
+
+
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F")
+
+
+def test_a_ray_listens_where_it_is_told(own):
+    """By default on the loopback interface, all of it."""
+    _, found = own
+    assert found["loopback"]
+    assert all(address in LOOPBACK for address in found["loopback"])
+    if found["host"] is not None:
+        assert found["node"] == found["host"]
+        assert any(address not in LOOPBACK for address in found["elsewhere"])
+
+
+def test_a_ray_of_a_run_is_joined_with_its_token_only(own, tmp_path):
+    """Ray reads the token once in a process. auto: also the address of RAY_ADDRESS."""
+    _, found = own
+    # As in the process that started it: else Ray takes 127.0.0.1 for another address of this machine.
+    alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    environments = {
+        "right": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": found["token"], "RAY_ADDRESS": found["address"]},
+        "wrong": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_ADDRESS": None},
+        "none": {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN": None, "RAY_ADDRESS": None},
+    }
+    commands = {}
+    for kind, env in environments.items():
+        arguments = ("cluster_worker:join", json.dumps(["auto" if kind == "right" else found["address"]]))
+        commands[kind] = Command(arguments, tmp_path, {**env, **alone}, "job")
+    for command in commands.values():
+        command.wait(120)
+    assert commands["right"].poll() == 0, commands["right"].said
+    assert "joined at auto: 1 node: 127.0.0.1 (1 CPU, 0 GPUs)" in commands["right"].stdout
+    for kind in ("wrong", "none"):
+        assert_user_error(
+            commands[kind].done,
+            f"cluster.address={found['address']}: the Ray there wants a token, or another one. Set RAY_AUTH",
+        )
+
+
+def test_a_ray_ends_with_the_process_that_started_it(own):
+    command, found = own
+    os.kill(command.pid, signal.SIGKILL)
+    folder, end = Path(found["folder"]), time.monotonic() + 20
+    while folder.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not folder.exists()
+    assert not users(str(folder))
 
 
 def weights(folder: Path, step: str = "last") -> dict:

@@ -4,11 +4,11 @@ import string
 
 import numpy as np
 import pytest
-from hypothesis import Phase, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import examples
-from test_lines import KINDS, LOADED
-from tokenizers import Tokenizer, decoders, models
+from test_lines import KINDS, LOADED, byte_level
+from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from convrec_r1.base.errors import UserError
@@ -72,7 +72,7 @@ WRITTEN = [kind for kind in KINDS if kind != "thoughts"]
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
-@settings(max_examples=examples(40), deadline=None, phases=[Phase.generate])
+@settings(max_examples=examples(40), deadline=None)
 @given(catalog=catalogs(), n=st.integers(1, 6), seed=st.integers(0, 1 << 30), data=st.data())
 def test_every_list_is_valid(kind, catalog, n, seed, data):
     """Five lists of each catalog, 1,000 in all: judged by the metrics of the evaluation."""
@@ -104,6 +104,65 @@ def constraint_item(constraint: Constraint):
     """Line of a list -> item, by the lines to the letter."""
     by_line = {str(item): item for item in constraint.lines.items}
     return lambda line: by_line[line] if line else None
+
+
+# -- Tokenizers that change or lack something
+
+
+HEAT = Catalog([Item("Heat", 1995), Item("Am\u00e9lie", 2001), Item("Ame\u0301lie", 2001), Item("Heat 2", None)])
+
+
+@pytest.mark.parametrize("normaliser", [normalizers.Lowercase(), normalizers.NFC(), normalizers.NFKD()])
+def test_titles_are_written_to_the_letter_whatever_the_tokenizer_makes_of_texts(normaliser):
+    tokenizer = byte_level()
+    tokenizer.normalizer = normaliser
+    loaded = load(tokenizer)
+    constraint = Constraint(HEAT, FOLDED, Vocabulary.of(loaded, len(loaded), [loaded.eos_token_id]))
+    for seed in range(20):
+        text, _ = write(constraint, loaded, constraint.opening(4), seed)
+        assert sorted(text.split("\n")) == sorted(map(str, HEAT))
+
+
+def test_special_tokens_and_further_ends_never_come():
+    """Of several ends the first one ends lists. Ids that the tokenizer does not have write nothing."""
+    tokenizer, _ = LOADED["thoughts"]
+    constraint = Constraint(
+        HEAT, NORMALISED, Vocabulary.of(tokenizer, len(tokenizer) + 64, [tokenizer.eos_token_id, 65])
+    )
+    came: set[int] = set()
+    for seed in range(30):
+        text, ids = write(constraint, tokenizer, constraint.opening(4), seed)
+        came |= set(ids)
+        assert len(text.split("\n")) == 3, "both spellings are one item"
+    assert not came & {65, *tokenizer.all_special_ids}
+    assert max(came) < len(tokenizer)
+
+
+def test_a_tokenizer_that_cannot_write_the_catalog(caplog):
+    tokenizer = load(Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "Heat": 2, "A": 3}, unk_token="<s>")))
+    vocabulary = Vocabulary.of(tokenizer, len(tokenizer), [1])
+    with pytest.raises(UserError, match=r"can write no line of the catalog.*Use constraint=none"):
+        Constraint(HEAT, FOLDED, vocabulary)
+    kana = Catalog([*HEAT, Item("\u3042", 2000), Item("a\nb", 2000)])
+    unigram, _ = LOADED["SentencePiece unigram"]
+    constraint = Constraint(kana, FOLDED, Vocabulary.of(unigram, len(unigram), [unigram.eos_token_id]))
+    assert {item.title for item in constraint.lines.items} <= {"Heat", "Heat 2", "Am\u00e9lie"}
+    assert "items cannot be recommended" in caplog.text
+
+
+def test_a_list_that_does_not_keep_to_the_constraint_is_refused():
+    tokenizer, _ = LOADED["byte-level"]
+    constraint = Constraint(HEAT, FOLDED, Vocabulary.of(tokenizer, len(tokenizer), [tokenizer.eos_token_id]))
+    ids = tokenizer("Heat (1995)\nHeat (1995)", add_special_tokens=False)["input_ids"]
+    with pytest.raises(ValueError, match="may not come after 1 lines"):
+        list(constraint.replay(constraint.opening(2), ids))
+
+
+def test_a_warning_where_completions_are_too_short():
+    tokenizer, _ = LOADED["byte-level"]
+    constraint = Constraint(HEAT, FOLDED, Vocabulary.of(tokenizer, len(tokenizer), [tokenizer.eos_token_id]))
+    assert constraint.too_short(tokenizer, 2, 1000) is None
+    assert "model.max_completion_length=5: n=2 lines" in str(constraint.too_short(tokenizer, 2, 5))
 
 
 # -- Nothing else: at each step exactly the tokens with which some valid list goes on
@@ -168,11 +227,11 @@ def test_exactly_what_some_valid_list_goes_on_with_is_allowed(items, n, match, d
     state, ids = constraint.state(constraint.opening(n, exclude=closed)), []
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
     tables = [{i: piece_bytes(kind, name, first) for i, name in enumerate(names)} for first in (True, False)]
-    inside = {text for text in tables[1].values() if text}
+    begun = beginnings(valid, {text for text in tables[1].values() if text})
     done = b""
     while not state.ended:
         table = tables[bool(ids)]
-        expected = {i for i, text in table.items() if text is not None and could_end(done + text, valid, inside)}
+        expected = {i for i, text in table.items() if text is not None and done + text in begun}
         if done in valid:
             expected = expected if done else set()  # without an open item EOS comes at once
             expected.add(tokenizer.eos_token_id)
@@ -212,24 +271,18 @@ def piece_bytes(kind: str, name: str, first: bool) -> bytes | None:
         text = bytes([int(name[3:5], 16)])
     else:
         text = name.replace("\u2581", " ").encode()
-    if not first:
-        return text
-    return (
-        text.removeprefix(b" ")
-        if kind == "SentencePiece BPE"
-        else name.replace("\u2581", "").encode()
-        if name[0] == "\u2581" and "\u2581" not in name[1:]
-        else text
-    )
+    if first:
+        text = text.removeprefix(b" ") if kind == "SentencePiece BPE" else text.replace(b" ", b"")
+    return text
 
 
-def could_end(begun: bytes, valid: set[bytes], inside: set[bytes]) -> bool:
-    return any(text.startswith(begun) and can_write(text[len(begun) :], inside) for text in valid)
-
-
-def can_write(rest: bytes, inside: set[bytes]) -> bool:
-    reached = {0}
-    for at in range(len(rest)):
-        if at in reached:
-            reached |= {at + len(piece) for piece in inside if rest.startswith(piece, at)}
-    return len(rest) in reached
+def beginnings(valid: set[bytes], inside: set[bytes]) -> set[bytes]:
+    """What finished lists begin with where pieces can write the rest."""
+    found: set[bytes] = set()
+    for text in valid:
+        ends = {len(text)}
+        for at in reversed(range(len(text))):
+            if any(text.startswith(piece, at) and at + len(piece) in ends for piece in inside):
+                ends.add(at)
+        found |= {text[:at] for at in ends}
+    return found

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from ddp_worker import SHARDED
+from ddp_worker import HELD, SHARDED
 from safetensors.torch import load_file
 from support import SMOKE, assert_done, run_command, run_job, start_command, start_group
 from test_modules import ALGORITHMS, distance
@@ -52,8 +52,9 @@ def test_shards_learn_what_one_process_does_and_go_on_from_a_checkpoint(one, tmp
     cut = run_job("ddp_worker:main", str(tmp_path), "fsdp", [SHARDED], 3, cwd=tmp_path, world=2)
     assert [command.poll() for command in cut] == [9, 9]
     assert (tmp_path / SHARDED / "checkpoints" / "last").resolve().name == "000002"
-    assert_done(run_job("ddp_worker:main", str(tmp_path), "fsdp", [SHARDED], cwd=tmp_path, world=2))
-    assert_alike(one, tmp_path, SHARDED)
+    assert_done(run_job("ddp_worker:main", str(tmp_path), "fsdp", [SHARDED, HELD], cwd=tmp_path, world=2))
+    for algo in (SHARDED, HELD):
+        assert_alike(one, tmp_path, algo)
 
 
 @pytest.mark.processes

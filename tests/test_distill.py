@@ -47,8 +47,8 @@ def over_http(files: Path, server: FakeOpenAI, *overrides: str) -> tuple[str, ..
     )  # fmt: skip
 
 
-def the_card(cwd: Path) -> dict:
-    (file,) = cwd.glob("outputs/distilled/*/card.json")
+def the_card(cwd: Path, outputs: str = "outputs") -> dict:
+    (file,) = cwd.glob(f"{outputs}/distilled/*/card.json")
     return read_json(file)
 
 
@@ -297,7 +297,7 @@ def test_a_prompt_whose_instruction_cannot_be_told_is_counted(caplog, files):
     assert "1 published prompts are used whole as context" in caplog.text
 
 
-@pytest.mark.slow(reason="starts a server of vLLM's, which takes a minute")
+@pytest.mark.slow(reason="starts three servers of vLLM's, each of which takes a minute")
 def test_a_teacher_that_vllm_serves_here(tmp_path, files):
     """A real server with a small model that knows nothing: asked, counted, judged unreadable, and gone in the end."""
     from support import tiny_policy
@@ -311,13 +311,13 @@ def test_a_teacher_that_vllm_serves_here(tmp_path, files):
     policy.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + PLAIN_TEMPLATE
     policy.causal_lm.save_pretrained(tmp_path / "model")
     policy.tokenizer.save_pretrained(tmp_path / "model")
-    done = run_command(
+    command = (
         "task=distill", "data=jsonl", f"data.path={files}", "teacher=vllm", f"teacher.model={tmp_path / 'model'}",
         "teacher.dtype=float32", *SMALL, "data.train_size=3", "data.validation_size=2", "distill.describe=false",
         "distill.reflect.candidates=4", "distill.reflect.repairs=0", "teacher.most_refused=1",
         "data.domain=movies", "data.instruction='Name {n} movies.'", "distill.adjust.strength=1",
-        cwd=tmp_path, timeout=600,
     )  # fmt: skip
+    done = run_command(*command, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     card = the_card(tmp_path)
     for kind in ("recommend", "judge"):
@@ -325,6 +325,12 @@ def test_a_teacher_that_vllm_serves_here(tmp_path, files):
     assert card["asked"]["kinds"]["recommend"]["completion_tokens"] > 5
     assert card["reflect"]["candidates"] == 20
     assert card["asked"]["retries"] == {}
+    on_ray = run_command(
+        *command, "cluster=ray", "cluster.cpus=2", "teacher.workers=2", "outputs=on_ray", cwd=tmp_path, timeout=900
+    )  # fmt: skip
+    assert on_ray.returncode == 0, on_ray.stdout + on_ray.stderr
+    of_two = the_card(tmp_path, "on_ray")
+    assert (of_two["asked"], of_two["held_out"]) == (card["asked"], card["held_out"])
     ours = subprocess.run(["pgrep", "-f", str(tmp_path / "model")], capture_output=True, text=True).stdout.split()
     assert not [pid for pid in ours if int(pid) != os.getpid()], "the server outlived the run"
     assert ROOT.exists()

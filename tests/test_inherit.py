@@ -19,7 +19,7 @@ TRAINED = (
     "n=7", "seed=4", "data=redial", "data.path=there", "data.instruction='Name {n} films.'", "data.train_size=50",
     "model.max_prompt_length=300", "model.max_completion_length=99", "model.lora.rank=3", "match=normalised",
     "match.year_tolerance=1", "reward=log_decay", "reward.position=parsed", "rollout.stop_at_n=true", "eval.ks=[3,7]",
-    "eval.ideal=paper", "eval.metric=ndcg@3", "eval.split=validation", "eval.select=best",
+    "eval.ideal=paper", "eval.constraint=catalog", "eval.metric=ndcg@3", "eval.split=validation", "eval.select=best",
 )  # fmt: skip
 """A run in which everything is unlike the defaults."""
 OVER = {
@@ -27,7 +27,8 @@ OVER = {
     "data.train_size": 50, "data._target_": "convrec_r1.data.adapters.redial.Redial", "model.max_prompt_length": 300,
     "model.max_completion_length": 99, "model.lora.rank": 3, "match._target_": "convrec_r1.matching.Normalised",
     "match.year_tolerance": 1, "reward.position": "parsed", "reward.kind": "log_decay", "rollout.stop_at_n": True,
-    "eval.ks": [3, 7], "eval.ideal": "paper", "eval.metric": "ndcg@3", "eval.split": "validation", "eval.select": "best",
+    "eval.ks": [3, 7], "eval.ideal": "paper", "eval.constraint": "catalog",
+    "eval.metric": "ndcg@3", "eval.split": "validation", "eval.select": "best",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from support import PowerCut, make_config, power_cut, rl_module, tiny_policy
 
 from convrec_r1.base.files import read_jsonl
 from convrec_r1.data import movieland
+from convrec_r1.matching import Folded
 from convrec_r1.modules.callbacks import Checkpoints, ProgressBar, Watch
 from convrec_r1.modules.config import OptimConfig, PassLimit, Schedule
 from convrec_r1.modules.fit import fit
@@ -24,6 +25,8 @@ from convrec_r1.policy import PromptEncoder
 from convrec_r1.policy.config import LoraConfig, ModelConfig
 from convrec_r1.policy.load import prepare_for_training
 from convrec_r1.rollout.base import make_engine
+from convrec_r1.rollout.config import ConstraintChoice
+from convrec_r1.rollout.constraint import Constraint
 from convrec_r1.run.tracker import JsonlSink, Tracker
 
 pytestmark = pytest.mark.long
@@ -71,10 +74,12 @@ def warm():
 def reinforce(policy, cfg, folder: Path, callbacks=(), rank: int = 0, world: int = 1) -> tuple[dict, list[dict]]:
     policy = copy.deepcopy(policy)
     encoder = PromptEncoder(policy.tokenizer, "Recommend {n} movies.", cfg.n, 128)
-    engine = make_engine(cfg.rollout, policy, max_length=256)
+    held = cfg.rollout.constraint is ConstraintChoice.catalog
+    constraint = Constraint.of(DATA.catalog, Folded(), policy) if held else None
+    engine = make_engine(cfg.rollout, policy, max_length=256, constraint=constraint)
     tracker = Tracker([] if rank else [JsonlSink(folder / "metrics.jsonl", folder / "rollouts")])
     loader = StepLoader(DATA["train"], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed, rank=rank, world=world)
-    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader)
+    module = rl_module(policy, engine, encoder, DATA.catalog, cfg, tracker, loader, constraint=constraint)
     fit(module, loader, cfg.trainer, folder / "checkpoints", description="test", callbacks=callbacks)
     return policy.state_dict(), read_jsonl(folder / "metrics.jsonl")
 

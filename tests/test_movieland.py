@@ -300,6 +300,17 @@ def test_grounding_keeps_exact_entries_and_fills_up(dataset):
     assert teacher.grounded(lines, dataset.catalog, 1) == (Item("Jaws", 1975),)
 
 
+@pytest.mark.parametrize("order", ["famous_first", "best_first"])
+def test_relevance_down_the_list_follows_the_teachers_order(order):
+    """Hits of the first ten ranks and of the last ten: 0.88 and 1.65 a list, famous first; 1.95 and 0.54, best first."""
+    data = movieland.load(n_items=20, sizes={"train": 400, "validation": 1, "test": 1}, teacher=order)
+    rows = [
+        relevance("\n".join(map(str, c.demonstration)), c.ground_truth, c.seen, data.catalog, 20) for c in data["train"]
+    ]
+    front, rear = np.mean(np.array(rows)[:, :10].sum(1)), np.mean(np.array(rows)[:, 10:].sum(1))
+    assert front > 1.5 * rear if order == "best_first" else rear > 1.5 * front
+
+
 def test_the_teacher_overrates_what_everyone_knows(dataset):
     popularity = {film.item: film.popularity for film in catalog_films()}
     shown = [popularity[item] for conversation in dataset["train"] for item in conversation.demonstration]

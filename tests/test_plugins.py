@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
+from hashlib import blake2b
 
 import pytest
 from omegaconf import OmegaConf
@@ -148,13 +148,20 @@ def test_the_identity_is_told_by_the_fields():
     assert set(identity(plain, left_out(cfg))) == {"task.name", "mode", "ks", "inner.rate", "free"}
 
 
-def test_the_plug_ins_file_is_known_before_it_is_imported(tmp_path, monkeypatch):
-    """A run's folder is named before anything of the user's is imported."""
-    (tmp_path / "never_imported.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+@pytest.mark.parametrize("folders", [[], ["package"], ["no_init"], ["no_init", "inner"], ["no_init", "package"]])
+def test_the_plug_ins_file_is_known_before_it_is_imported(tmp_path, monkeypatch, folders):
+    """A run's folder is named before anything of the user's is imported. Folders need no __init__.py."""
+    place = tmp_path.joinpath(*folders)
+    place.mkdir(parents=True, exist_ok=True)
+    code = f"open({str(tmp_path / 'imported')!r}, 'w')"
+    (place / "never_imported.py").write_text(code)
+    if "package" in folders:
+        (place / "__init__.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    assert source_digests({"reward": {"_target_": "never_imported.X"}})["never_imported.X"]
-    assert Path(tmp_path / "never_imported.py").exists()
-    assert "never_imported" not in sys.modules
+    path = ".".join([*folders, "never_imported", "X"])
+    digest = source_digests({"reward": {"_target_": path}})[path]
+    assert digest == blake2b(code.encode(), digest_size=8).hexdigest()
+    assert not {"never_imported", "no_init", "package"} & {name.split(".")[0] for name in sys.modules}
     assert not (tmp_path / "imported").exists()
 
 

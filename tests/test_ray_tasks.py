@@ -1,5 +1,7 @@
-"""What runs as Ray tasks, on one real Ray: blocks of Stage 1 (what the loop computes, to the last digit), cells of sweeps."""
+"""What Ray runs beside training, on one real Ray: blocks of Stage 1 (what the loop computes, to the last digit), servers of a
+teacher, cells of sweeps."""
 
+import asyncio
 import os
 import signal
 import time
@@ -8,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray_nodes import two_nodes
 from scipy import sparse
 from support import SMALL_MODEL, SMOKE
 from test_adjust import wanting
 from test_remap import random_inputs
+from worker_engines import Answers
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.cluster.blocks import LOOP, RayTasks
@@ -20,9 +22,11 @@ from convrec_r1.cluster.config import ClusterConfig, installed
 from convrec_r1.cluster.connect import connect
 from convrec_r1.distill import adjust
 from convrec_r1.distill.adjust import cross_validate, fit_adjust
-from convrec_r1.distill.config import RemapConfig
+from convrec_r1.distill.config import RemapConfig, VLLMTeacherConfig
 from convrec_r1.distill.remap import remap_rows
 from convrec_r1.distill.scores import ScoreStore, blocks
+from convrec_r1.distill.teachers.base import Chat, NoAnswer, Question
+from convrec_r1.distill.teachers.workers import ServerPool, of_server
 from convrec_r1.studies.cells import CellCommand
 from convrec_r1.studies.config import RayLauncherConfig
 from convrec_r1.studies.launcher import Cells
@@ -34,8 +38,8 @@ pytestmark = pytest.mark.processes("ray")
 
 
 @pytest.fixture(scope="module")
-def connection():
-    with two_nodes() as cluster, connect(ClusterConfig(name="ray", address=cluster.address)) as connection:
+def connection(nodes):
+    with connect(ClusterConfig(name="ray", address=nodes.address)) as connection:
         yield connection
 
 
@@ -101,6 +105,49 @@ def test_cross_validation(tasks, tmp_path):
             cross_validate(store, range(150), truths, [0.1, 1.0], each=each, **folds) for each in (LOOP, tasks)
         )
         assert one == other
+
+
+def test_servers_share_the_questions_and_what_dies_is_replaced(connection):
+    """A server is killed, and an actor. Each question gets its own answer."""
+    options = VLLMTeacherConfig(model="m", workers=2, concurrency=8, date="2026-01-01")
+    connection.require([of_server(options)] * 2)
+    pool, pids = ServerPool(options, Answers), set()
+
+    async def answer(question: str) -> tuple[int, int]:
+        """Ask as an interview does. Return the server and the actor that answered."""
+        while True:
+            try:
+                found = await pool.answer(Question("recommend", (Chat("user", question),), 10, 10))
+            except NoAnswer:
+                continue
+            said, _, processes = found.text.partition(": ")
+            assert said == question
+            server, guard, actor = map(int, processes.split())
+            pids.update((server, guard, actor))
+            return server, actor
+
+    async def asked_eight() -> tuple[set[int], set[int]]:
+        await answer("the first one")
+        while not all(worker.up for worker in pool._workers):
+            await asyncio.sleep(0.05)
+        servers, actors = zip(*await asyncio.gather(*(answer(f"question {i}") for i in range(8))), strict=True)
+        assert len(set(actors)) == 2
+        return set(servers), set(actors)
+
+    async def interview() -> None:
+        servers, actors = await asked_eight()
+        os.kill(min(servers), signal.SIGKILL)
+        others, same = await asked_eight()
+        assert same == actors
+        assert len(others - servers) == 1, "its actor has started another"
+        os.kill(min(actors), signal.SIGKILL)
+        _, last = await asked_eight()
+        assert len(last - actors) == 1, "another actor is there"
+        await pool.close()
+
+    asyncio.run(interview())
+    assert len(pids) == 11  # three actors, and four servers with their guards
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 @pytest.fixture

@@ -324,6 +324,20 @@ def test_a_session_adds_requests_to_the_running_engine(cfg, policy, constraint):
         assert vllm.unanswered == 0
 
 
+def test_a_policy_of_nan_does_not_end_sampling(engine, policy, constraint):
+    """The trainer finds out, when it computes with the policy. What a sampler makes of NaN is not for a list to depend on."""
+    policy = copy.deepcopy(policy)
+    policy.head_weight.data.fill_(torch.nan)
+    engine.sync(policy)
+    prompts, seeds, openings, _ = held(constraint, 4)
+    for opening, group in zip(
+        openings, engine.generate(prompts, seeds, Sampling(n=2, max_tokens=60), openings=openings), strict=True
+    ):
+        for completion in group:
+            list(constraint.replay(opening, completion.ids))
+            assert np.isfinite(completion.logprobs).all()
+
+
 def test_another_process_reads_the_constraint_from_the_model_folder(constraint, tmp_path):
     copied = pickle.loads(pickle.dumps(constraint))
     opening = constraint.opening(3, ["The Matrix"], subset=constraint.subset(constraint.lines.items[1:]))
@@ -333,7 +347,9 @@ def test_another_process_reads_the_constraint_from_the_model_folder(constraint, 
         assert copied.state(made).allowed().tokens().tolist() == constraint.state(opening).allowed().tokens().tolist()
     assert read_constraint(tmp_path) is None
     (tmp_path / CONSTRAINT).write_bytes(pickle.dumps(constraint))
-    assert read_constraint(tmp_path).lines.texts == constraint.lines.texts
+    copied = read_constraint(tmp_path)
+    assert copied is not None
+    assert copied.lines.texts == constraint.lines.texts
 
 
 def test_progress_counts_completions(engine, policy):

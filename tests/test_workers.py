@@ -1,6 +1,7 @@
 """rollout.workers on a real Ray of two nodes: whatever happens to workers, lists and weights are as if nothing had."""
 
 import copy
+import importlib.util
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ray_nodes import STORE, two_nodes
+from ray_nodes import STORE
 from support import PowerCut, make_config, power_cut, rl_module, tiny_policy
 from test_modules import DATA, config, warm_policy
 from test_weights import with_lora
@@ -124,23 +125,21 @@ def warm():
 
 
 @pytest.fixture(scope="module")
-def nodes():
-    """Two nodes with a CPU each."""
-    # A node that is gone is noticed within three seconds, not twenty.
-    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    with two_nodes(_system_config=health) as cluster, connect(ClusterConfig(name="ray", address=cluster.address)):
-        yield cluster  # connected as long as engines come and go
+def connected(nodes):
+    """The nodes. This process is connected as long as engines come and go."""
+    with connect(ClusterConfig(name="ray", address=nodes.address)):
+        yield nodes
 
 
 @pytest.fixture(scope="module")
-def engines(nodes, warm):
+def engines(connected, warm):
     """Makes engines over workers, and closes them."""
     made = []
 
     def make(rollout: RolloutConfig, policy=warm):
         for engine in made:  # there is room for two workers
             engine.close()
-        cluster, constraint = ClusterConfig(name="ray", address=nodes.address), constraint_of(policy)
+        cluster, constraint = ClusterConfig(name="ray", address=connected.address), constraint_of(policy)
         made.append(run_engine(rollout, policy, max_length=256, cluster=cluster, constraint=constraint))
         return made[-1]
 
@@ -151,7 +150,7 @@ def engines(nodes, warm):
 
 @pytest.fixture(scope="module")
 def shared_engine(engines):
-    return engines(HFConfig(batch_size=4, workers=2, timeout=60.0))
+    return engines(HFConfig(batch_size=4, workers=2, timeout=180.0))
 
 
 @pytest.fixture
@@ -162,7 +161,7 @@ def engine(shared_engine, warm):
     return shared_engine
 
 
-def until(condition, seconds: float = 60) -> None:
+def until(condition, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -251,6 +250,26 @@ def test_a_node_leaves_and_another_one_joins(nodes, engine, warm):
     assert same(engine.generate(PROMPTS, SEEDS, SAMPLING), expected(warm))
 
 
+@on_ray
+@pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="nixl is not installed")
+def test_weights_are_read_from_the_trainer(engines, warm):
+    """As versions: whatever the optimizer does to the trainer's own; by a worker that comes late, too."""
+    engine = engines(HFConfig(batch_size=4, workers=2, transfer="nixl"))
+    trained = copy.deepcopy(warm)
+    engine.sync(trained)
+    ordered = engine.submit(*many_prompts(), SAMPLING)
+    until(lambda: all(worker.bundle for worker in engine._pool.workers) and len(pids(engine)) == 2)
+    os.kill(pids(engine)[0], signal.SIGKILL)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.zero_()
+    assert same(ordered.result(), expected(warm, *many_prompts()))
+    until(lambda: engine.metrics()["rollout/workers"] == 2)
+    for synced in (moved(warm), warm):
+        engine.sync(synced)
+        assert same(engine.generate(PROMPTS, SEEDS, SAMPLING), expected(synced))
+
+
 # Training
 
 
@@ -317,7 +336,7 @@ def test_training_with_a_worker_that_dies_or_hangs_is_training_without(engine, w
         watch = Watch(strike, every=1, total=6)
         found, others = reinforce(trained, overlap, tmp_path / "workers", engine, [watch])
     finally:
-        engine._pool.timeout = 60.0
+        engine._pool.timeout = 180.0
     assert_equal(weights, found, rows, others)
     assert engine._pool.counts["faults"] == faults + bool(number)
     assert others[-1]["rollout/faults"] == faults + bool(number)

@@ -15,6 +15,8 @@ import pytest
 
 DURATIONS = Path(__file__).with_name("durations.json")
 SLOWEST = 20
+SEVERAL_FILES = ("ray",)
+"""Groups of tests in several files that share a fixture of the session."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -56,7 +58,8 @@ def group_of(item: pytest.Item) -> str:
     `processes("NAME")` gives the group of tests that share a fixture. With `processes` alone a test is its own group.
     """
     if mark := item.get_closest_marker("processes"):
-        return f"{item.path.stem}: {mark.args[0]}" if mark.args else item.nodeid
+        name = mark.args[0] if mark.args else item.nodeid
+        return f"{item.path.stem}: {name}" if mark.args and name not in SEVERAL_FILES else name
     return item.path.stem
 
 

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,19 +130,25 @@ def plain(node: Any) -> dict[str, Any]:
 
 def _source(path: str) -> Path | None:
     """Return the file of the longest module in `path`. Nothing is imported, in contrast to `importlib.util.find_spec`."""
-    name, folders, file = "", None, None
+    name, folders, file = "", list(sys.path), None
     for part in filter(None, path.split(".")):
         name = f"{name}.{part}".lstrip(".")
-        specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
-        spec = next(filter(None, specs), None)
-        if spec is None:
-            break
-        if spec.origin and Path(spec.origin).is_file():
+        spec = _spec(name, folders)
+        if spec is not None and spec.origin and Path(spec.origin).is_file():
             file = Path(spec.origin)
-        folders = spec.submodule_search_locations
-        if folders is None:  # a module: what follows is inside it
-            break
+            if spec.submodule_search_locations is None:  # a module: what follows is inside it
+                break
+            folders = list(spec.submodule_search_locations)
+        else:  # a folder without __init__.py, or nothing
+            folders = [str(inner) for folder in folders if (inner := Path(folder or ".") / part).is_dir()]
     return file
+
+
+def _spec(name: str, folders: list[str]) -> ModuleSpec | None:
+    try:
+        return next(filter(None, (finder.find_spec(name, folders) for finder in sys.meta_path)), None)
+    except KeyError:  # a folder without __init__.py: Python's finder asks for the package above it, imported
+        return None
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:

@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from types import FrameType
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from convrec_r1.base import processes
 
@@ -76,8 +77,7 @@ class Stop:
     def _hear(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.number is not None:
-            os.write(2, f"\n{name} again: exiting at once. The last checkpoint can be resumed.\n".encode())
-            os._exit(128 + number)
+            _exit_at_once(number)
         self.number = number
         if not self._deferred:
             raise Interrupted(number, f"{name}: stopped. The same command resumes from the last checkpoint.")
@@ -96,6 +96,38 @@ class Stop:
 
 stop = Stop()
 """The one instance of this process."""
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Deliver a signal that arrives during the block after it: a library that starts or is imported leaves a mess when it is
+    interrupted. A second signal ends the process at once. Handlers that the block installs are replaced by those before it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+
+    def hear(number: int, _: FrameType | None) -> None:
+        if heard:
+            _exit_at_once(number)
+        heard.append(number)
+
+    before = {number: signal.signal(number, hear) for number in (*ENDING, REQUEUE)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in heard:
+            signal.raise_signal(number)
+
+
+def _exit_at_once(number: int) -> NoReturn:
+    name = signal.Signals(number).name
+    os.write(2, f"\n{name} again: exiting at once. The last checkpoint can be resumed.\n".encode())
+    os._exit(128 + number)
+
 
 OWNED = "CONVREC_R1_OWNED"
 """Environment variable of a run whose stdin is a pipe that its owner holds open. The run ends with its owner."""

@@ -12,16 +12,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from convrec_r1.base.errors import UserError
-from convrec_r1.base.signals import Interrupted
+from convrec_r1.base.signals import held
 from convrec_r1.cluster import reaper
 from convrec_r1.cluster.config import AUTO, ClusterConfig, installed, missing
+from convrec_r1.cluster.resources import Bundle, Node, fit_together, listed, too_little
 from convrec_r1.cluster.versions import differences, report, versions
 
 _log = logging.getLogger(__name__)
@@ -34,31 +33,6 @@ HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 frame of type 4."""
 PRIVATE = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Environment of Ray's processes: what people train is not reported to anybody."""
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """CPUs and GPUs that must lie on one node, and who asks for them."""
-
-    cpus: float
-    gpus: float = 0.0
-    what: str = "task"
-
-    def __str__(self) -> str:
-        return f"{self.what} ({amounts(self.cpus, self.gpus)})"
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of the cluster that is alive."""
-
-    id: str
-    address: str
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"{self.address} ({amounts(self.cpus, self.gpus)})"
 
 
 class Connection:
@@ -78,6 +52,14 @@ class Connection:
             for n in alive
         ]
 
+    def __str__(self) -> str:
+        import ray
+        from ray._private.worker import get_dashboard_url
+
+        how = f"joined at {self.cfg.address}" if self.cfg.address else "started on this machine"
+        page = get_dashboard_url() if self.cfg.dashboard else None
+        return f"Ray {ray.__version__}, {how}: {listed(self.nodes())}{f'; dashboard: http://{page}' if page else ''}"
+
     def require(self, bundles: Sequence[Bundle]) -> None:
         """Check that the cluster can hold all `bundles` at once, whoever uses it now. Waits up to `cluster.wait` seconds.
 
@@ -87,7 +69,7 @@ class Connection:
         end = time.monotonic() + self.cfg.wait
         while not fit_together(bundles, nodes := self.nodes()):
             if time.monotonic() >= end:
-                raise UserError(_too_little(bundles, nodes))
+                raise UserError(too_little(bundles, nodes, self.cfg.wait))
             time.sleep(min(1.0, self.cfg.wait))
 
     def close(self) -> None:
@@ -164,10 +146,9 @@ def _release() -> None:
 
 def _undo(made: _Started) -> None:
     """Disconnect, end the Ray that this process started, and restore the environment."""
-    import ray
-
-    with contextlib.suppress(Exception):  # it may have died
-        ray.shutdown(wait_for_processes=True)
+    if (ray := sys.modules.get("ray")) is not None:
+        with contextlib.suppress(Exception):  # it may have died
+            ray.shutdown(wait_for_processes=True)
     if made.folder is not None:
         reaper.end(made.folder)
     if made.reaper is not None:
@@ -199,6 +180,7 @@ def _start(cfg: ClusterConfig, made: _Started) -> None:
     try:
         _init(
             made,
+            cfg.start_timeout,
             address="local",
             num_cpus=cfg.cpus,
             num_gpus=cfg.gpus,
@@ -208,25 +190,30 @@ def _start(cfg: ClusterConfig, made: _Started) -> None:
             _temp_dir=folder,
             **options,
         )
+    except TimeoutError as error:
+        raise UserError(
+            f"Ray did not start on this machine {error}. Give it longer, or look for what is slow."
+        ) from error
     except Exception as error:  # of many kinds: ValueError of a small store, plain Exception of the dashboard
         raise UserError(f"Ray did not start on this machine: {first_line(error)}{_advice(cfg, error)}") from error
 
 
 def _join(cfg: ClusterConfig, made: _Started) -> None:
     """Join a Ray that runs, and compare the versions of its nodes with this process's."""
-    import ray
-    from ray.exceptions import AuthenticationError, GetTimeoutError
-
     assert cfg.address is not None
     if cfg.address != AUTO:
         _knock(cfg.address, cfg.start_timeout)
     try:
-        _init(made, address=cfg.address)
-    except AuthenticationError as error:
-        advice = "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the cluster was started with."
-        raise UserError(f"cluster.address={cfg.address}: the Ray there wants a token. {advice}") from error
+        with held():  # Ray cannot be imported again where that was interrupted
+            _show_token(cfg.address)
+            _init(made, cfg.start_timeout, address=cfg.address)
+    except TimeoutError as error:
+        raise UserError(f"cluster.address={cfg.address}: Ray did not let this process join {error}.") from error
     except Exception as error:
         raise UserError(f"cluster.address={cfg.address}: {_refusal(cfg.address, error)}") from error
+    import ray
+    from ray.exceptions import GetTimeoutError
+
     mine, nodes = versions(), Connection(cfg).nodes()
     try:
         found = ray.get(report([node.id for node in nodes]), timeout=cfg.start_timeout)
@@ -243,26 +230,49 @@ def _join(cfg: ClusterConfig, made: _Started) -> None:
         raise UserError(f"Nodes of the cluster run other versions than this process:\n{lines}\nInstall the same there.")
 
 
-def _init(made: _Started, **options: Any) -> None:
-    """Call ray.init, with signals handled as before."""
+def _init(made: _Started, within: float, **options: Any) -> None:
+    """Call ray.init, with signals handled as before. Raises TimeoutError after `within` seconds."""
     _set(made, PRIVATE)
-    import ray
-    from ray._private import worker
+    with held():  # Ray cannot be imported again where that was interrupted
+        import ray
+        from ray._private import auto_init_hook, utils, worker
 
-    # Ray prints a paragraph about every process that dies. Who uses Ray here says in a line what it means for the run.
-    worker.print_to_stdstream = lambda *_, **__: None
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():  # Ray replaces the handler of SIGTERM
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        # A thread of Ray's that calls it after the end would join, or start, any Ray of this machine.
+        auto_init_hook.enable_auto_connect = False
+        # Ray prints a paragraph about every process that dies. Who uses Ray here says in a line what it means for the run.
+        worker.print_to_stdstream = lambda *_, **__: None
+        utils.set_sigterm_handler = lambda *_: None  # it would exit in the middle of whatever runs
+        with _limited(within):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+class _TooLate(BaseException):
+    """Not an Exception, which Ray would take for a try that failed."""
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError when the block takes longer. In the main thread only: Python interrupts no other.
+
+    Ray has limits of its own for each part of its start, up to minutes in all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise _TooLate
+
+    before = signal.signal(signal.SIGALRM, late)
+    # Again and again: an exception is lost where compiled code of Ray calls Python.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except SystemExit as error:  # by Ray's handler of SIGTERM
-        raise Interrupted(
-            signal.SIGTERM, "SIGTERM: stopped while Ray started. The same command starts again."
-        ) from error
+        yield
+    except _TooLate:
+        raise TimeoutError(f"within {seconds:g} s (cluster.start_timeout)") from None
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _set(made: _Started, variables: dict[str, str]) -> None:
@@ -303,9 +313,26 @@ def _knock(address: str, timeout: float) -> None:
         raise UserError(f"cluster.address={address}: what answers there is not Ray. {advice}")
 
 
+def _show_token(address: str) -> None:
+    """Raise Ray's AuthenticationError if it wants another token: `ray.init` would try twenty times, and not say so."""
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+
+    found = canonicalize_bootstrap_address(address) if address == AUTO else address
+    if found is not None:  # else nothing runs here, which ray.init says
+        GcsClient(address=found)
+
+
 def _refusal(address: str, error: Exception) -> str:
     """Return why Ray did not let this process join, and what to do."""
+    from ray.exceptions import AuthenticationError
+
     text = first_line(error)
+    if any(isinstance(cause, AuthenticationError) for cause in _chain(error)):
+        return (
+            "the Ray there wants a token, or another one. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token that the "
+            "cluster was started with: `ray get-auth-token` on the head node prints it."
+        )
     if "ersion mismatch" in str(error):
         return f"its Ray or Python is another version than this process's. {text}"
     if address == AUTO:
@@ -313,6 +340,13 @@ def _refusal(address: str, error: Exception) -> str:
             f"no Ray was found on this machine. Start one with `ray start --head`, or leave cluster.address out. {text}"
         )
     return f"this machine did not join. Start Ray on it first with `ray start --address={address}`. {text}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _advice(cfg: ClusterConfig, error: Exception) -> str:
@@ -327,34 +361,3 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def fit_together(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
-    """Return whether all bundles fit on the nodes at once, each on one node: the largest first, each where least is left."""
-    free = [[node.gpus, node.cpus] for node in nodes]
-    for bundle in sorted(bundles, key=lambda b: (b.gpus, b.cpus), reverse=True):
-        fitting = [left for left in free if left[0] >= bundle.gpus - 1e-6 and left[1] >= bundle.cpus - 1e-6]
-        if not fitting:
-            return False
-        chosen = min(fitting)
-        chosen[0] -= bundle.gpus
-        chosen[1] -= bundle.cpus
-    return True
-
-
-def _too_little(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
-    asked = ", ".join(f"{count} x {what}" for what, count in Counter(map(str, bundles)).items())
-    return (
-        f"The cluster cannot hold what this run asks for at once: {asked}. It has {listed(nodes)}. Ask for less "
-        "(trainer.devices, rollout.workers), or add nodes; cluster.wait=SECONDS waits for nodes that have yet to join."
-    )
-
-
-def listed(nodes: Sequence[Node]) -> str:
-    """Return nodes in words."""
-    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}: {', '.join(map(str, nodes))}"
-
-
-def amounts(cpus: float, gpus: float) -> str:
-    """Return CPUs and GPUs in words."""
-    return ", ".join(f"{n:g} {kind}{'' if n == 1 else 's'}" for n, kind in ((cpus, "CPU"), (gpus, "GPU")))

@@ -79,8 +79,13 @@ class Desk:
         """Take what a process prints."""
         self._news.text += text
 
-    def poll(self, deferring: bool) -> int:
-        """Return the signal that the run got (0: none). deferring: see `News`."""
+    def poll(self, deferring: bool | None) -> int:
+        """Return the signal that the run got; 0: none, or it is for the first process.
+
+        deferring: of the first process, see `News`. None: another process asks.
+        """
+        if deferring is None:
+            return 0
         self._news.deferring = deferring
         return self._signal
 

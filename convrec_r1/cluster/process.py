@@ -24,6 +24,9 @@ from convrec_r1.cluster.desk import End
 
 POLL = 0.3
 """Seconds between questions to the desk."""
+LEASE = 30.0
+"""Seconds without an answer from the desk after which a training process ends. Where its host was cut off, a group elsewhere
+waits for its lock on the run's folder (tasks/run.py)."""
 SEEN_WITHIN = 10.0
 """Seconds until a file that another machine wrote must be visible on a shared file system."""
 
@@ -102,7 +105,7 @@ def process(config: dict[str, Any]) -> None:
             if death
             else []
         )
-        with _signals(given.desk) if rank == 0 else contextlib.nullcontext():
+        with _desk_asked(given.desk, first=rank == 0):
             value = job(notes)
         if rank == 0:
             ray.get(given.desk.end.remote(End.done, value))
@@ -136,17 +139,19 @@ def _share(given: Given) -> None:
 
 
 @contextlib.contextmanager
-def _signals(desk: Any) -> Iterator[None]:
-    """Fetch signals from the command's process while the block runs."""
-    import ray
-
+def _desk_asked(desk: Any, *, first: bool) -> Iterator[None]:
+    """Ask the desk all the time while the block runs: the first process for signals, all whether they still reach it."""
     ended = threading.Event()
 
     def listen() -> None:
+        answered = time.monotonic()
         while not ended.wait(POLL):
-            number: Any = ray.get(desk.poll.remote(stop.deferring))
-            if number:
-                stop.number = number
+            number = _poll(desk, stop.deferring if first else None)
+            if number is not None:
+                answered = time.monotonic()
+                stop.number = number or stop.number
+            elif time.monotonic() - answered > LEASE and not ended.is_set():
+                _leave()
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
@@ -154,7 +159,22 @@ def _signals(desk: Any) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(LEASE)
+
+
+def _poll(desk: Any, deferring: bool | None) -> int | None:
+    """Return the signal that the run got (0: none). None: the desk was not reached."""
+    import ray
+
+    with contextlib.suppress(Exception):  # of many kinds, where hosts or Ray's servers are gone
+        return ray.get(desk.poll.remote(deferring), timeout=LEASE)
+    return None
+
+
+def _leave() -> None:
+    """End this process at once: Ray has started another group by now, or will."""
+    print(f"The command was not reached for {LEASE:g} s: this training process ends.", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class _Lines(io.TextIOBase):

@@ -21,9 +21,11 @@ from convrec_r1.base import progress
 from convrec_r1.base.errors import UserError
 from convrec_r1.base.signals import Interrupted, stop
 from convrec_r1.cluster.config import ClusterConfig
-from convrec_r1.cluster.connect import Bundle, Connection, first_line
+from convrec_r1.cluster.connect import first_line
 from convrec_r1.cluster.desk import Death, Desk, End, News
+from convrec_r1.cluster.places import only_on
 from convrec_r1.cluster.process import POLL, Given, process
+from convrec_r1.cluster.resources import Bundle
 
 SCRATCH = ".ray_train"
 """Folder in the run's folder for a token, and for what Ray Train insists on writing. Removed at the end."""
@@ -72,12 +74,11 @@ def run(
     job: Callable[[list[str]], dict[str, Any]],
     group: Group,
     cluster: ClusterConfig,
-    connection: Connection,
     *,
     folder: Path,
     within: float,
 ) -> dict[str, Any]:
-    """Call `job` in each process of a group under Ray Train. Return what the first process returns.
+    """Call `job` in each process of a group under Ray Train. Return what the first process returns. Ray must be connected.
 
     A process that dies restarts the group, `cluster.retries` times. A signal of this process reaches the group after its step.
 
@@ -85,21 +86,20 @@ def run(
         job: can be pickled. It resumes what an earlier call in `folder` began. It gets sentences for the log.
         group: the processes.
         cluster: options.
-        connection: the cluster.
         folder: the run's folder, on storage that all nodes share.
         within: seconds that a step may take after a signal.
     Raises:
-        UserError: raised by the job; or too few CPUs or GPUs; or the group died too often.
+        UserError: raised by the job; or the group died too often.
         Interrupted: after a signal.
     """
     import ray
 
-    connection.require(group.bundles(cluster.trainer_cpus))
     scratch = folder.absolute() / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     actor: Any = ray.remote(num_cpus=0, max_restarts=0)(Desk)
-    desk = actor.options(scheduling_strategy=_here()).remote(cluster.retries)
+    # It lives and dies with this process's node.
+    desk = actor.options(scheduling_strategy=only_on()).remote(cluster.retries)
     watcher = _Watcher(desk)
     try:
         given = _given(job, desk, scratch, cluster)
@@ -120,14 +120,6 @@ def _given(job: Callable[[list[str]], Any], desk: Any, scratch: Path, cluster: C
     Path(token[0]).write_text(token[1], encoding="utf-8")
     carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
     return Given(desk, os.getcwd(), list(sys.path), carried, token, cluster.trainer_cpus, dumps(job))
-
-
-def _here() -> Any:
-    """Return the scheduling strategy of actors that live and die with this process's node."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _fit(given: Given, group: Group, cluster: ClusterConfig, scratch: Path, desk: Any) -> None:

@@ -6,6 +6,7 @@ from importlib import metadata
 from typing import Any
 
 from convrec_r1.base import digest
+from convrec_r1.cluster.places import only_on
 
 CODE = "code of convrec-r1"
 """Key of the digest of this package's source files."""
@@ -27,7 +28,6 @@ def versions() -> dict[str, str]:
 def report(nodes: Sequence[str]) -> list[Any]:
     """Ask each node, by its id, for its versions. Return Ray's references to the answers."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # A function within a function travels by its code: a node without this package answers, too.
     def ask() -> dict[str, str]:
@@ -42,7 +42,7 @@ def report(nodes: Sequence[str]) -> list[Any]:
         return versions()
 
     task = ray.remote(num_cpus=0, max_retries=0)(ask)
-    return [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)).remote() for n in nodes]
+    return [task.options(scheduling_strategy=only_on(node)).remote() for node in nodes]
 
 
 def differences(node: str, mine: dict[str, str], there: dict[str, str]) -> list[str]:

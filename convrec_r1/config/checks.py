@@ -61,9 +61,9 @@ def problems(cfg: Config) -> list[str]:
                 [*_combinations(cfg), *_hardware(cfg)] if within else []
             )  # these checks compute with values within bounds
         if task == "distill" or cfg.data.demonstrations == "distilled":
-            wrong += distill_checks.problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data)
+            wrong += distill_checks.problems(cfg.teacher, cfg.embedder, cfg.distill, cfg.data, ray=cfg.cluster.on_ray)
         elif asks_teacher(cfg):
-            wrong += distill_checks.problems(cfg.teacher, None, DistillConfig(), cfg.data)
+            wrong += distill_checks.problems(cfg.teacher, None, DistillConfig(), cfg.data, ray=cfg.cluster.on_ray)
         if cfg.distill.dry_run and task != "distill" and not asks_teacher(cfg):
             wrong.append(
                 "distill.dry_run=true asks nothing and makes nothing: use it with task=distill, or where eval.baselines "

@@ -25,7 +25,7 @@ from convrec_r1.run.identity import flatten, within
 
 TAKEN = (
     *("n", "seed", "data", "model", "match", "reward", "rollout.stop_at_n"),
-    *(f"eval.{name}" for name in ("ks", "ideal", "metric", "split", "every", "select", "patience")),
+    *(f"eval.{name}" for name in ("ks", "ideal", "constraint", "metric", "split", "every", "select", "patience")),
 )
 """Sections and keys that are taken over."""
 _LEFT = ("model.trust_remote_code", "model.attention", "data.demonstrations")

@@ -19,8 +19,10 @@ from convrec_r1.distill.config import (
 from convrec_r1.policy.config import date_problem
 
 
-def problems(teacher: TeacherConfig, embedder: Any, distill: DistillConfig, data: DataConfig) -> list[str]:
-    """Return a sentence for every combination of options with which Stage 1 cannot work."""
+def problems(
+    teacher: TeacherConfig, embedder: Any, distill: DistillConfig, data: DataConfig, *, ray: bool = False
+) -> list[str]:
+    """Return a sentence for every combination of options with which Stage 1 cannot work. ray: cluster=ray."""
     wrong = []
     if isinstance(teacher, SimulatedTeacherConfig) and not has_simulated_teacher(data):
         wrong.append(
@@ -34,6 +36,10 @@ def problems(teacher: TeacherConfig, embedder: Any, distill: DistillConfig, data
         wrong += address_problem("teacher.base_url", teacher.base_url, "http://HOST:PORT/v1")
     if isinstance(teacher, VLLMTeacherConfig):
         wrong += date_problem("teacher.date", teacher.date)
+        if teacher.workers and not ray:
+            wrong.append(
+                f"teacher.workers={teacher.workers}: workers run under Ray. Add cluster=ray, or leave teacher.workers out."
+            )
     if isinstance(teacher, VLLMTeacherConfig) and find_spec("vllm") is None:
         wrong.append(
             "teacher=vllm needs vLLM, which is not installed: pip install 'convrec-r1[vllm]' on GPUs, "

@@ -84,7 +84,7 @@ class OpenAITeacherConfig(ChatTeacherConfig):
 
 @dataclass
 class VLLMTeacherConfig(ChatTeacherConfig):
-    """teacher=vllm: a `vllm serve` of `model` (a Hub id or a folder), started on this machine."""
+    """teacher=vllm: a `vllm serve` of `model` (a Hub id or a folder), started on this machine or by Ray on several."""
 
     _target_: str = "convrec_r1.distill.teachers.vllm.VLLMTeacher"
     name: str = "vllm"
@@ -98,6 +98,9 @@ class VLLMTeacherConfig(ChatTeacherConfig):
     dtype: str = "auto"
     memory_fraction: float = option(0.9, above=0, most=1, identity=False)
     tensor_parallel_size: int = option(1, least=1, identity=False)
+    workers: int = option(0, least=0, identity=False)
+    """Ray actors that serve the model, on any node, with `tensor_parallel_size` GPUs each (cluster=ray). They share the
+    questions; `concurrency` is that of all. 0: one server on this machine."""
     start_timeout: float = option(600.0, above=0, identity=False)
     """Seconds until the server must answer."""
 

@@ -13,11 +13,11 @@ from packaging.version import Version
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.cluster.config import installed
-from convrec_r1.cluster.connect import connect, listed
+from convrec_r1.cluster.connect import connect
+from convrec_r1.config.asked import require_all
 from convrec_r1.config.schema import Config
 from convrec_r1.doctor.findings import Finding, Level
 from convrec_r1.modules.fit import device_for
-from convrec_r1.modules.hardware import training_group
 from convrec_r1.modules.memory import size
 from convrec_r1.policy.config import ModelSource
 from convrec_r1.policy.wheel import cache_folder
@@ -75,19 +75,15 @@ def devices(cfg: Config) -> list[Finding]:
 
 
 def cluster(cfg: Config) -> list[Finding]:
-    """Start or join Ray, where the run does, and compare what it has with what training asks for."""
+    """Start or join Ray, where the run does, and compare what it has with what the run asks for."""
     if not cfg.cluster.on_ray or not installed():  # the config's findings say so
         return []
-    group = training_group(cfg.trainer)
     try:
         with connect(cfg.cluster) as connection:
-            nodes = connection.nodes()
-            if group.world > 1:
-                connection.require(group.bundles(cfg.cluster.trainer_cpus))
+            require_all(cfg, connection)
+            return [Finding("Ray", f"{connection}; the same versions on all")]
     except UserError as error:
         return [Finding("Ray", str(error), Level.FAIL)]
-    where = f"joined at {cfg.cluster.address}" if cfg.cluster.address else "starts on this machine"
-    return [Finding("Ray", f"{version('ray')}, {where}: {listed(nodes)}; the same versions on all")]
 
 
 def existing(path: Path) -> Path:

@@ -31,9 +31,8 @@ class TokenBatch:
         return cls(*pad_rows(prompts, pad, left=True), owner, *pad_rows(completions, pad))
 
     def to(self, device: torch.device) -> "TokenBatch":
-        tables = self.prompt_ids, self.prompt_mask, self.owner, self.completion_ids, self.mask
-        allowed = None if self.allowed is None else self.allowed.to(device)
-        return TokenBatch(*(t.to(device) for t in tables), allowed)
+        parts = (None if part is None else part.to(device) for part in vars(self).values())
+        return TokenBatch(*parts)  # pyright: ignore[reportArgumentType]
 
     @property
     def prompt_lengths(self) -> Tensor:

@@ -1,13 +1,17 @@
 """Tables of token ids: newlines, white space, ends of completions, marks of thoughts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from convrec_r1.lists import WHITESPACE, thought_mark
+
+_texts: WeakKeyDictionary[PreTrainedTokenizerBase, Any] = WeakKeyDictionary()
+"""What `token_texts` found, with what it depends on besides the tokenizer."""
 
 
 class TokenTables(NamedTuple):
@@ -55,8 +59,18 @@ def token_tables(tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: Sequenc
 def token_texts(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str], list[str]]:
     """Return what each id writes alone, and inside a text. Alone, a space at the beginning is lost (SentencePiece).
 
+    Kept with the tokenizer: a large vocabulary takes seconds, for the policy and for the catalog constraint.
+
     size: rows of the embedding. Ids from there on, and ids that the tokenizer does not know, are left out.
     """
+    key = size, len(tokenizer)
+    found = _texts.get(tokenizer)
+    if found is None or found[0] != key:
+        found = _texts[tokenizer] = key, _token_texts(tokenizer, size)
+    return found[1]
+
+
+def _token_texts(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str], list[str]]:
     known = [[i] for i in range(min(size, len(tokenizer)))]
     alone = tokenizer.batch_decode(known, clean_up_tokenization_spaces=False)
     letter = tokenizer("A", add_special_tokens=False)["input_ids"][-1:]

@@ -7,6 +7,7 @@ user's takes its options from `rollout.options`.
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from convrec_r1.base.errors import UserError
@@ -16,6 +17,7 @@ from convrec_r1.rl.config import Ratio
 
 AUTO = "auto"
 """`_target_` of rollout=auto: `choose_engine` replaces it."""
+NIXL = "nixl"
 
 
 class Correction(Enum):
@@ -64,6 +66,9 @@ class RolloutConfig:
     """CPUs that a worker reserves, and its threads."""
     worker_gpus: float | None = option(None, least=0, identity=False)
     """GPUs that a worker reserves. A fraction shares one with others. null: what its engine needs, 0 on CPUs."""
+    transfer: str = option("store", choices=("store", NIXL), identity=False)
+    """How weights reach workers. store: through Ray's object store, in RAM. nixl: each worker reads them from the trainer's
+    device, where a copy of each version is kept (package nixl)."""
     retries: int = option(3, least=0, identity=False)
     """Times that groups of a failed worker are sampled again, and that a worker that does not start is replaced."""
     timeout: float = option(600.0, above=0, identity=False)
@@ -86,6 +91,10 @@ class RolloutConfig:
     def capacity(self) -> int:
         """Lists that an engine samples at a time."""
         return 256
+
+    def gpus_of_worker(self, gpu: bool) -> float:
+        """Return the GPUs that a worker reserves. gpu: whether the trainer computes on one."""
+        return float(gpu) if self.worker_gpus is None else self.worker_gpus
 
     @property
     def evaluation_identity(self) -> list[Any]:
@@ -132,6 +141,10 @@ class VLLMConfig(RolloutConfig):
     @property
     def capacity(self) -> int:
         return self.max_num_seqs
+
+    def gpus_of_worker(self, gpu: bool) -> float:
+        needed = self.tensor_parallel_size if vllm_for_gpus() else 0
+        return needed if self.worker_gpus is None else self.worker_gpus
 
 
 def choose_engine(rollout: RolloutConfig, *, gpu: bool | None = None) -> tuple[RolloutConfig, str]:
@@ -196,6 +209,11 @@ def problems(rollout: RolloutConfig, *, accelerator: str, world: int, ray: bool 
         wrong.append(
             "rollout.sleep=true with rollout.workers: a worker does not sleep. To share a GPU, give it a part: "
             "rollout.worker_gpus=0.5, and rollout.memory_fraction of its memory."
+        )
+    if rollout.transfer == NIXL and find_spec(NIXL) is None:
+        wrong.append(
+            "rollout.transfer=nixl needs the package nixl, which is not installed: pip install nixl, or "
+            "rollout.transfer=store."
         )
     if rollout.workers and not ray:
         wrong.append(

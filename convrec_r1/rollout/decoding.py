@@ -254,6 +254,8 @@ def bytes_of_a_token(policy: Policy) -> int | None:
         shared = torch.stack([each[row] for each in found]).float()
         # As close as two orders of summation come, in the dtype of the arithmetic.
         near = 5e-2 if arithmetic(policy.head_weight) in SHORT else 1e-3
-        if not torch.allclose(shared, logits, rtol=near, atol=near * float(logits.abs().max()), equal_nan=True):
+        if not torch.allclose(
+            shared, logits, rtol=near, atol=near * float(logits.nan_to_num().abs().max()), equal_nan=True
+        ):
             return None
     return batch.cache.bytes_of_a_token()

@@ -24,7 +24,8 @@ from convrec_r1.base.errors import UserError
 from convrec_r1.base.options import out_of_bounds
 from convrec_r1.base.signals import ENDING, REQUEUE
 from convrec_r1.cluster.config import problems
-from convrec_r1.cluster.connect import Bundle, Connection, connect
+from convrec_r1.cluster.connect import Connection, connect
+from convrec_r1.cluster.resources import Bundle
 from convrec_r1.studies.cells import CellCommand, execute
 from convrec_r1.studies.config import RayLauncherConfig
 from convrec_r1.studies.ledger import Cell, Ledger

@@ -20,7 +20,8 @@ from convrec_r1.base.logs import start_logging
 from convrec_r1.base.processes import is_first
 from convrec_r1.cluster import train
 from convrec_r1.cluster.connect import connect
-from convrec_r1.cluster.process import inside
+from convrec_r1.cluster.process import LEASE, inside
+from convrec_r1.config.asked import require_all
 from convrec_r1.config.parts import tracker
 from convrec_r1.config.resolve import NO_MODEL
 from convrec_r1.config.schema import Config
@@ -86,8 +87,8 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
         finally:
             folder.discard_if_empty(Path(cfg.outputs))
         return {}
-    if inside():  # a group that died may still be ending
-        with folder.alone(".trainer.lock", timeout=60) if is_first() else contextlib.nullcontext():
+    if inside():  # an earlier group may still be ending, on a host that was cut off (cluster.process.LEASE)
+        with folder.alone(".trainer.lock", timeout=3 * LEASE) if is_first() else contextlib.nullcontext():
             return _make(task, cfg, folder, sha, choices)
     with folder.alone() if is_first() else contextlib.nullcontext():
         if cfg.cluster.on_ray and (cfg.fresh or folder.state() is not State.complete):
@@ -98,6 +99,8 @@ def execute(cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[s
 def _on_ray(task: str, cfg: Config, folder: RunFolder, sha: str | None, choices: Sequence[str]) -> dict[str, Any]:
     """Run a task with a folder in this process, connected to Ray; or in processes of Ray Train, if training takes several."""
     with connect(cfg.cluster) as connection:
+        require_all(cfg, connection)
+        choices = [*choices, f"{connection}."]
         if task != "train" or cfg.trainer.world == 1:
             return _make(task, cfg, folder, sha, choices)
         _start()
@@ -106,7 +109,7 @@ def _on_ray(task: str, cfg: Config, folder: RunFolder, sha: str | None, choices:
             cfg = replace(cfg, fresh=False)  # processes that restart resume
         job = partial(_execute_noting, cfg, RunFolder(folder.path.absolute()), sha, choices)
         group, within = training_group(cfg.trainer), cfg.trainer.exit_within
-        return train.run(job, group, cfg.cluster, connection, folder=folder.path, within=within)
+        return train.run(job, group, cfg.cluster, folder=folder.path, within=within)
 
 
 def _execute_noting(

@@ -4,7 +4,7 @@ It needs no network, takes seconds to generate, and depends on the seed only.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from convrec_r1.data.adapters.base import Adapter
 from convrec_r1.data.catalog import Catalog
 from convrec_r1.data.movieland.films import catalog_films
 from convrec_r1.data.movieland.simulator import Sample, simulate
-from convrec_r1.data.movieland.teacher import demonstrate
+from convrec_r1.data.movieland.teacher import Order, demonstrate
 from convrec_r1.data.schema import SPLITS, Conversation, Dataset, Split
 
 SIZES: dict[str, int] = {"train": 2500, "validation": 200, "test": 600}
@@ -29,11 +29,17 @@ class Movieland(Adapter):
     needs_path = False
     simulated_teacher = True
 
-    def __init__(self, n: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, n: int, seed: int = 0, sizes: Mapping[str, int] | None = None, teacher: str = "famous_first"
+    ) -> None:
+        """teacher: order of the demonstrations (`data.options.teacher`). Raises UserError for an unknown one."""
+        if teacher not in get_args(Order):
+            raise UserError(f"data.options.teacher={teacher}: choose {' or '.join(get_args(Order))}.")
         self.n, self.seed, self.sizes = n, seed, sizes
+        self.teacher: Order = cast(Order, teacher)
 
     def load(self) -> Dataset:
-        return load(seed=self.seed, n_items=self.n, sizes=self.sizes)
+        return load(seed=self.seed, n_items=self.n, sizes=self.sizes, teacher=self.teacher)
 
     def metadata(self) -> Iterable[Mapping[str, Any]]:
         """Return the catalog's films. Other films that the teacher names are described by the teacher."""
@@ -47,7 +53,9 @@ class Movieland(Adapter):
             }
 
 
-def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = None) -> Dataset:
+def load(
+    *, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = None, teacher: Order = "famous_first"
+) -> Dataset:
     """Generate the dataset. Splits share no user, and demonstrations have `n_items` items.
 
     A smaller split is a prefix of a larger one with the same seed. sizes: split -> conversations, default `SIZES`. The two
@@ -62,7 +70,8 @@ def load(*, seed: int = 0, n_items: int = 10, sizes: Mapping[str, int] | None = 
     for split in SPLITS:
         samples = simulate(split, wanted[split], seed=seed)
         splits[split] = [
-            _conversation(number, sample, split, catalog, n_items, seed) for number, sample in enumerate(samples)
+            _conversation(number, sample, split, catalog, n_items, seed, teacher)
+            for number, sample in enumerate(samples)
         ]
     return Dataset(catalog, splits)
 
@@ -81,7 +90,9 @@ def _id(split: Split, number: int) -> str:
     return f"movieland-{split}-{number:05d}"
 
 
-def _conversation(number: int, sample: Sample, split: Split, catalog: Catalog, n_items: int, seed: int) -> Conversation:
+def _conversation(
+    number: int, sample: Sample, split: Split, catalog: Catalog, n_items: int, seed: int, teacher: Order
+) -> Conversation:
     rng = np.random.default_rng((seed, SPLITS.index(split), number, _TEACHER))
     return Conversation(
         id=_id(split, number),
@@ -89,6 +100,6 @@ def _conversation(number: int, sample: Sample, split: Split, catalog: Catalog, n
         messages=sample.messages,
         ground_truth=sample.truth,
         seen=tuple(item.title for item in sample.seen),
-        demonstration=demonstrate(sample.spoken, sample.seen, catalog, n_items, rng),
+        demonstration=demonstrate(sample.spoken, sample.seen, catalog, n_items, rng, teacher),
         split=split,
     )

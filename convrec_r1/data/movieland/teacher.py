@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 
@@ -10,8 +11,11 @@ from convrec_r1.data.movieland.films import catalog_films, load_films
 from convrec_r1.data.movieland.taste import Facets, film_table
 from convrec_r1.lists import Item, fold, parse_line
 
-# The teacher chooses by affinity to the mentioned facets, by popularity (more than it should) and by chance. It lists its
-# choices by popularity, not by affinity.
+Order = Literal["famous_first", "best_first"]
+"""How the teacher lists its choices: by popularity, or by the score it chose them by. Then relevance falls down the list, as it
+does in the lists of real models."""
+
+# The teacher chooses by affinity to the mentioned facets, by popularity (more than it should) and by chance.
 _AFFINITY, _FAME, _NOISE = 2.0, 1.6, 0.5
 
 # Shares of lines with a fault.
@@ -29,7 +33,7 @@ OFF_CATALOG: tuple[str, ...] = tuple(
 
 def raw_list(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[str]:
     """Return the teacher's answer to a conversation: `n` lines, best first, with faults at the rates above."""
-    return _write(_ranking(spoken, seen, n, rng), seen, n, rng)
+    return _write(_ranking(spoken, seen, n, rng, "famous_first"), seen, n, rng)
 
 
 def grounded(lines: Iterable[str], catalog: Catalog, n: int, *, next_choices: Iterable[str] = ()) -> tuple[Item, ...]:
@@ -48,23 +52,29 @@ def grounded(lines: Iterable[str], catalog: Catalog, n: int, *, next_choices: It
 
 
 def demonstrate(
-    spoken: Facets, seen: Sequence[Item], catalog: Catalog, n: int, rng: np.random.Generator
+    spoken: Facets,
+    seen: Sequence[Item],
+    catalog: Catalog,
+    n: int,
+    rng: np.random.Generator,
+    order: Order = "famous_first",
 ) -> tuple[Item, ...]:
     """Return a demonstration: the teacher's list, grounded, and filled up to `n` from the rest of its ranking."""
-    ranking = _ranking(spoken, seen, n, rng)
+    ranking = _ranking(spoken, seen, n, rng, order)
     lines = _write(ranking, seen, n, rng)
     return grounded(lines, catalog, n, next_choices=(str(item) for item in ranking[n:]))
 
 
-def _ranking(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Generator) -> list[Item]:
-    """Return all films without a seen title: the teacher's `n` choices by popularity, then the others by score."""
+def _ranking(spoken: Facets, seen: Sequence[Item], n: int, rng: np.random.Generator, listed: Order) -> list[Item]:
+    """Return all films without a seen title: the teacher's `n` choices in the order `listed`, then the others by score."""
     table = film_table()
     score = _AFFINITY * table.affinity(spoken) + _FAME * table.fame + _NOISE * rng.normal(size=len(table))
     order = np.argsort(-score, kind="stable")
     order = order[~table.same_title(np.array([table.index[item] for item in seen], dtype=np.intp))[order]]
-    chosen = order[:n]
-    first = np.argsort(-table.fame[chosen], kind="stable")
-    order = np.concatenate([chosen[first], order[n:]])
+    if listed == "famous_first":
+        chosen = order[:n]
+        first = np.argsort(-table.fame[chosen], kind="stable")
+        order = np.concatenate([chosen[first], order[n:]])
     return [table.films[index].item for index in order.tolist()]
 
 

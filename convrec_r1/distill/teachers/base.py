@@ -69,6 +69,9 @@ class NoAnswer(Exception):
         super().__init__(message)
         self.cause, self.wait = cause, wait
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoAnswer, (self.cause, str(self), self.wait)
+
 
 class Refused(Exception):
     """The teacher refuses this question (too long, against its rules). It may answer others."""

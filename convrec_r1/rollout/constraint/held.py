@@ -49,10 +49,10 @@ class HeldLists:
         """Return what each list may take next. A list that has ended takes EOS."""
         sets = [self._eos if state.ended else state.allowed().tokens() for state in self.states]
         counts = [len(ids) for ids in sets]
-        table = np.zeros((len(sets), max(counts)), dtype=np.int64)
+        table = np.zeros((len(sets), max(counts)), dtype=np.int32)
         for row, ids in zip(table, sets, strict=True):
             row[: len(ids)] = ids
-        return Choices(torch.from_numpy(table).to(self.device), torch.tensor(counts, device=self.device))
+        return Choices(torch.from_numpy(table).to(self.device).long(), torch.tensor(counts, device=self.device))
 
     def advance(self, tokens: Tensor) -> None:
         """Take in the next token of each list, LongTensor [b]."""

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,8 +106,7 @@ class Continuations:
             longest: bytes of the longest.
         """
         ordered = sorted(found, key=lambda one: one[0].endswith(END))
-        sizes = np.array([len(ids) for *_, ids in ordered], dtype=np.int64)
-        self._starts: list[int] = [0, *sizes.cumsum().tolist()]
+        self._starts = list(accumulate((len(ids) for *_, ids in ordered), initial=0))
         self._at = {text: k for k, (text, *_) in enumerate(ordered)}
         self._longest = longest
         self.ids = np.concatenate([ids for *_, ids in ordered]) if ordered else np.zeros(0, dtype=np.int32)
@@ -156,12 +156,15 @@ class CatalogLines:
         self._remember()
 
     def _remember(self) -> None:
+        self._begins = lru_cache(maxsize=_KEPT)(self._could_begin)
         self.continuations = lru_cache(maxsize=_KEPT)(self._continuations)
         """(node, subset | None) -> the tokens that may follow at the node, in the whole catalog or in a part of it."""
+        self.step = lru_cache(maxsize=4 * _KEPT)(self._step)
+        """(node, token) -> the node after a token that ends no line. None: no line goes on so, or the token ends one."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the lines without what is remembered of them: it is quickly made again, and is larger than they are."""
-        return {name: value for name, value in vars(self).items() if name != "continuations"}
+        return {name: value for name, value in vars(self).items() if name not in ("_begins", "continuations", "step")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -188,6 +191,10 @@ class CatalogLines:
         end = self.narrow(node, END)
         return None if end is None else end.lo
 
+    def _step(self, node: Node, token: int) -> Node | None:
+        text = self.vocabulary.written(token, first=node.first)
+        return None if not text or END in text else self.narrow(node, text)
+
     def _continuations(self, node: Node, subset: Subset | None) -> Continuations:
         pieces = self.vocabulary.first if node.first else self.vocabulary.inside
         ranges: dict[bytes, list[int]] = {}  # by what tokens begin with: the first line, and the one after the last
@@ -210,7 +217,7 @@ class CatalogLines:
             ranges.setdefault(text, [line, line])[1] = line + 1
         across += [(token, line, tail) for token, tail in pieces.across.get(rest, ()) if self._begins(tail)]
 
-    def _begins(self, text: bytes) -> bool:
+    def _could_begin(self, text: bytes) -> bool:
         """Return whether a list could go on with whole lines and the beginning of one."""
         *whole, begun = text.split(END)
         return all(self.narrow(self.root, line + END) for line in whole) and self.narrow(self.root, begun) is not None

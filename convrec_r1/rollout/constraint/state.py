@@ -5,14 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Set
 from copy import copy
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from convrec_r1.rollout.constraint.lines import END, CatalogLines, Continuations, Node, Opening
 
-WIDE = 256
-"""Sets of more tokens are shared by all lists that reach their node, with the tokens that a list may not take beside them."""
 _NO_IDS, _NO_PLACES = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
 _NONE: Set[int] = frozenset()
 
@@ -21,7 +20,7 @@ class TokenSet(NamedTuple):
     """Tokens that may come next."""
 
     ids: np.ndarray
-    """int32 [E]. Of more than `WIDE` tokens, the same array for all lists at their node. Never to be changed."""
+    """int32 [E]. As a rule the same array for all lists at their node, so never to be changed."""
     without: np.ndarray = _NO_PLACES
     """int64 [D], ascending: places in `ids` of tokens that may not."""
 
@@ -70,9 +69,9 @@ class ListState:
                 more.append(self.lines.vocabulary.eos)
         if known.across and not last:
             more += [token for token, line, tail in known.across if self._could_write(line, tail)]
-        if len(ids) > WIDE and not more:
+        if not more:
             return TokenSet(ids, np.array(sorted(dead), dtype=np.int64))
-        kept = [token for place, token in enumerate(ids.tolist()) if place not in dead] if dead else ids.tolist()
+        kept = [token for place, token in enumerate(ids.tolist()) if place not in dead]
         return TokenSet(np.array(kept + more, dtype=np.int32))
 
     def advance(self, token: int) -> None:
@@ -81,6 +80,10 @@ class ListState:
         Raises:
             ValueError: it may not come next.
         """
+        after = self.lines.step(self.node, token)
+        if after is not None and not self.ended and self._count(after.lo, after.hi):
+            self.node = after  # most tokens
+            return
         vocabulary = self.lines.vocabulary
         if token == vocabulary.eos and not self.ended and self._may_end():
             self.ended = True
@@ -115,7 +118,8 @@ class ListState:
         self.node = root = self.lines.root
         if self._dead_at_root is not None:
             known = self.lines.continuations(root, self.opening.subset)
-            self._dead_at_root = self._dead_at_root.union(*(self._dead_on(known, root, other) for other in closing))
+            closed = (self._dead_on(known, root, other) for other in closing)
+            self._dead_at_root = self._dead_at_root | set(chain.from_iterable(closed))
 
     def _count(self, lo: int, hi: int) -> int:
         """Return how many of the lines from `lo` to before `hi` are open."""
@@ -146,7 +150,7 @@ class ListState:
 
     def _dead(self, known: Continuations) -> Set[int]:
         """Return the places of the tokens that begin closed lines only."""
-        root = self.node == self.lines.root
+        root = self.node.depth == 0 and not self.node.first
         if root and self._dead_at_root is not None:
             return self._dead_at_root
         lo, hi = bisect_left(self.closed, self.node.lo), bisect_left(self.closed, self.node.hi)

@@ -34,7 +34,10 @@ class Pieces:
                 self.across.setdefault(head, []).append((token, tail))
             else:
                 ids.setdefault(head, []).append(token)
-            self.prefixes.update(head[:k] for k in range(len(head) + 1))
+            for k in range(len(head), -1, -1):
+                if head[:k] in self.prefixes:  # then what it begins with is, too
+                    break
+                self.prefixes.add(head[:k])
         self.ids = {text: np.array(found, dtype=np.int32) for text, found in ids.items()}
         """By the bytes of those without text after a newline."""
 

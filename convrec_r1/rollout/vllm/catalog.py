@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.utils.torch_utils import async_tensor_h2d
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from convrec_r1.rollout.constraint import ListState, Opening, TokenSet
-from convrec_r1.rollout.constraint.state import WIDE
 from convrec_r1.rollout.vllm.options import OPENING, read_constraint
 
+_WIDE = 256
+"""Tokens of a set from which on its ids stay on the device: lists at one node share the set."""
 _KEPT = 256
-"""Wide sets whose ids stay on the device."""
+"""Sets whose ids stay on the device."""
 
 
 class HoldToCatalog(LogitsProcessor):
@@ -60,11 +62,11 @@ class HoldToCatalog(LogitsProcessor):
 
     def _hold(self, logits: Tensor, allowed: dict[int, TokenSet]) -> None:
         """Set the logits of all other tokens of these rows to -inf."""
-        narrow = [(row, ids) for row, (ids, _) in allowed.items() if len(ids) <= WIDE]
+        narrow = [(row, found.tokens()) for row, found in allowed.items() if len(found.ids) <= _WIDE]
         wide: dict[int, tuple[np.ndarray, list[int]]] = {}  # rows by their set
         closed: list[tuple[int, np.ndarray]] = []
         for row, (ids, without) in allowed.items():
-            if len(ids) > WIDE:
+            if len(ids) > _WIDE:
                 wide.setdefault(id(ids), (ids, []))[1].append(row)
                 closed.append((row, ids[without]))
         parts = [*_pairs(narrow), *_pairs(closed), list(allowed), *(rows for _, rows in wide.values())]
@@ -72,14 +74,16 @@ class HoldToCatalog(LogitsProcessor):
         rows, ids, closed_rows, closed_ids, every, *shared = moved.split([len(part) for part in parts])
         kept = [(rows, ids)]
         kept += [(at[:, None], self._on_device(one)[None]) for (one, _), at in zip(wide.values(), shared, strict=True)]
-        values = [logits[place] for place in kept]
+        values = [
+            logits[place].nan_to_num_() for place in kept
+        ]  # without finite logits, any token of the list's may come
         logits.index_fill_(0, every, -torch.inf)
         for place, value in zip(kept, values, strict=True):
             logits.index_put_(place, value)
         logits.index_put_((closed_rows, closed_ids), self._never)
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
-        """Return a wide set's ids on the device. They stay there: lists come back to the same few sets."""
+        """Return a wide set's ids on the device."""
         if id(ids) not in self._wide:
             if len(self._wide) == _KEPT:
                 self._wide.clear()

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 
 from convrec_r1.base.processes import Channel
-from convrec_r1.cluster import connect as cluster_connect
 from convrec_r1.cluster.config import ClusterConfig
+from convrec_r1.cluster.connect import Connection, connect
 from convrec_r1.policy import Policy
 from convrec_r1.policy.skeleton import skeleton
 from convrec_r1.policy.weights import stream_weights
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.checksums import SyncCheck
-from convrec_r1.rollout.config import RolloutConfig, VLLMConfig, vllm_for_gpus
+from convrec_r1.rollout.config import NIXL, RolloutConfig
 from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.workers.bundles import Request, compose
 from convrec_r1.rollout.workers.pool import Bundle, Job, Pool
+from convrec_r1.rollout.workers.room import of_worker
 from convrec_r1.rollout.workers.weights import Version, publish
 from convrec_r1.rollout.workers.worker import RolloutWorker
 
@@ -57,7 +58,7 @@ class WorkersEngine:
         self._bare = skeleton(policy)
         self._device = policy.device.type
         self._pool: Pool | None = None
-        self._connection: cluster_connect.Connection | None = None
+        self._connection: Connection | None = None
         self._version: Version | None = None
 
     def generate(
@@ -102,9 +103,10 @@ class WorkersEngine:
         dtype, tied = self.trainers.share(self._open)
         weights = stream_weights(policy, dtype=getattr(torch, dtype) if dtype else None, tied=tied)
         problem: Exception | None = None
+        number = self.check.syncs + 1
         if self.trainers.rank == 0:
             try:
-                self._version = publish(weights, self.check.syncs + 1, self.check)
+                self._version = publish(weights, number, self.check, nixl=self.rollout.transfer == NIXL)
             except Exception as error:
                 problem = error
         for _ in weights:  # where training is sharded, every process takes part in gathering
@@ -173,16 +175,15 @@ class WorkersEngine:
 
     def _start(self) -> Pool:
         rollout = self.rollout
-        cpus, gpus = rollout.worker_cpus, gpus_of_worker(rollout, self._device)
-        self._connection = cluster_connect.connect(self.cluster)
-        needed = cluster_connect.Bundle(cpus, gpus, "rollout worker")
+        needed = of_worker(rollout, gpu=self._device == "cuda")
+        self._connection = connect(self.cluster)
         self._connection.require([needed] * rollout.workers)
         import ray
 
         bare, constraint = ray.put(self._bare), ray.put(self.constraint)
         kind: Any = ray.remote(RolloutWorker)
-        kind = kind.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
-        threads, path = max(1, int(cpus)), [os.path.abspath(entry) for entry in sys.path]
+        kind = kind.options(num_cpus=needed.cpus, num_gpus=needed.gpus, max_restarts=0, max_task_retries=0)
+        threads, path = max(1, int(needed.cpus)), [os.path.abspath(entry) for entry in sys.path]
 
         def launch() -> tuple[Any, Any]:
             actor = kind.remote(rollout, self.max_length, threads, path)
@@ -218,16 +219,3 @@ class Ordered:
     def cancel(self) -> None:
         if self.job is not None:
             self.engine.drop(self.job)
-
-
-def gpus_of_worker(rollout: RolloutConfig, device: str) -> float:
-    """Return `rollout.worker_gpus`, or what an engine needs: for vLLM one for each tensor-parallel part, for others one if
-    the trainer has one.
-
-    device: type of the trainer's device.
-    """
-    if rollout.worker_gpus is not None:
-        return rollout.worker_gpus
-    if isinstance(rollout, VLLMConfig):
-        return rollout.tensor_parallel_size if vllm_for_gpus() else 0
-    return float(device == "cuda")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from convrec_r1.cluster.places import only_on
 from convrec_r1.rollout.workers.worker import Identity
 
 _PATIENCE = 5.0
@@ -35,12 +36,10 @@ def end_process(identity: Identity | None) -> None:
 def _on_node(identity: Identity, act: Callable[[Any], Any], argument: Any) -> Any:
     """Call a function on the worker's node. Return None if that is not possible."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if identity.node == ray.get_runtime_context().get_node_id():
         return act(argument)
-    there = NodeAffinitySchedulingStrategy(identity.node, soft=False)
-    task = ray.remote(act).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    task = ray.remote(act).options(num_cpus=0, max_retries=0, scheduling_strategy=only_on(identity.node))
     with contextlib.suppress(Exception):  # the node is gone, or does not answer
         return ray.get(task.remote(argument), timeout=_PATIENCE)
     return None

@@ -1,7 +1,8 @@
-"""Numbered versions of a policy's weights in Ray's object store.
+"""Numbered versions of a policy's weights, for workers.
 
-A version is written once. Every worker of a node reads the same memory, without a copy. Whoever needs a version holds a
-`Version`: Ray frees its memory when nobody does.
+A version is written once: to Ray's object store, where every worker of a node reads the same memory without a copy, or (nixl)
+to a copy on the trainer's device, which workers read directly. Either way each worker reads a version when it needs it, also
+one that joins late. Whoever needs a version holds a `Version`: Ray frees its memory when nobody does.
 """
 
 # Ray is optional.
@@ -10,6 +11,7 @@ A version is written once. Every worker of a node reads the same memory, without
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 
 from convrec_r1.base.errors import UserError
 from convrec_r1.rollout.checksums import Named, SyncCheck
+from convrec_r1.rollout.config import NIXL
 
 _PART = 64 << 20
 """Bytes of an object in the store, at least one weight. Where weights are gathered or cast, as much is in memory twice."""
@@ -30,13 +33,13 @@ class Version:
     number: int
     """Of the sync, from 1."""
     parts: tuple[Any, ...] = ()
-    """References to lists of (name, dtype, array)."""
+    """References to lists of (name, dtype, array), or with nixl of (name, tensor)."""
     sums: dict[str, int] | None = None
     """Checksums by layer (`WeightSums`). None: this sync is not checked."""
 
 
-def publish(weights: Iterable[Named], number: int, check: SyncCheck) -> Version:
-    """Write weights to the object store as version `number`.
+def publish(weights: Iterable[Named], number: int, check: SyncCheck, *, nixl: bool = False) -> Version:
+    """Write weights as version `number`. nixl: keep a copy on their device in place of the object store.
 
     Raises:
         UserError: the object store has no room.
@@ -44,15 +47,17 @@ def publish(weights: Iterable[Named], number: int, check: SyncCheck) -> Version:
     import ray
     from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
+    put = partial(ray.put, _tensor_transport=NIXL) if nixl else ray.put
     refs, part, size = [], [], 0
     try:
         for name, weight in check.watch(weights):
-            part.append((name, str(weight.dtype).removeprefix("torch."), _array(weight)))
+            # The optimizer changes weights in place, also those that nixl would read.
+            part.append((name, weight.detach().clone()) if nixl else (name, _dtype(weight), _array(weight)))
             size += weight.nbytes
             if size >= _PART:
-                refs.append(ray.put(part))
+                refs.append(put(part))
                 part, size = [], 0
-        refs.append(ray.put(part))
+        refs.append(put(part))
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise UserError(
             "Ray's object store has no room for the policy's weights. Give it more (cluster.object_store_gib, or "
@@ -62,14 +67,22 @@ def publish(weights: Iterable[Named], number: int, check: SyncCheck) -> Version:
 
 
 def read(version: Version) -> Iterator[Named]:
-    """Yield the weights of a version. They lie in shared memory and must not be changed."""
+    """Yield the weights of a version. They may lie in shared memory and must not be changed."""
     import ray
 
     for part in ray.get(list(version.parts)):
-        for name, dtype, array in part:
+        for name, *weight in part:
+            if len(weight) == 1:
+                yield name, weight[0]
+                continue
+            dtype, array = weight
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 yield name, torch.from_numpy(array).view(getattr(torch, dtype))
+
+
+def _dtype(weight: torch.Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")
 
 
 def _array(weight: torch.Tensor) -> np.ndarray:

@@ -84,7 +84,7 @@ class RolloutWorker:
         """
         if self.version != version.number:
             self._load(version)
-        held = {} if request.openings is None else {"openings": request.openings}
+        held: dict[str, Any] = {} if request.openings is None else {"openings": request.openings}
         with self._arithmetic(request.autocast):
             groups = self.engine.generate(request.prompts, request.seeds, request.sampling, **held)
         return pack(groups)

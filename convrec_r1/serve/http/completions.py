@@ -13,7 +13,7 @@ from convrec_r1.data.schema import Message
 from convrec_r1.serve.config import ServeConfig
 from convrec_r1.serve.http import bodies, limits
 from convrec_r1.serve.http.errors import ApiError
-from convrec_r1.serve.http.routes import WRONG, begin, common, rest, usage
+from convrec_r1.serve.http.routes import LIST, begin, common, rest, usage
 from convrec_r1.serve.http.service import Served, Service, Writing
 from convrec_r1.serve.http.streams import Events, event, while_connected, within
 from convrec_r1.serve.request import Recommendation
@@ -24,7 +24,7 @@ def completions(service: Service) -> APIRouter:
     """Return the path."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=bodies.ChatBody, responses=WRONG, tags=["lists"])
+    @router.post("/v1/chat/completions", response_model=bodies.ChatBody, responses=LIST, tags=["lists"])
     async def chat_completions(asked: bodies.ChatRequest, http: Request) -> Any:
         """Answer a conversation with a list as text, one `Title (Year)` a line, in the form of OpenAI's API.
 

@@ -37,13 +37,26 @@ WRONG: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 """Errors that any path of /v1 may answer with."""
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, or [DONE]."}},
+}
+LIST: dict[int | str, dict[str, Any]] = {
+    **WRONG,
+    200: {
+        "description": "The list; with `stream`, its events.",
+        "content": {"text/event-stream": {"schema": _EVENT}},
+    },
+}
+"""Answers of the paths that write lists."""
 
 
 def routes(service: Service) -> APIRouter:
     """Return the paths."""
     router = APIRouter()
 
-    @router.post("/v1/recommendations", response_model=bodies.RecommendationsBody, responses=WRONG, tags=["lists"])
+    @router.post("/v1/recommendations", response_model=bodies.RecommendationsBody, responses=LIST, tags=["lists"])
     async def recommendations(asked: bodies.RecommendationsRequest, http: Request) -> Any:
         """Answer a conversation with a ranked list.
 
