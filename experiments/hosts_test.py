@@ -92,14 +92,19 @@ class Run:
             sys.executable, "-m", "convrec_r1", *RUN, *self.overrides, cwd=self.folder, log=self.said
         )
 
-    def steps(self) -> int:
-        """Return the steps of SFT and RL that are made."""
-        files = [*self.folder.glob("outputs/warm_starts/*/metrics.jsonl"), self.folder / "run" / "metrics.jsonl"]
-        return sum(row["split"] == "train" for file in files for row in read_jsonl(file))
+    def step(self) -> int:
+        """Return the last step of SFT and RL together that is recorded. SFT does not record every step."""
+        rl = self._recorded(self.folder / "run" / "metrics.jsonl")
+        sft = (self._recorded(file) for file in self.folder.glob("outputs/warm_starts/*/metrics.jsonl"))
+        return SFT + rl if rl else max(sft, default=0)
+
+    @staticmethod
+    def _recorded(file: Path) -> int:
+        return max((row["step"] for row in read_jsonl(file) if row["split"] == "train"), default=0)
 
     def until(self, step: int) -> None:
         """Wait until a step is made."""
-        while self.steps() < step:
+        while self.step() < step:
             if self.process.poll() is not None or time.monotonic() > self.began + LIMIT:
                 raise SystemExit(f"A run failed:\n{self.said.read_text()[-3000:]}")
             time.sleep(0.02)

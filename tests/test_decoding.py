@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from convrec_r1.policy import Policy
 from convrec_r1.policy.config import LoraConfig, ModelConfig
 from convrec_r1.policy.load import prepare_for_training
-from convrec_r1.rollout import decoding
+from convrec_r1.rollout import decoding, layouts
 from convrec_r1.rollout import hf as engines
 from convrec_r1.rollout.base import Completion, Sampling
 from convrec_r1.rollout.hf import HFEngine
@@ -111,7 +111,7 @@ def test_tokens_are_those_of_a_loop_without_cache(kv_heads, chosen, batch_size, 
 
 def test_completions_that_end_leave_the_batch_and_prompts_with_them(monkeypatch):
     """With room for one more token at a time, and prompts that are read one by one: what moves the buffers most."""
-    monkeypatch.setattr(decoding, "_COLUMNS", 1)
+    monkeypatch.setattr(layouts, "_COLUMNS", 1)
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", 8)
     rows, prompts = [], []
     inner = decoding.Decode._attend

@@ -75,8 +75,7 @@ class Decoding:
         self._lengths = torch.full((rows,), most, device=device)
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self._lines = None if max_lines is None else LineCounters(policy, rows)
-        self._check_every = 1 if device.type == "cpu" else 16
-        """Tokens between two looks at which rows have ended. On a GPU the process has to wait for each."""
+        self._check = _check_every(device)
 
     def __iter__(self) -> Iterator[Step]:
         """Yield the steps.
@@ -89,7 +88,7 @@ class Decoding:
         for at in range(self.most):
             step = self._draw(logits, at)
             yield step
-            if at + 1 == self.most or ((at + 1) % self._check_every == 0 and not self._some_go_on()):
+            if at + 1 == self.most or ((at + 1) % self._check == 0 and not self._some_go_on()):
                 break
             logits = _next(self.policy, batch.cache, self._tokens, batch.positions)
             batch.positions = batch.positions + 1
@@ -156,6 +155,11 @@ def decode(
     for _ in decoding:
         pass
     return decoding.result()
+
+
+def _check_every(device: torch.device) -> int:
+    """Return the tokens between two looks at which rows have ended. On a GPU the process has to wait for each."""
+    return 1 if device.type == "cpu" else 16
 
 
 class _Batch:
