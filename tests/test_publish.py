@@ -9,7 +9,7 @@ import pytest
 import yaml
 from fake_hub import TOKEN, Hub, Repository, serving
 from fake_runs import CATALOG, ITEMS, N, conversation, judge, list_with_hits, write_run
-from support import assert_user_error, make_config, run_command, tiny_policy
+from support import make_config, tiny_policy
 
 from convrec_r1 import Recommender
 from convrec_r1.base.errors import UserError
@@ -198,14 +198,24 @@ def test_a_wrong_token_and_no_connection_are_explained(run, hub, monkeypatch):
         publish(config())
 
 
-@pytest.mark.processes
-def test_commands_say_what_to_do(run):
-    def said(*arguments: str, **env: str):
-        return run_command("task=publish", *arguments, cwd=run.parent, HF_TOKEN="", HF_HUB_OFFLINE="0", **env)
-
-    assert_user_error(said(), "needs checkpoint=RUN", "needs hub=ORG/NAME", "publish.license is not set")
-    told = said("checkpoint=run", f"hub={NAME}", "publish.license=mit", HF_HOME=str(run.parent / "home"))
-    assert_user_error(told, "hf auth login", "Nothing was uploaded", "run/hub")
+def test_what_is_missing_is_asked_for(run, hub, monkeypatch, tmp_path):
+    asked = "\n".join(problems(make_config("task=publish", "hub=films")))
+    for sentence in (
+        "needs checkpoint=RUN",
+        "hub=films: the id of a repository is ORG/NAME",
+        "publish.license is not set",
+    ):
+        assert sentence in asked
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    with pytest.raises(UserError, match=r"hf auth login.*Nothing was uploaded\. The folder is ready: run/hub"):
+        publish(config())
+    assert hub.asked == []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    huggingface_hub.utils.close_session()
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        publish(config())
 
 
 def test_other_runs_and_checkpoints_are_refused(run):
