@@ -153,7 +153,8 @@ class Network:
         self.hosts = [Host(self, number, count) for number, count in enumerate(cpus, 1)]
         self.environment = {
             **os.environ, **HEALTH, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
-            "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0",
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }  # fmt: skip
 
     def __enter__(self) -> "Network":

@@ -31,8 +31,11 @@ TCP_TIMEOUT = 5.0
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 """What a gRPC client sends first, with empty settings (RFC 9113, section 3.4). Ray's server answers with its own settings: a
 frame of type 4."""
-PRIVATE = {"RAY_USAGE_STATS_ENABLED": "0"}
-"""Environment of Ray's processes: what people train is not reported to anybody."""
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # what people train is not reported to anybody
+    "RAY_worker_niceness": "0",  # 15 by default: the trainer, which waits for workers, would take their CPUs
+}
+"""Environment of Ray's processes."""
 
 
 class Connection:
@@ -232,7 +235,7 @@ def _join(cfg: ClusterConfig, made: _Started) -> None:
 
 def _init(made: _Started, within: float, **options: Any) -> None:
     """Call ray.init, with signals handled as before. Raises TimeoutError after `within` seconds."""
-    _set(made, PRIVATE)
+    _set(made, SETTINGS)
     with held():  # Ray cannot be imported again where that was interrupted
         import ray
         from ray._private import auto_init_hook, utils, worker
