@@ -6,6 +6,7 @@ import random
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -297,18 +298,25 @@ def test_requests_of_both_kinds_share_batches_and_survive_preemption(engine, pol
         list(constraint.replay(opening, ids))
 
 
-def test_a_policy_of_nan_does_not_end_sampling(engine, policy, constraint):
+def test_a_policy_of_nan_writes_valid_lists(constraint, tmp_path):
     """The trainer finds out, when it computes with the policy. What a sampler makes of NaN is not for a list to depend on."""
-    policy = copy.deepcopy(policy)
-    policy.head_weight.data.fill_(torch.nan)
-    engine.sync(policy)
-    prompts, seeds, openings, _ = held(constraint, 4)
-    for opening, group in zip(
-        openings, engine.generate(prompts, seeds, Sampling(n=2, max_tokens=60), openings=openings), strict=True
-    ):
-        for completion in group:
-            list(constraint.replay(opening, completion.ids))
-            assert np.isfinite(completion.logprobs).all()
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate
+
+    from convrec_r1.rollout.vllm.catalog import HoldToCatalog
+
+    (tmp_path / CONSTRAINT).write_bytes(pickle.dumps(constraint))
+    settings = SimpleNamespace(model_config=SimpleNamespace(model=str(tmp_path)))
+    processor = HoldToCatalog(settings, torch.device("cpu"), is_pin_memory=False)
+    held = SamplingParams(**sampling_arguments(Sampling(), 0, [1], constraint.opening(3)))
+    processor.update_state(
+        BatchUpdate(2, removed=[], added=[(0, SamplingParams(), [], []), (1, held, [], [])], moved=[])
+    )
+    free, row = processor.apply(torch.full((2, 512), torch.nan))
+    allowed = constraint.state(constraint.opening(3)).allowed().tokens()
+    assert free.isnan().all()
+    assert row.isfinite().nonzero()[:, 0].tolist() == sorted(allowed.tolist())
+    assert row.isneginf().sum() == 512 - len(allowed)
 
 
 def test_another_process_reads_the_constraint_from_the_model_folder(constraint, tmp_path):
