@@ -6,6 +6,7 @@ import random
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,13 +30,6 @@ from convrec_r1.rollout.constraint import Constraint, Opening
 from convrec_r1.rollout.hf import HFEngine
 from convrec_r1.rollout.vllm.options import CONSTRAINT, CPU_HEAD_SIZES, read_constraint, sampling_arguments
 from convrec_r1.run.tracker import JsonlSink, Tracker
-from convrec_r1.serve.hf import HFStepper
-from convrec_r1.serve.package import Settings
-from convrec_r1.serve.planner import Planner
-from convrec_r1.serve.reader import Known
-from convrec_r1.serve.request import Request
-from convrec_r1.serve.session import Session
-from convrec_r1.serve.vllm import VLLMStepper
 
 pytestmark = [
     pytest.mark.processes("vllm"),
@@ -304,38 +298,25 @@ def test_requests_of_both_kinds_share_batches_and_survive_preemption(engine, pol
         list(constraint.replay(opening, ids))
 
 
-def test_a_session_adds_requests_to_the_running_engine(cfg, policy, constraint):
-    """What task=serve and the Recommender do: lists begin while others are written, and may be cancelled."""
-    settings = Settings(n=3, max_prompt_length=128, max_completion_length=64)
-    known = Known(DATA.catalog, Normalised())
-    stepper = VLLMStepper(cfg.rollout, policy, constraint, max_length=256)
-    planner, ours = (Planner(policy, settings, known, constraint, 256) for _ in range(2))
-    with Session(planner, stepper) as vllm, Session(ours, HFStepper(policy, constraint)) as hf:
-        asked = [Request(f"Film {k}, please", 1 + k % 3, seen=["The Matrix"] * (k % 2)) for k in range(8)]
-        first = vllm.submit(asked[0])
-        next(iter(first))
-        stopped = vllm.submit(Request("Nobody waits for this", 3))
-        stopped.cancel()
-        replies = [first, *map(vllm.submit, asked[1:])]
-        for reply, other in zip(replies, list(map(hf.submit, asked)), strict=True):
-            found, expected = reply.result(120), other.result(120)
-            assert [str(one) for one in found] == [str(one) for one in expected]
-            assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
-        assert vllm.unanswered == 0
-
-
-def test_a_policy_of_nan_does_not_end_sampling(engine, policy, constraint):
+def test_a_policy_of_nan_writes_valid_lists(constraint, tmp_path):
     """The trainer finds out, when it computes with the policy. What a sampler makes of NaN is not for a list to depend on."""
-    policy = copy.deepcopy(policy)
-    policy.head_weight.data.fill_(torch.nan)
-    engine.sync(policy)
-    prompts, seeds, openings, _ = held(constraint, 4)
-    for opening, group in zip(
-        openings, engine.generate(prompts, seeds, Sampling(n=2, max_tokens=60), openings=openings), strict=True
-    ):
-        for completion in group:
-            list(constraint.replay(opening, completion.ids))
-            assert np.isfinite(completion.logprobs).all()
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate
+
+    from convrec_r1.rollout.vllm.catalog import HoldToCatalog
+
+    (tmp_path / CONSTRAINT).write_bytes(pickle.dumps(constraint))
+    settings = SimpleNamespace(model_config=SimpleNamespace(model=str(tmp_path)))
+    processor = HoldToCatalog(settings, torch.device("cpu"), is_pin_memory=False)
+    held = SamplingParams(**sampling_arguments(Sampling(), 0, [1], constraint.opening(3)))
+    processor.update_state(
+        BatchUpdate(2, removed=[], added=[(0, SamplingParams(), [], []), (1, held, [], [])], moved=[])
+    )
+    free, row = processor.apply(torch.full((2, 512), torch.nan))
+    allowed = constraint.state(constraint.opening(3)).allowed().tokens()
+    assert free.isnan().all()
+    assert row.isfinite().nonzero()[:, 0].tolist() == sorted(allowed.tolist())
+    assert row.isneginf().sum() == 512 - len(allowed)
 
 
 def test_another_process_reads_the_constraint_from_the_model_folder(constraint, tmp_path):
@@ -488,7 +469,7 @@ def test_training_reaches_the_same_with_either_engine(tmp_path):
         assert abs(statistics.mean(hf) - statistics.mean(vllm)) < 4 * error, (metric, hf, vllm)
 
 
-COMMAND = (*RUN, "rollout=vllm", "rollout.stop_at_n=true", "rl.steps=4")
+COMMAND = (*RUN, "rollout=vllm", "rollout.stop_at_n=true", "rollout.constraint=catalog", "rl.steps=4")
 
 
 @pytest.fixture(scope="module")
@@ -505,6 +486,7 @@ def test_the_command_trains_and_evaluates_with_it(undisturbed):
     assert len(rows) == 4
     assert max(row["sampling/sampling_logp_difference/max"] for row in rows) < 1e-4
     assert all(row["time/sync"] > 0 for row in rows)
+    assert not any(row["list/duplicates"] for row in rows)
     assert len(read_jsonl(undisturbed / "eval" / "test.jsonl")) == 6
 
 
