@@ -101,7 +101,7 @@ def ours(folder: Path, engine: str):
 def bare_vllm(folder: Path):
     return server(
         *("vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "policy"),
-        *("--port", "PORT", "--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "2048"),
+        *("--port", "PORT", "--host", "127.0.0.1", "--dtype", "float32"),
         path="/health",
     )
 

@@ -1,5 +1,6 @@
 """The server's application: what it answers, and what it refuses. A real policy of random weights writes the lists."""
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -17,12 +18,14 @@ from convrec_r1.data.adapters.jsonl import read
 from convrec_r1.data.schema import Message
 from convrec_r1.lists import Item, fold
 from convrec_r1.serve.config import ServeConfig
+from convrec_r1.serve.hf import HFStepper
 from convrec_r1.serve.http.app import make_app
 from convrec_r1.serve.http.feedback import Feedback, Full
 from convrec_r1.serve.http.service import Served, Service
 from convrec_r1.serve.http.titles import Titles
 from convrec_r1.serve.request import Request
 from convrec_r1.serve.session import Session
+from convrec_r1.serve.stepper import Job
 
 pytestmark = pytest.mark.long
 ASKED = {"messages": "I loved Alien. Something scary in space?"}
@@ -124,6 +127,29 @@ def test_chat_is_the_list_as_text(client):
     cut = client.post("/v1/chat/completions", json={**asked, "max_tokens": 1}).json()
     assert cut["usage"]["completion_tokens"] == 1
     assert cut["choices"][0]["finish_reason"] == "length"
+
+
+def test_lists_with_other_limits_of_tokens_share_a_batch(session):
+    planner = session.planner
+    jobs = [planner.plan(Request(f"{ASKED['messages']} {'x ' * (k or 5)}", max_tokens=k)).job for k in (3, 9, 2, None)]
+
+    def written(chosen: dict[int, Job]) -> dict[int, list[int]]:
+        stepper, tokens, ended = HFStepper(planner.policy, planner.constraint), {key: [] for key in chosen}, set()
+        for key, job in chosen.items():
+            stepper.add(key, job)
+        steps = [stepper.step()]
+        while steps[-1]:
+            steps.append(stepper.step())
+        for one in itertools.chain(*steps):
+            tokens[one.key] += one.tokens
+            ended |= {one.key} if one.finished else set()
+        assert len(steps[0]) == len(ended) == len(chosen)  # the first step writes a token of each
+        return tokens
+
+    together = written(dict(enumerate(jobs)))
+    assert together == {key: written({key: job})[key] for key, job in enumerate(jobs)}
+    assert [len(together[key]) for key in (0, 1, 2)] == [3, 9, 2]
+    assert len(together[3]) > 9
 
 
 WRONG = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from convrec_r1.policy.attention import Unsupported
 from convrec_r1.policy.policy import Policy
@@ -77,31 +78,39 @@ class HFStepper:
         self.reset()
 
     def _take(self) -> dict[int, Job]:
-        """Remove the jobs of the next batch from those that wait: the first, and others with the same sampling."""
-        sampling = next(iter(self._waiting.values())).sampling
+        """Remove the jobs of the next batch from those that wait: the first, and others with the same sampling.
+
+        Their limits of tokens may differ: where the model's window sets them, they depend on the prompts.
+        """
+        first = next(iter(self._waiting.values())).sampling
         chosen: dict[int, Job] = {}
-        longest = 0
+        prompt = tokens = 0
         for key, job in self._waiting.items():
-            longest = max(longest, len(job.prompt))
-            cache = (len(chosen) + 1) * (longest + sampling.max_tokens) * (self._token or 0)
+            if replace(job.sampling, max_tokens=first.max_tokens) != first:
+                continue
+            prompt, tokens = max(prompt, len(job.prompt)), max(tokens, job.sampling.max_tokens)
+            cache = (len(chosen) + 1) * (prompt + tokens) * (self._token or 0)
             if len(chosen) == self.capacity or (chosen and cache > CACHE_BYTES):
                 break
-            if job.sampling == sampling:
-                chosen[key] = job
+            chosen[key] = job
         for key in chosen:
             del self._waiting[key]
         return chosen
 
     def _write_whole(self, jobs: dict[int, Job]) -> list[Written]:
-        ordered = list(jobs.values())
-        openings = [job.opening for job in ordered if job.opening is not None]
-        groups = self._whole.generate(
-            [job.prompt for job in ordered], [job.seed for job in ordered], ordered[0].sampling, None, openings or None
-        )
-        return [
-            Written(key, done.ids.tolist(), done.logprobs.tolist(), done.finish_reason)
-            for key, (done,) in zip(jobs, groups, strict=True)
-        ]
+        written = []
+        for sampling in dict.fromkeys(job.sampling for job in jobs.values()):
+            keys = [key for key, job in jobs.items() if job.sampling == sampling]
+            ordered = [jobs[key] for key in keys]
+            openings = [job.opening for job in ordered if job.opening is not None]
+            groups = self._whole.generate(
+                [job.prompt for job in ordered], [job.seed for job in ordered], sampling, None, openings or None
+            )
+            written += [
+                Written(key, done.ids.tolist(), done.logprobs.tolist(), done.finish_reason)
+                for key, (done,) in zip(keys, groups, strict=True)
+            ]
+        return written
 
 
 class _Batch:
@@ -110,14 +119,15 @@ class _Batch:
     def __init__(self, policy: Policy, constraint: Constraint | None, jobs: dict[int, Job]) -> None:
         self.keys = dict(enumerate(jobs))
         self._jobs, ordered = jobs, list(jobs.values())
-        self._sampling = sampling = ordered[0].sampling
+        sampling = ordered[0].sampling
+        self._limits = [job.sampling.max_tokens for job in ordered]
         openings = [job.opening for job in ordered if job.opening is not None]
         self._decoding = Decoding(
             policy,
             [job.prompt for job in ordered],
             range(len(ordered)),
             SeededSampler([job.seed for job in ordered], sampling, policy.device),
-            sampling.max_tokens,
+            max(self._limits),
             sampling.max_lines,
             held=HeldLists(constraint, openings, policy.device) if constraint and openings else None,
         )
@@ -132,10 +142,12 @@ class _Batch:
         for row, token, logprob, ended in zip(*(column.tolist() for column in columns), strict=True):
             if row not in self.keys:
                 continue
-            finished = "stop" if ended else "length" if self._made == self._sampling.max_tokens else None
+            finished = "stop" if ended else "length" if self._made == self._limits[row] else None
             written.append(Written(self.keys[row], [token], [logprob], finished))
             if finished:
                 del self.keys[row]
+            if finished == "length":
+                self._decoding.end([row])
         return written
 
     def abort(self, key: int) -> None:

@@ -16,6 +16,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import BaseRoute, Match, Mount
+from starlette.types import Scope
 
 from convrec_r1 import __version__
 from convrec_r1.serve.http.bodies import BRANCHES, UNSUPPORTED
@@ -53,7 +55,7 @@ def make_app(service: Service, *, key: str | None = None, hosts: Sequence[str] =
     app.include_router(completions(service), dependencies=documented)
     _handle_errors(app)
     if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+        app.router.routes.append(_Page(app.router.routes))
     if cfg.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -72,6 +74,19 @@ def make_app(service: Service, *, key: str | None = None, hosts: Sequence[str] =
         stopping=lambda: service.stopping,
     )
     return app
+
+
+class _Page(Mount):
+    """The page's files, at paths that no other route has. Those are answered with 405 where the method is another."""
+
+    def __init__(self, others: Sequence[BaseRoute]) -> None:
+        super().__init__("/", StaticFiles(directory=PAGE, html=True), name="page")
+        self._others = list(others)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if any(other.matches(scope)[0] is not Match.NONE for other in self._others):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 def _handle_errors(app: FastAPI) -> None:
