@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import PowerCut, power_cut, rl_module, run_command, tiny_policy
+from support import PowerCut, make_config, power_cut, rl_module, run_command, tiny_policy, unresolved_config
 from test_modules import DATA, config, distance, warm_policy
 
 from convrec_r1.base.files import read_jsonl
+from convrec_r1.config.checks import problems
+from convrec_r1.config.parts import evaluation_key
 from convrec_r1.data import Catalog, movieland
+from convrec_r1.doctor.findings import Level
+from convrec_r1.doctor.model import held_to
 from convrec_r1.evaluate.metrics.list_quality import list_quality
 from convrec_r1.evaluate.runner import greedy_lists
 from convrec_r1.lists import format
@@ -351,3 +355,30 @@ def test_the_command_line_holds_lists_to_the_catalog(tmp_path):
         if system in metrics:
             assert metrics[system]["catalog/valid"] == 1, system
             assert metrics[system]["list/duplicates"] == metrics[system]["list/seen"] == 0, system
+
+
+def test_the_doctor_and_the_checks_know_it(monkeypatch):
+    policy = tiny_policy()
+    assert held_to(make_config(), DATA, policy) == []
+    (found,) = held_to(make_config("eval.constraint=catalog", "model.max_completion_length=900"), DATA, policy)
+    assert (found.level, found.check) == (Level.OK, "constraint")
+    assert f"{len(DATA.catalog):,} of {len(DATA.catalog):,} items" in found.found
+    (found,) = held_to(make_config("rollout.constraint=catalog", "model.max_completion_length=9"), DATA, policy)
+    assert found.level is Level.WARN
+    assert "most lists end before their last line" in found.advice
+    assert not problems(unresolved_config("eval.constraint=catalog", "rollout=hf"))
+    monkeypatch.setattr(HFEngine, "constrains", False)
+    (wrong,) = problems(unresolved_config("eval.constraint=catalog", "rollout=hf"))
+    assert wrong.startswith("eval.constraint=catalog: HFEngine cannot hold lists to the catalog.")
+
+
+def test_evaluations_of_constrained_lists_are_shared_with_each_other_only():
+    one, same, other = (
+        evaluation_key(make_config(*options), DATA)
+        for options in (
+            ["rollout=hf"],
+            ["rollout=hf", "rollout.constraint=catalog"],
+            ["rollout=hf", "eval.constraint=catalog"],
+        )
+    )
+    assert one == same != other
