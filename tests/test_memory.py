@@ -189,7 +189,7 @@ def count_policies(folder: str) -> None:
     seen: dict[str, list] = {}
     real = Evaluator.texts
 
-    def texts(self, policy, engine, encoder, conversations, description):
+    def texts(self, policy, engine, encoder, conversations, description, *held):
         gc.collect()
         things = gc.get_objects()
         alive = sum(isinstance(thing, Policy) for thing in things)
@@ -197,7 +197,7 @@ def count_policies(folder: str) -> None:
         optimizers = sum(type(thing) is torch.optim.AdamW for thing in things)
         del things
         seen[select].append((description.strip(), alive, grads, optimizers))
-        return real(self, policy, engine, encoder, conversations, description)
+        return real(self, policy, engine, encoder, conversations, description, *held)
 
     Evaluator.texts = texts
     small = ("model.layers=1", "model.max_completion_length=16", "sft.steps=1", "rl.steps=1", "eval.resamples=50")
