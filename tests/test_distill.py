@@ -325,9 +325,11 @@ def test_a_teacher_that_vllm_serves_here(tmp_path, files):
     assert card["asked"]["kinds"]["recommend"]["completion_tokens"] > 5
     assert card["reflect"]["candidates"] == 20
     assert card["asked"]["retries"] == {}
-    on_ray = run_command(
-        *command, "cluster=ray", "cluster.cpus=2", "teacher.workers=2", "outputs=on_ray", cwd=tmp_path, timeout=900
-    )  # fmt: skip
+    workers = "cluster=ray", "teacher.workers=2", "outputs=on_ray"
+    full = run_command(*command, *workers, "cluster.cpus=2", cwd=tmp_path)
+    assert full.returncode == 2
+    assert "block of Stage 1" in full.stderr
+    on_ray = run_command(*command, *workers, "cluster.cpus=3", cwd=tmp_path, timeout=600)
     assert on_ray.returncode == 0, on_ray.stdout + on_ray.stderr
     of_two = the_card(tmp_path, "on_ray")
     assert (of_two["asked"], of_two["held_out"]) == (card["asked"], card["held_out"])
