@@ -117,6 +117,7 @@ def written(tree) -> str:
             return f"{name} in [{','.join(map(quoted, values))}]"
         case (name, sign, value):
             return f"{name} {sign} {value if name == 'year' else quoted(value)}"
+    raise AssertionError(tree)
 
 
 def quoted(value: str) -> str:
@@ -136,6 +137,7 @@ def holds(tree, title: str, year: int | None, fields) -> bool:
             has = [fold(v) for v in ([title] if name == "title" else fields.get(name, []))]
             wanted = [fold(v) for v in (value if sign == "in" else [value])]
             return any(v in has for v in wanted) != (sign == "!=")
+    raise AssertionError(tree)
 
 
 @settings(max_examples=examples(200))

@@ -30,8 +30,10 @@ from convrec_r1.policy.config import ModelConfig
 from convrec_r1.rl import segment_ranks
 from convrec_r1.serve import Busy, Closed, Request
 from convrec_r1.serve.chat import Chat
+from convrec_r1.serve.hf import HFStepper
 from convrec_r1.serve.package import CATALOG, SETTINGS, read_package
 from convrec_r1.serve.session import Session
+from convrec_r1.serve.stepper import Written
 from convrec_r1.tasks.chat import chat
 from convrec_r1.tasks.recommend import recommend
 
@@ -249,7 +251,7 @@ def test_a_cancelled_list_ends_and_the_others_go_on(recommender):
 
 
 def test_replies_can_be_awaited(recommender):
-    async def follow() -> list[str]:
+    async def follow() -> list[list[str]]:
         replies = [recommender.session.submit(Request(ASKED, n)) for n in (3, 4)]
         return [[str(one) async for one in reply] for reply in replies]
 
@@ -278,26 +280,19 @@ def test_more_requests_than_the_limit_are_answered_in_turn(run):
 
 
 def test_an_engine_that_fails_tells_everyone_and_goes_on(recommender):
-    class Failing:
-        """The engine of the recommender, which fails once."""
+    class Failing(HFStepper):
+        """Fails in its first step."""
 
-        def __init__(self, stepper) -> None:
-            self.stepper, self.failed = stepper, False
+        failed = False
 
-        def __getattr__(self, name: str):
-            return getattr(self.stepper, name)
-
-        def step(self):
+        def step(self) -> list[Written]:
             if not self.failed:
                 self.failed = True
                 raise RuntimeError("out of memory")
-            return self.stepper.step()
-
-        def close(self) -> None:
-            pass
+            return super().step()
 
     session = recommender.session
-    with Session(session.planner, Failing(session.stepper)) as failing:
+    with Session(session.planner, Failing(session.planner.policy, session.planner.constraint)) as failing:
         with pytest.raises(RuntimeError, match="out of memory"):
             failing.submit(Request(ASKED)).result(30)
         assert len(failing.submit(Request(ASKED)).result(30)) == 5
