@@ -122,9 +122,13 @@ def start_ray(network: Network) -> None:
     for host in network.hosts:
         host.start_ray()
         time.sleep(0.5)
-    ready = "Ray runtime started"
-    while any(ready not in (host.log.read_text() if host.log.exists() else "") for host in network.hosts):
+    while not all(starts(host) for host in network.hosts):
         time.sleep(0.2)
+
+
+def starts(host: Host) -> int:
+    """Return how often the host's Ray node has started."""
+    return host.log.read_text().count("Ray runtime started") if host.log.exists() else 0
 
 
 def undisturbed(layout: str) -> tuple[float, dict]:
@@ -154,7 +158,10 @@ def trial(seed: int, layout: str, wanted: dict, keep: Path | None) -> dict:
         host.kill() if strike.kill else host.link(up=False)
         if strike.back is not None:
             time.sleep(strike.back)
+            before = starts(host)
             host.start_ray() if strike.kill else host.link(up=True)
+            while strike.kill and strike.host == 1 and starts(host) == before:
+                time.sleep(0.2)  # who starts the command again does so when the head is there
         if run.process.poll() is not None and strike.kill and strike.host == 1:
             run.start()
         status = run.end()
