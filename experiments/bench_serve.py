@@ -116,7 +116,8 @@ async def load(ask: Callable[[httpx.AsyncClient, int], Awaitable[int]], clients:
         nonlocal tokens
         for number in numbers:
             started = time.perf_counter()
-            tokens += await ask(http, number)
+            written = await ask(http, number)
+            tokens += written
             seconds.append(time.perf_counter() - started)
 
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)

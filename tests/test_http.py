@@ -129,9 +129,13 @@ def test_chat_is_the_list_as_text(client):
     assert cut["choices"][0]["finish_reason"] == "length"
 
 
-def test_lists_with_other_limits_of_tokens_share_a_batch(session):
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_lists_with_other_limits_of_tokens_share_a_batch(session, temperature):
     planner = session.planner
-    jobs = [planner.plan(Request(f"{ASKED['messages']} {'x ' * (k or 5)}", max_tokens=k)).job for k in (3, 9, 2, None)]
+    jobs = [
+        planner.plan(Request(f"Like Alien {'x ' * (k or 5)}", temperature=temperature, seed=k or 0, max_tokens=k)).job
+        for k in (3, 9, 2, None)
+    ]
 
     def written(chosen: dict[int, Job]) -> dict[int, list[int]]:
         stepper, tokens, ended = HFStepper(planner.policy, planner.constraint), {key: [] for key in chosen}, set()

@@ -119,15 +119,15 @@ class _Batch:
     def __init__(self, policy: Policy, constraint: Constraint | None, jobs: dict[int, Job]) -> None:
         self.keys = dict(enumerate(jobs))
         self._jobs, ordered = jobs, list(jobs.values())
-        sampling = ordered[0].sampling
         self._limits = [job.sampling.max_tokens for job in ordered]
+        sampling = replace(ordered[0].sampling, max_tokens=max(self._limits))
         openings = [job.opening for job in ordered if job.opening is not None]
         self._decoding = Decoding(
             policy,
             [job.prompt for job in ordered],
             range(len(ordered)),
             SeededSampler([job.seed for job in ordered], sampling, policy.device),
-            max(self._limits),
+            sampling.max_tokens,
             sampling.max_lines,
             held=HeldLists(constraint, openings, policy.device) if constraint and openings else None,
         )
